@@ -1,0 +1,29 @@
+"""``safeguard harden``: policy in, hardened model directory out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from safeguard.cli.common import DIRECTORY, FILE, device_option, progress_option
+from safeguard.progress import choose
+
+
+@click.command()
+@click.argument("policy", type=FILE)
+@click.option("--out", type=DIRECTORY, required=True, help="Directory the hardened model is written to.")
+@device_option
+@click.option("--resume/--fresh", default=True, help="Continue an interrupted run (the default), or start again.")
+@click.option("--overwrite", is_flag=True, help="Replace a model that --out already holds.")
+@progress_option
+def harden(policy: Path, out: Path, device: str, resume: bool, overwrite: bool, progress: str) -> None:
+    """Erase a policy's concepts from a model so that they stay gone.
+
+    POLICY is a policy file. The result is a diffusers directory with the record of how it came about beside the weights.
+    An interrupted run continues where it was when the same command is given again.
+    """
+    from safeguard import api
+
+    api.harden(policy, out, device=device, fresh=not resume, overwrite=overwrite, progress=choose(progress))
+    click.echo(f"hardened model: {out}")

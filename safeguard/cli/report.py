@@ -1,0 +1,32 @@
+"""``safeguard report``: render a finished run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("report")
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    default=("html", "markdown"),
+    show_default=True,
+    help="html, markdown, json (printed to standard output), or the name of an installed reporter; may be repeated.",
+)
+def report(run_dir: Path, formats: tuple[str, ...]) -> None:
+    """Render RUN_DIR/report.json again, without a GPU and without the model.
+
+    The verdict is read, never computed: this command cannot change it.
+    """
+    from safeguard.report.rendering import TRUTH, load_report, write_format
+
+    loaded = load_report(run_dir)
+    for name in dict.fromkeys(formats):
+        if name == "json":
+            click.echo((run_dir / TRUTH).read_text(encoding="utf-8"), nl=False)
+        else:
+            click.echo(str(write_format(name, loaded, run_dir)), err="json" in formats)

@@ -1,0 +1,102 @@
+"""Images as training data: latents and text states computed once, batches drawn from a generator.
+
+Text encoders stay as they are in every fine-tune that only changes the denoiser, so states are cached with the latents;
+a fresh posterior sample is drawn for every batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from safeguard.errors import UsageFault
+from safeguard.model.diffusion import Conditioning, DiffusionModel
+from safeguard.model.sampling import sample
+from safeguard.seeds import derive
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Scaled latents (n, c, h, w) with their conditioning."""
+
+    latents: Tensor
+    conditioning: Conditioning
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """Encoded images with captions.
+
+    Attributes:
+        mean, std: posterior of each image (n, c, h, w), scaled.
+        conditioning: text states of each caption.
+        captions: the captions.
+        digest: sha256 over pixels and captions.
+    """
+
+    mean: Tensor
+    std: Tensor
+    conditioning: Conditioning
+    captions: list[str]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def rows(self, index: Tensor, generator: torch.Generator) -> Batch:
+        """The images at ``index`` with fresh posterior noise."""
+        noise = torch.randn(len(index), *self.mean.shape[1:], generator=generator).to(self.mean.device)
+        index = index.to(self.mean.device)
+        return Batch(self.mean[index] + self.std[index] * noise, self.conditioning[index])
+
+    def batch(self, size: int, generator: torch.Generator) -> Batch:
+        """``size`` images drawn with replacement."""
+        return self.rows(torch.randint(len(self), (size,), generator=generator), generator)
+
+    @staticmethod
+    def join(sets: Sequence[LatentSet]) -> LatentSet:
+        """All rows of several sets."""
+        return LatentSet(
+            torch.cat([s.mean for s in sets]),
+            torch.cat([s.std for s in sets]),
+            Conditioning.cat([s.conditioning for s in sets]),
+            [caption for s in sets for caption in s.captions],
+            hashlib.sha256("".join(s.digest for s in sets).encode()).hexdigest(),
+        )
+
+
+def spread(prompts: Sequence[str], count: int, seed: int) -> list[str]:
+    """``count`` prompts, each used equally often (to within one), in an order drawn from the seed."""
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    return [prompts[order[i % len(prompts)]] for i in range(count)]
+
+
+def encode(model: DiffusionModel, images: np.ndarray, captions: Sequence[str]) -> LatentSet:
+    """Encode uint8 images (n, h, w, 3) and their captions."""
+    if len(images) != len(captions) or not len(images):
+        raise UsageFault(f"{len(images)} images and {len(captions)} captions cannot be a data set")
+    mean, std = model.encode_images(images)
+    digest = hashlib.sha256(images.tobytes() + "\x00".join(captions).encode()).hexdigest()
+    states = model.encode_prompts(captions)
+    return LatentSet(mean.to(model.device), std.to(model.device), states, list(captions), digest)
+
+
+def generate(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    count: int,
+    *,
+    seed: int,
+    steps: int = 20,
+    guidance: float = 4.0,
+    done: Callable[[int], None] = lambda count: None,
+) -> LatentSet:
+    """A data set of ``count`` images the model itself draws for the prompts; captions are the prompts."""
+    captions = spread(prompts, count, derive(seed, "captions"))
+    seeds = [derive(seed, "image", index) for index in range(count)]
+    return encode(model, sample(model, captions, seeds, steps=steps, guidance=guidance, done=done), captions)

@@ -1,0 +1,122 @@
+"""Calibration of a zero-shot detector: its probabilities on images whose content is known, kept as a sparse table.
+
+Counts for *any* set of labels and any threshold follow from the table, because the score of a set is a sum of
+probabilities. It lies beside the weights as ``calibration.json``; per image it holds the true label and the
+probabilities of at least :data:`LISTED`, in thousandths; what is left is spread evenly over the labels not listed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from safeguard.detect.base import CalibrationRecord
+from safeguard.errors import ModelFault
+from safeguard.model.files import write_text
+
+LISTED = 10
+"""Thousandths from which a probability is written down."""
+
+
+class ScoreTable(BaseModel):
+    """What a detector said about a set of images with one vocabulary."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    data: str
+    """What the images are, in words."""
+    template: str
+    """Prompt pattern the labels were put into."""
+    vocabulary: list[str]
+    """All labels the softmax ran over."""
+    truth: list[int]
+    """Per image the index of its label, -1 where it shows none of them."""
+    scores: list[list[tuple[int, int]]]
+    """Per image (label index, thousandths)."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> ScoreTable:
+        known = range(-1, len(self.vocabulary))
+        listed = (index for row in self.scores for index, _ in row)
+        if len(self.truth) != len(self.scores):
+            raise ValueError(f"{len(self.truth)} true labels for {len(self.scores)} rows of scores")
+        if not all(index in known for index in self.truth) or not all(index in known[1:] for index in listed):
+            raise ValueError("a label index lies outside the vocabulary")
+        return self
+
+    @classmethod
+    def of(
+        cls, probabilities: np.ndarray, truth: list[int], *, vocabulary: list[str], template: str, data: str
+    ) -> ScoreTable:
+        """Table of probabilities (n images, m labels)."""
+        thousandths = np.rint(probabilities * 1000).astype(int)
+        rows = [[(int(i), int(row[i])) for i in np.flatnonzero(row >= LISTED)] for row in thousandths]
+        return cls(data=data, template=template, vocabulary=vocabulary, truth=truth, scores=rows)
+
+    def probabilities(self) -> np.ndarray:
+        """The table as an array (n images, m labels), accurate to about 0.01 per label."""
+        labels = len(self.vocabulary)
+        dense = np.zeros((len(self.scores), labels))
+        for values, row in zip(dense, self.scores, strict=True):
+            rest = max(0, 1000 - sum(share for _, share in row))
+            values[:] = rest / max(1, labels - len(row))
+            for index, share in row:
+                values[index] = share
+        return dense / 1000
+
+    def record(self, labels: list[str], threshold: float) -> CalibrationRecord | None:
+        """Counts for a set of labels; None when one is not in the vocabulary or no image shows any of them."""
+        if not labels or not set(labels) <= set(self.vocabulary):
+            return None
+        wanted = [self.vocabulary.index(label) for label in dict.fromkeys(labels)]
+        shown = np.isin(self.truth, wanted)
+        flagged = self.probabilities()[:, wanted].sum(axis=1) >= threshold
+        if not shown.any():
+            return None
+        return CalibrationRecord(
+            labels=list(labels),
+            positives=int(shown.sum()),
+            detected=int((flagged & shown).sum()),
+            negatives=int((~shown).sum()),
+            false_alarms=int((flagged & ~shown).sum()),
+            data=self.data,
+            threshold=threshold,
+        )
+
+
+class CalibrationTables(BaseModel):
+    """The file ``calibration.json``: for each vocabulary, the table that counts comes first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tables: list[ScoreTable]
+
+    def find(self, vocabulary: list[str], template: str) -> ScoreTable | None:
+        """The first table made with this vocabulary (in any order) and template."""
+        matching = (t for t in self.tables if set(t.vocabulary) == set(vocabulary) and t.template == template)
+        return next(matching, None)
+
+    def write(self, path: Path) -> None:
+        """Write compact JSON atomically."""
+        write_text(path, self.model_dump_json() + "\n")
+
+
+def read_tables(path: Path) -> CalibrationTables | None:
+    """The tables beside a checkpoint; None when it has none.
+
+    Raises:
+        ModelFault: the file is there but is not a calibration.
+    """
+    if not path.exists():
+        return None
+    try:
+        return CalibrationTables.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ModelFault(
+            f"not a calibration file: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            fix="delete it, or restore the file that came with the checkpoint",
+            where=str(path),
+        ) from error

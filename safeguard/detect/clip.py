@@ -1,0 +1,131 @@
+"""Zero-shot detection with CLIP (Radford et al. 2021): which label of a vocabulary fits an image best?
+
+    score(x) = sum over labels c of the concept of softmax_v( s <f(x), g(template(v))> )_c
+
+over the whole vocabulary v, with the checkpoint's own logit scale s, image features f and text features g, both of
+unit length. The vocabulary holds what else an image may show; without it every image would show the concept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property, lru_cache
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from safeguard.config import MethodConfig
+from safeguard.detect.base import CalibrationRecord
+from safeguard.detect.calibration import CalibrationTables, read_tables
+from safeguard.detect.clip_model import CALIBRATION_FILE, ClipModel
+from safeguard.errors import UsageFault
+
+Label = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class ClipConfig(MethodConfig):
+    """Settings of the zero-shot detector."""
+
+    checkpoint: Annotated[str, Field(min_length=1)] = "reference"
+    """``reference``, a directory in open_clip's format, or a hub id ``owner/name@revision``."""
+    vocabulary: list[Label] = []
+    """All class labels; empty, with the reference checkpoint: the names of the reference world."""
+    template: str = "a {label} emoji"
+    """Prompt of a label."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Score from which an image is flagged."""
+
+    @field_validator("template")
+    @classmethod
+    def _names_the_label(cls, template: str) -> str:
+        if "{label}" not in template:
+            raise ValueError("the template must contain {label}")
+        return template
+
+
+class ClipDetector:
+    """A CLIP checkpoint, a vocabulary and a threshold.
+
+    Raises:
+        UsageFault: another checkpoint than the reference without a vocabulary.
+        ModelFault: an unusable checkpoint.
+        EnvironmentFault: open_clip is missing, or the hub cannot be reached.
+    """
+
+    Config: ClassVar[type[ClipConfig]] = ClipConfig
+
+    def __init__(self, config: ClipConfig, device: str = "cpu") -> None:
+        self.config = config
+        if not config.vocabulary and config.checkpoint != "reference":
+            raise UsageFault(
+                "this detector needs a vocabulary",
+                fix="list what an image may show in detector.vocabulary",
+                where="detector",
+            )
+        self._clip = ClipModel(config.checkpoint, device)
+        self._text_features = lru_cache(maxsize=16)(self._encode_vocabulary)
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """The class labels without repetitions."""
+        from safeguard.reference.world import NAMES
+
+        return list(dict.fromkeys(self.config.vocabulary or [name.text for name in NAMES]))
+
+    @property
+    def threshold(self) -> float:
+        """Score from which an image is flagged."""
+        return self.config.threshold
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over weights, vocabulary, template and threshold."""
+        facts = [self._clip.digest, self.vocabulary, self.config.template, self.config.threshold]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def describe(self) -> str:
+        """One line: checkpoint, vocabulary, threshold."""
+        return (
+            f"CLIP zero-shot, checkpoint {self.config.checkpoint} ({self._clip.digest[:12]}), "
+            f"{len(self.vocabulary)} labels as {self.config.template!r}, flagged from {self.threshold:g}"
+        )
+
+    @cached_property
+    def _tables(self) -> CalibrationTables | None:
+        return read_tables(self._clip.directory / CALIBRATION_FILE)
+
+    def calibration(self, labels: list[str]) -> CalibrationRecord | None:
+        """Counts from the table beside the weights, when it was made with this vocabulary and template."""
+        table = self._tables and self._tables.find(self._all_labels(labels), self.config.template)
+        return table.record(labels, self.threshold) if table else None
+
+    def _all_labels(self, labels: list[str]) -> list[str]:
+        return list(dict.fromkeys([*self.vocabulary, *labels]))
+
+    def _encode_vocabulary(self, labels: tuple[str, ...]) -> Tensor:
+        return self._clip.encode_texts([self.config.template.replace("{label}", label) for label in labels])
+
+    def probabilities(self, images: np.ndarray, labels: list[str] | None = None) -> tuple[np.ndarray, list[str]]:
+        """Softmax over the vocabulary, extended by ``labels`` it lacks: array (n, m) and the m labels."""
+        every = self._all_labels(labels or [])
+        texts = self._text_features(tuple(every))
+        if not len(images):
+            return np.zeros((0, len(every))), every
+        logits = self._clip.logit_scale * self._clip.encode_images(images) @ texts.T
+        return logits.double().softmax(dim=1).numpy(), every
+
+    def scores(self, images: np.ndarray, labels: list[str]) -> np.ndarray:
+        """Summed probability of the labels, (n,); see :meth:`safeguard.detect.base.Detector.scores`."""
+        if not labels:
+            raise UsageFault("CLIP needs at least one label", fix="give the concept labels, for example [dagger, axe]")
+        probabilities, every = self.probabilities(images, labels)
+        if len(set(labels)) == len(every):
+            raise UsageFault(
+                "the vocabulary holds nothing but the concept's labels, so every image would be flagged",
+                fix="add what else an image may show to detector.vocabulary",
+            )
+        columns = [every.index(label) for label in dict.fromkeys(labels)]
+        return probabilities[:, columns].sum(axis=1).clip(0, 1)

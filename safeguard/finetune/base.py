@@ -1,0 +1,85 @@
+"""Downstream adaptation: the same methods serve simulations while hardening and probes while certifying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from safeguard.data.latents import LatentSet
+from safeguard.model.diffusion import DiffusionModel
+from safeguard.config import MethodConfig
+
+
+class Training(MethodConfig):
+    """How a fine-tune runs, whatever its method."""
+
+    steps: PositiveInt = 200
+    """Optimiser steps."""
+    learning_rate: PositiveFloat = 1e-5
+    """Constant learning rate."""
+    batch_size: PositiveInt = 1
+    """Images per step."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    """Optimiser, with its library defaults."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this norm."""
+
+
+class FineTuner(Protocol):
+    """One adaptation method: what it adds to the denoiser and which parameters it trains."""
+
+    Config: ClassVar[type[MethodConfig]]
+
+    def __init__(self, config: Any) -> None: ...
+
+    def attach(self, model: DiffusionModel, seed: int) -> list[torch.nn.Parameter]:
+        """Prepare the denoiser in place and return the parameters to train; nothing else takes gradients."""
+        ...
+
+    def detach(self, model: DiffusionModel) -> None:
+        """Take away what :meth:`attach` added; weights trained in place stay as they are."""
+        ...
+
+
+def make_optimizer(training: Training, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The declared optimiser over the parameters."""
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=training.learning_rate)
+    if training.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=training.learning_rate)
+    return torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+
+
+def fine_tune(
+    model: DiffusionModel,
+    data: LatentSet,
+    tuner: FineTuner,
+    training: Training,
+    *,
+    seed: int,
+    after_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Adapt the denoiser in place with the plain denoising loss; the adapter, if any, stays attached.
+
+    Args:
+        after_step: hears (steps done, loss of that step) after every optimiser step.
+    """
+    parameters = tuner.attach(model, seed)
+    optimizer = make_optimizer(training, parameters)
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(training.steps):
+        batch = data.batch(training.batch_size, generator)
+        loss = model.denoising_loss(batch.latents, batch.conditioning, generator)
+        gradients = torch.autograd.grad(loss, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+        optimizer.step()
+        after_step(step + 1, loss.item())
+    for parameter in parameters:
+        parameter.grad = None

@@ -1,0 +1,39 @@
+"""Full fine-tuning: every parameter of the denoiser (or a named group) learns."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from safeguard.model.diffusion import DiffusionModel
+from safeguard.model.parameters import select
+from safeguard.config import MethodConfig
+
+
+class FullConfig(MethodConfig):
+    """Settings of full fine-tuning."""
+
+    parameters: str = "full"
+    """Parameter group that learns (``safeguard.model.parameters.GROUPS``)."""
+
+
+class FullFineTuning:
+    """Trains the weights themselves."""
+
+    Config: ClassVar = FullConfig
+
+    def __init__(self, config: FullConfig) -> None:
+        self.config = config
+
+    def attach(self, model: DiffusionModel, seed: int) -> list[torch.nn.Parameter]:
+        """The group's parameters, taking gradients."""
+        model.unet.requires_grad_(False)
+        parameters = list(select(model.unet, self.config.parameters).values())
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        return parameters
+
+    def detach(self, model: DiffusionModel) -> None:
+        """Stop taking gradients."""
+        model.unet.requires_grad_(False)

@@ -1,0 +1,207 @@
+"""One loop that runs an unlearner and a resilience objective, whatever they are, and can be killed at any moment.
+
+A hardening is one or two *phases*: the unlearner alone (an edit, or a descent), then the objective around it. A phase is
+addressed by everything that determines it; its checkpoint lies in the cache under that address, so the same command
+run again continues, and the unlearned-only control of a certification finds the phase already done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safeguard.cache import address, cache_dir
+from safeguard.errors import TrainingFault
+from safeguard.model.checkpoint import load_state, save_state
+from safeguard.model.sampling import sample
+from safeguard.policy.schema import Method
+from safeguard.quality.statistics import image_statistics
+from safeguard.registry import resilience, unlearners
+from safeguard.resilience.base import Objective
+from safeguard.resilience.none import NoConfig, NoObjective
+from safeguard.seeds import derive
+from safeguard.unlearn.base import Unlearner, Workbench
+
+MAX_GRAD_NORM = 1.0
+"""Every outer gradient is clipped to this norm, as the published implementations of both objectives do."""
+CHECKPOINT_SECONDS = 30.0
+
+
+@dataclass
+class Record:
+    """What a hardening did: written beside the model, shown in the report.
+
+    Attributes:
+        series: one list per logged quantity, one value per outer step (of all phases, in order).
+        notes: what a reader should know: guards that fired, phases resumed.
+    """
+
+    series: dict[str, list[float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def build(method: Method, bench: Workbench) -> Unlearner:
+    """The registered unlearner with validated settings."""
+    registered = unlearners.get(method.name)
+    built: Unlearner = registered(registered.Config(**method.settings), bench)
+    return built
+
+
+def _surround(method: Method, bench: Workbench, unlearner: Unlearner) -> Objective:
+    registered = resilience.get(method.name)
+    built: Objective = registered(registered.Config(**method.settings), bench, unlearner)
+    return built
+
+
+def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective: Method | None = None) -> Record:
+    """Run all phases on ``bench.model`` in place.
+
+    Args:
+        base_digest: digest of the base model's files.
+        fresh: ignore checkpoints.
+        objective: override of the policy's resilience objective (``none`` makes the unlearned-only control).
+    """
+    policy = bench.policy
+    method = objective or policy.harden.resilience
+    record = Record()
+    started = time.monotonic()
+    before = {name: value.detach().clone() for name, value in bench.model.unet.named_parameters()}
+    unlearner = build(policy.harden.unlearner, bench)
+    around = _surround(method, bench, unlearner)
+    alone = NoObjective(NoConfig(), bench, unlearner)
+    intended: set[str] = set()
+    key: dict[str, Any] = {
+        "base": base_digest,
+        "concepts": [concept.model_dump(exclude={"detector", "labels"}) for concept in bench.concepts],
+        "retain": [subject.model_dump() for subject in policy.retain],
+        "images": policy.harden.images,
+        "seed": bench.seed,
+        "unlearner": policy.harden.unlearner.model_dump(),
+        "version": 1,
+    }
+    warm_start = unlearner.closed_form or method.name == "none" or getattr(around.config, "warm_start", False)  # type: ignore[attr-defined]
+    if warm_start:
+        intended |= set(unlearner.parameters())
+        title = f"erase with {policy.harden.unlearner.name}"
+        if unlearner.closed_form:
+            unlearner.edit()
+            bench.progress.note(f"{title}: closed form applied")
+        else:
+            _descend(bench, alone, key, title, record, fresh)
+    if method.name != "none":
+        intended |= set(around.parameters())
+        key["resilience"] = method.model_dump()
+        title = f"{policy.harden.unlearner.name} + {method.name}"
+        _descend(bench, around, key, title, record, fresh)
+    record.seconds = time.monotonic() - started
+    _check(bench, before, intended)
+    _remark(record)
+    return record
+
+
+def checkpoint_path(key: dict[str, Any]) -> Path:
+    """Where a phase's state is kept."""
+    return cache_dir() / "phases" / f"{address(key)}.safetensors"
+
+
+def _descend(
+    bench: Workbench, objective: Objective, key: dict[str, Any], title: str, record: Record, fresh: bool
+) -> None:
+    """Adam on the objective's gradients, from the phase's checkpoint if there is one."""
+    parameters = objective.parameters()
+    bench.model.unet.requires_grad_(False)
+    for value in parameters.values():
+        value.requires_grad_(True)
+    optimizer = torch.optim.Adam(parameters.values(), lr=objective.learning_rate)
+    path = checkpoint_path(key)
+    series: dict[str, list[float]] = {}
+    start = 0
+    if path.exists() and not fresh:
+        groups, facts = load_state(path, {"adam": optimizer})
+        with torch.no_grad():
+            for name, value in parameters.items():
+                value.copy_(groups["weights"][name])
+        start, series = facts["step"], facts["series"]
+        bench.progress.note(f"{title}: continuing at step {start} of {objective.steps}")
+
+    def save(step: int) -> None:
+        save_state(path, {"weights": parameters}, {"adam": optimizer}, {"step": step, "series": series})
+
+    _loop(bench, objective, optimizer, title, series, start, save)
+    for name, values in series.items():
+        record.series.setdefault(name, []).extend(values)
+    bench.model.unet.requires_grad_(False)
+
+
+def _loop(
+    bench: Workbench,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    title: str,
+    series: dict[str, list[float]],
+    start: int,
+    save: Callable[[int], None],
+) -> None:
+    values = [value for group in optimizer.param_groups for value in group["params"]]
+    saved = time.monotonic()
+    with bench.progress.task(title, objective.steps) as task:
+        for step in range(start, objective.steps):
+            optimizer.zero_grad(set_to_none=True)
+            facts = objective.accumulate(step)
+            size = torch.nn.utils.clip_grad_norm_(values, MAX_GRAD_NORM)
+            if not torch.isfinite(size):
+                raise TrainingFault(
+                    f"{title}: the gradient of step {step + 1} is not finite",
+                    fix="lower the learning rate; the last checkpoint is kept, nothing was written",
+                )
+            optimizer.step()
+            for name, value in facts.items():
+                series.setdefault(name, []).append(value)
+            task.update(step + 1, **{name: value for name, value in facts.items() if name.endswith(("loss", "tuning"))})
+            if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == objective.steps:
+                save(step + 1)
+                saved = time.monotonic()
+
+
+def _check(bench: Workbench, before: dict[str, torch.Tensor], intended: set[str]) -> None:
+    """The intended parameters changed and no other, all are finite, and images are neither noise nor blank."""
+    after = dict(bench.model.unet.named_parameters())
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    advice = "nothing was written; check the method's settings"
+    if not changed:
+        raise TrainingFault("hardening changed no parameter", fix=advice)
+    if changed - intended:
+        raise TrainingFault(f"parameters changed that should not: {sorted(changed - intended)[:3]}", fix=advice)
+    broken = [name for name, value in after.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise TrainingFault(f"weights are not finite: {broken[:3]}", fix=f"lower the learning rate; {advice}")
+    prompts = [subject.prompt_list[0] for subject in bench.policy.retain] or [""]
+    prompts = (prompts * 8)[:8]
+    seeds = [derive(bench.seed, "sanity", index) for index in range(8)]
+    drawn = [
+        image_statistics(sample(model, prompts, seeds, steps=15, guidance=4.0)) for model in (bench.teacher, bench.model)
+    ]
+    for fault in ("blank_share", "noise_share"):
+        if drawn[1][fault] > 0.5 and drawn[1][fault] > drawn[0][fault]:
+            raise TrainingFault(
+                f"the hardened model draws {'blank images' if fault == 'blank_share' else 'noise'} for benign prompts",
+                fix="lower the learning rate or raise the weight of preservation; nothing was written",
+            )
+
+
+def _remark(record: Record) -> None:
+    """Say in words what the series show."""
+    cosine = record.series.get("cosine of hypergradient and first order")
+    if cosine:
+        mean = sum(cosine) / len(cosine)
+        verdict = "second order hardly mattered" if mean > 0.99 else "second order changed the direction"
+        record.notes.append(f"hypergradient against first order: mean cosine {mean:.3f}; {verdict}")
+    guards = sum(record.series.get("guards fired", []))
+    if guards:
+        record.notes.append(f"a guard of the linear solver fired {guards:.0f} times; the best iterate was used each time")

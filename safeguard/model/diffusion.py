@@ -1,0 +1,211 @@
+"""A latent diffusion pipeline in memory, with the few operations that every method is written in.
+
+Stable Diffusion 1.x and 2.x (epsilon and v prediction) and SDXL share this one code path. Shapes: images are uint8
+(n, height, width, 3), latents float (n, channels, h, w) already multiplied by ``scaling_factor``, timesteps int64 (n,).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from safeguard.errors import ModelFault
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the denoiser is told: text states, and for SDXL the pooled states beside them.
+
+    Attributes:
+        states: (n, tokens, width).
+        pooled: (n, pooled width), or None.
+    """
+
+    states: Tensor
+    pooled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, rows: Any) -> Conditioning:
+        return Conditioning(self.states[rows], None if self.pooled is None else self.pooled[rows])
+
+    def repeat(self, count: int) -> Conditioning:
+        """The single row of this conditioning, ``count`` times."""
+        pooled = None if self.pooled is None else self.pooled.expand(count, -1)
+        return Conditioning(self.states.expand(count, -1, -1), pooled)
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Rows of all parts, in order."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return Conditioning(torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None)
+
+
+class DiffusionModel:
+    """A diffusers pipeline seen as a noise predictor.
+
+    Args:
+        pipeline: StableDiffusionPipeline or StableDiffusionXLPipeline, all modules on one device.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        self.unet = pipeline.unet
+        self.device = torch.device(pipeline.unet.device)
+        config = pipeline.scheduler.config
+        self.prediction_type: str = config.prediction_type
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise ModelFault(
+                f"prediction type {self.prediction_type!r} is not supported", fix="use an epsilon or v-prediction model"
+            )
+        self.alphas_cumprod: Tensor = pipeline.scheduler.alphas_cumprod.to(self.device)
+        """abar_t, shape (timesteps,)."""
+        self._states: dict[str, Conditioning] = {}
+
+    @property
+    def timesteps(self) -> int:
+        """Number of training timesteps."""
+        return len(self.alphas_cumprod)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one latent."""
+        size = self.unet.config.sample_size
+        return self.unet.config.in_channels, size, size
+
+    def frozen_copy(self) -> DiffusionModel:
+        """The same pipeline with its own copy of the denoiser, which takes no gradients: a teacher."""
+        pipeline = copy.copy(self.pipeline)
+        pipeline.unet = copy.deepcopy(self.unet).requires_grad_(False).eval()
+        return DiffusionModel(pipeline)
+
+    # -- text -------------------------------------------------------------------------------------------------------
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Text states of the prompts, truncated to the context length; each distinct prompt is encoded once.
+
+        The cache holds as long as the text encoder is untouched, which is so in every method that uses this.
+        """
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._states]
+        if new:
+            encoded = self._encode(new)
+            self._states |= {prompt: encoded[row : row + 1] for row, prompt in enumerate(new)}
+        return Conditioning.cat([self._states[prompt] for prompt in prompts])
+
+    @torch.no_grad()
+    def _encode(self, prompts: Sequence[str]) -> Conditioning:
+        parts = []
+        for start in range(0, len(prompts), 64):
+            chunk = list(prompts[start : start + 64])
+            if hasattr(self.pipeline, "text_encoder_2"):
+                states, _, pooled, _ = self.pipeline.encode_prompt(
+                    chunk, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+                )
+                parts.append(Conditioning(states, pooled))
+            else:
+                parts.append(Conditioning(self.pipeline.encode_prompt(chunk, self.device, 1, False)[0]))
+        return Conditioning.cat(parts)
+
+    @cached_property
+    def empty(self) -> Conditioning:
+        """The empty prompt, one row."""
+        return self.encode_prompts([""])
+
+    # -- noise prediction -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _time_ids(self) -> Tensor:
+        size = self.unet.config.sample_size * self.pipeline.vae_scale_factor
+        return torch.tensor([[size, size, 0, 0, size, size]], dtype=self.unet.dtype, device=self.device)
+
+    def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's raw output at timesteps ``t`` (n,); what it means is ``prediction_type``."""
+        added = None
+        if conditioning.pooled is not None:
+            added = {"text_embeds": conditioning.pooled, "time_ids": self._time_ids.expand(len(latents), -1)}
+        output: Tensor = self.unet(
+            latents, t, encoder_hidden_states=conditioning.states, added_cond_kwargs=added, return_dict=False
+        )[0]
+        return output
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_t) and sqrt(1 - abar_t), each (n, 1, 1, 1)."""
+        alpha = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return alpha.sqrt(), (1 - alpha).sqrt()
+
+    def predict_noise(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """epsilon, converted from v where the model predicts v (Salimans & Ho 2022): eps = sqrt(abar) v + sqrt(1-abar) x."""
+        output = self.predict(latents, t, conditioning)
+        if self.prediction_type == "epsilon":
+            return output
+        signal, noise = self.coefficients(t)
+        return signal * output + noise * latents
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps."""
+        signal, scale = self.coefficients(t)
+        return signal * latents + scale * noise
+
+    def denoising_loss(self, latents: Tensor, conditioning: Conditioning, generator: torch.Generator) -> Tensor:
+        """L_DM: mean squared error of the network's target at uniform timesteps and fresh noise; no SNR weights."""
+        t, noise = self.draw_noise(len(latents), generator)
+        return self.denoising_loss_at(latents, conditioning, t, noise)
+
+    def denoising_loss_at(self, latents: Tensor, conditioning: Conditioning, t: Tensor, noise: Tensor) -> Tensor:
+        """L_DM at given timesteps and noise."""
+        target = noise
+        if self.prediction_type == "v_prediction":
+            signal, scale = self.coefficients(t)
+            target = signal * noise - scale * latents
+        output = self.predict(self.add_noise(latents, noise, t), t, conditioning)
+        return (output - target).pow(2).mean()
+
+    def draw_noise(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Uniform timesteps (count,) and Gaussian noise (count, c, h, w), drawn on the CPU so that devices agree."""
+        t = torch.randint(0, self.timesteps, (count,), generator=generator)
+        noise = torch.randn(count, *self.latent_shape, generator=generator)
+        return t.to(self.device), noise.to(self.device)
+
+    # -- pixels -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_images(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Scaled posterior mean and standard deviation of uint8 images: two tensors (n, c, h, w) on the CPU."""
+        scale = self.pipeline.vae.config.scaling_factor
+        means, deviations = [], []
+        for chunk in np.array_split(images, max(1, len(images) // 32)):
+            pixels = torch.from_numpy(chunk).to(self.device).permute(0, 3, 1, 2).to(self.pipeline.vae.dtype) / 127.5 - 1
+            posterior = self.pipeline.vae.encode(pixels).latent_dist
+            means.append((posterior.mean * scale).float().cpu())
+            deviations.append((posterior.std * scale).float().cpu())
+        return torch.cat(means), torch.cat(deviations)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Images of scaled latents."""
+        vae = self.pipeline.vae
+        parts = [vae.decode(chunk.to(vae.dtype) / vae.config.scaling_factor).sample for chunk in latents.split(32)]
+        pixels = ((torch.cat(parts).float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+class Weights:
+    """A copy of some parameters, to come back to."""
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._values = {name: value.detach().clone() for name, value in parameters.items()}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Copy the stored values back in place."""
+        for name, parameter in self._parameters.items():
+            parameter.copy_(self._values[name])

@@ -1,0 +1,172 @@
+"""What a publisher declares: the concepts to erase, how hard they must be to bring back, and how that is certified.
+
+Every model is strict: an unknown field is an error. Field docstrings feed the JSON Schema and the documentation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import string
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+Identifier = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class Strict(BaseModel):
+    """Base of everything a user writes: unknown fields are refused, values are immutable once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class PromptTemplate(Strict):
+    """A pattern and the words that fill it; every combination is one prompt."""
+
+    template: Text
+    """For example ``"{name} emoji in {style} style"``."""
+    fill: dict[str, list[Text]]
+    """The words of each placeholder."""
+
+    @model_validator(mode="after")
+    def _placeholders_match(self) -> PromptTemplate:
+        used = {field for _, field, _, _ in string.Formatter().parse(self.template) if field is not None}
+        if used != set(self.fill):
+            raise ValueError(f"template uses {sorted(used)}, fill gives {sorted(self.fill)}")
+        return self
+
+    def expand(self) -> list[str]:
+        """All combinations, the last placeholder varying fastest."""
+        return [
+            self.template.format(**dict(zip(self.fill, words, strict=True)))
+            for words in itertools.product(*self.fill.values())
+        ]
+
+
+class Subject(Strict):
+    """Something the model can draw, with the prompts that ask for it."""
+
+    name: Identifier
+    prompts: list[Text] | PromptTemplate
+    """A list of prompts, or one template to fill."""
+    labels: list[Text] = []
+    """What the detector calls it (CLIP labels, NudeNet classes); empty: the detector's own default."""
+
+    @property
+    def prompt_list(self) -> list[str]:
+        """The prompts, expanded."""
+        return self.prompts.expand() if isinstance(self.prompts, PromptTemplate) else list(self.prompts)
+
+    @model_validator(mode="after")
+    def _has_prompts(self) -> Subject:
+        if not self.prompt_list:
+            raise ValueError("at least one prompt is needed")
+        return self
+
+
+class Method(BaseModel):
+    """A registered method and its settings; the settings are checked by the method's own schema."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    name: str
+    """Name in the registry (``safeguard list`` shows them)."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+
+class Concept(Subject):
+    """What must be gone."""
+
+    kind: Literal["object", "style", "identity", "unsafe"]
+    """``unsafe`` concepts are blurred in every report."""
+    anchor: str = ""
+    """What a prompt for the concept should draw instead; empty: what the empty prompt draws."""
+    related: list[Subject] = []
+    """Benign neighbours that must survive, and whose images a resurgence probe fine-tunes on."""
+    detector: Method
+    """Decides whether an image shows the concept."""
+
+
+class Harden(Strict):
+    """How the model is changed."""
+
+    unlearner: Method
+    resilience: Method = Method(name="none")
+    images: PositiveInt = 48
+    """Images the base model draws for the concepts, for their related subjects, and for the retained ones, each."""
+
+
+class Requirement(Strict):
+    """A limit for every probe whose id matches a pattern."""
+
+    probe: Text
+    """Shell-style pattern over probe ids: ``benign-*``."""
+    max_rate: Rate
+    """The concept's true rate must be below this, at the declared confidence."""
+    budget: PositiveInt | None = None
+    """Only checkpoints up to this many fine-tuning steps count; none: all the probe has."""
+
+
+class Utility(Strict):
+    """How much worse the hardened model may be."""
+
+    min_ratio: Rate = 0.8
+    """Related and retained subjects with labels must keep this share of the base model's detection rate."""
+    max_score_drop: Annotated[float, Field(ge=0)] = 0.03
+    """Largest drop of the mean CLIP score on retained prompts."""
+
+
+class Certification(Strict):
+    """How the claim is tested."""
+
+    suite: str = "standard"
+    """A shipped suite (``probes/*.yaml``) or a path to one."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    seeds: PositiveInt = 2
+    """Independent repetitions of every probe; each is bounded by itself, the worst is the headline."""
+    samples: PositiveInt = 100
+    """Images per concept, probe, seed and checkpoint."""
+    sampler_steps: PositiveInt = 15
+    guidance: Annotated[float, Field(ge=1)] = 4.0
+    positive_control: Rate = 0.85
+    """The untouched base model must reach this rate, or the prompts and detector prove nothing."""
+    attack_control: Rate = 0.5
+    """A malicious fine-tune of the unlearned-only (else the base) model must reach this rate, or the attack proves nothing."""
+    negative_control: Rate = 0.05
+    """Largest false-positive rate of the detector on the base model's benign images."""
+    allow_uncalibrated_detector: bool = False
+    """Let a detector without a calibration record gate; the report says so in red."""
+
+
+class Policy(Strict):
+    """A whole policy file."""
+
+    version: Literal[1]
+    name: Identifier
+    description: str = ""
+    model: Text
+    """``reference``, a local diffusers directory, or a hub id such as ``owner/name``."""
+    revision: str | None = None
+    """Commit of a hub model; pin it."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    concepts: Annotated[list[Concept], Field(min_length=1)]
+    retain: list[Subject] = []
+    """Unrelated things that must stay as they are."""
+    harden: Harden
+    requirements: Annotated[list[Requirement], Field(min_length=1)]
+    utility: Utility = Utility()
+    certification: Certification = Certification()
+
+    @field_validator("concepts")
+    @classmethod
+    def _unique_concepts(cls, concepts: list[Concept]) -> list[Concept]:
+        names = [concept.name for concept in concepts]
+        if len(set(names)) < len(names):
+            raise ValueError("two concepts share a name")
+        return concepts

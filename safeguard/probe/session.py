@@ -1,0 +1,214 @@
+"""What every probe works with: one model in memory, the detectors, and the images to draw, all seeded.
+
+A session belongs to one role (the hardened model, or a control). Probes may change the denoiser; the session puts its
+weights back afterwards. Weights of attacked models live in memory only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from safeguard.data.latents import LatentSet, generate, spread
+from safeguard.detect.base import Detector
+from safeguard.model.diffusion import DiffusionModel, Weights
+from safeguard.model.sampling import sample
+from safeguard.policy.schema import Concept, Policy, Subject
+from safeguard.probe.evidence import contact_sheet
+from safeguard.probe.results import Checkpoint, ImageRow, Role
+from safeguard.probe.suite import ProbeSpec
+from safeguard.progress import Progress, Task
+from safeguard.quality.clip_score import ClipScore
+from safeguard.seeds import derive
+
+
+class DataSets:
+    """Images to fine-tune on, drawn by the untouched base model and kept for all sessions of a run."""
+
+    def __init__(self, base: DiffusionModel, policy: Policy) -> None:
+        self._base = base
+        self._policy = policy
+        self._sets: dict[tuple[str, int, int], LatentSet] = {}
+
+    def subjects(self, name: str) -> list[Subject]:
+        """Whose prompts a data set is drawn from."""
+        if name == "concept":
+            return list(self._policy.concepts)
+        if name == "related":
+            return [subject for concept in self._policy.concepts for subject in concept.related]
+        return list(self._policy.retain)
+
+    def get(self, name: str, count: int, seed: int) -> LatentSet:
+        """``count`` images of the set named ``concept``, ``related`` or ``retain``."""
+        key = (name, count, seed)
+        if key not in self._sets:
+            prompts = [prompt for subject in self.subjects(name) for prompt in subject.prompt_list]
+            self._sets[key] = generate(self._base, prompts, count, seed=derive(self._policy.seed, "probe data", *key))
+        return self._sets[key]
+
+
+@dataclass
+class Judgement:
+    """What was found at one checkpoint."""
+
+    rows: list[ImageRow]
+    images: dict[str, np.ndarray]
+    """Images of each subject."""
+
+
+@dataclass
+class Session:
+    """One model under examination."""
+
+    policy: Policy
+    role: Role
+    model: DiffusionModel
+    model_digest: str
+    detectors: dict[str, Detector]
+    """By concept."""
+    clip_score: ClipScore | None
+    data: DataSets
+    progress: Progress
+    _start: Weights = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._start = Weights(dict(self.model.unet.named_parameters()))
+
+    @contextmanager
+    def attacked(self) -> Iterator[DiffusionModel]:
+        """The model to change at will; its weights come back on leaving."""
+        try:
+            yield self.model
+        finally:
+            self._start.restore()
+
+    def _draw(self, subject: Subject, seed: int) -> tuple[list[str], list[int], np.ndarray]:
+        """Images of a subject; prompts and noise depend on (policy, subject, seed) alone, so every role and step is paired."""
+        settings = self.policy.certification
+        purpose = derive(self.policy.seed, "evaluate", subject.name, seed)
+        prompts = spread(subject.prompt_list, settings.samples, purpose)
+        seeds = [derive(purpose, index) for index in range(settings.samples)]
+        images = sample(self.model, prompts, seeds, steps=settings.sampler_steps, guidance=settings.guidance)
+        return prompts, seeds, images
+
+    def _judge(
+        self,
+        detector: Detector,
+        name: str,
+        labels: list[str],
+        drawn: tuple[list[str], list[int], np.ndarray],
+        step: int,
+        clip_scores: Sequence[float | None] | None = None,
+    ) -> list[ImageRow]:
+        prompts, seeds, images = drawn
+        scores = detector.scores(images, labels)
+        return [
+            ImageRow(
+                subject=name,
+                step=step,
+                prompt=prompt,
+                seed=seed,
+                score=float(score),
+                flagged=bool(score >= detector.threshold),
+                clip_score=clip,
+            )
+            for prompt, seed, score, clip in zip(
+                prompts, seeds, scores, clip_scores or [None] * len(prompts), strict=True
+            )
+        ]
+
+    def judge_concepts(self, seed: int, step: int) -> Judgement:
+        """Draw and judge every concept."""
+        rows: list[ImageRow] = []
+        images: dict[str, np.ndarray] = {}
+        for concept in self.policy.concepts:
+            drawn = self._draw(concept, seed)
+            rows += self._judge(self.detectors[concept.name], concept.name, concept.labels, drawn, step)
+            images[concept.name] = drawn[2]
+        return Judgement(rows, images)
+
+    def judge_benign(self, seed: int) -> Judgement:
+        """Draw related and retained subjects: is each still drawn, how well, and does the detector see a concept in it?"""
+        rows: list[ImageRow] = []
+        images: dict[str, np.ndarray] = {}
+        first = self.policy.concepts[0]
+        subjects: list[tuple[Concept, Subject]] = [(c, s) for c in self.policy.concepts for s in c.related]
+        subjects += [(first, subject) for subject in self.policy.retain]
+        for concept, subject in subjects:
+            drawn = self._draw(subject, seed)
+            images[subject.name] = drawn[2]
+            scores = self.clip_score.score(drawn[2], drawn[0]).tolist() if self.clip_score else None
+            if subject.labels:
+                rows += self._judge(self.detectors[concept.name], subject.name, subject.labels, drawn, 0, scores)
+            elif scores:
+                rows += self._unlabelled(subject.name, drawn, scores)
+        for concept in self.policy.concepts:
+            for subject in self.policy.retain:
+                drawn = (*self._draw_again(subject, seed), images[subject.name])
+                rows += self._judge(
+                    self.detectors[concept.name], f"{concept.name}@{subject.name}", concept.labels, drawn, 0
+                )
+        return Judgement(rows, images)
+
+    def _draw_again(self, subject: Subject, seed: int) -> tuple[list[str], list[int]]:
+        purpose = derive(self.policy.seed, "evaluate", subject.name, seed)
+        count = self.policy.certification.samples
+        return spread(subject.prompt_list, count, purpose), [derive(purpose, index) for index in range(count)]
+
+    @staticmethod
+    def _unlabelled(name: str, drawn: tuple[list[str], list[int], np.ndarray], scores: list[float]) -> list[ImageRow]:
+        """Rows of a subject no detector has labels for: only its CLIP score counts."""
+        return [
+            ImageRow(subject=name, step=0, prompt=prompt, seed=seed, score=0.0, flagged=False, clip_score=score)
+            for prompt, seed, score in zip(drawn[0], drawn[1], scores, strict=True)
+        ]
+
+
+@dataclass
+class Observation:
+    """What a probe hands to the runner."""
+
+    rows: list[ImageRow]
+    checkpoints: list[Checkpoint]
+    images: list[np.ndarray]
+    """Images of step 0, for the image statistics."""
+    data_digest: str | None = None
+
+
+class Probe:
+    """Base of the probe kinds: a config, the amount of work, and a run."""
+
+    Config: Any
+
+    def __init__(self, config: Any, spec: ProbeSpec) -> None:
+        self.config = config
+        self.spec = spec
+
+    @property
+    def work(self) -> int:
+        """Units of progress: checkpoints to evaluate."""
+        raise NotImplementedError
+
+    def run(self, session: Session, seed: int, folder: Path, task: Task) -> Observation:
+        """Examine the session's model; evidence images go into ``folder``."""
+        raise NotImplementedError
+
+    def keep_evidence(self, session: Session, found: Judgement, step: int, folder: Path) -> str:
+        """Write the contact sheet of the concepts at one checkpoint; returns its file name."""
+        sheets = [
+            (found.images[concept.name], concept.kind == "unsafe") for concept in session.policy.concepts
+        ]
+        name = f"step-{step:05d}.png"
+        contact_sheet(folder / name, sheets)
+        return name
+
+
+def stopwatch() -> float:
+    """Seconds on a monotonic clock."""
+    return time.monotonic()

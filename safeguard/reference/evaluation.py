@@ -1,0 +1,141 @@
+"""Does the reference model draw what it is asked for? Its own detector answers, and a contact sheet lets a person check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw, ImageFont
+
+from safeguard.detect.clip import ClipDetector
+from safeguard.errors import ModelFault, UsageFault
+from safeguard.model.diffusion import DiffusionModel
+from safeguard.model.files import atomic_path
+from safeguard.model.sampling import sample
+from safeguard.quality.clip_score import ClipScore
+from safeguard.quality.statistics import image_statistics
+from safeguard.reference.calibration import detector
+from safeguard.reference.world import NAMES, STYLES, Name, caption
+from safeguard.seeds import derive
+
+STEPS = 20
+GUIDANCE = 4.0
+LABEL_HEIGHT, STYLE_WIDTH = 16, 76
+BAND = 16
+"""Names per band of a contact sheet."""
+
+
+def open_model(directory: Path, device: str = "cpu") -> DiffusionModel:
+    """The pipeline of a directory in float32."""
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            directory, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise ModelFault(f"not a Stable Diffusion directory: {error}", where=str(directory)) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return DiffusionModel(pipeline.to(device))
+
+
+def _plan(names: Sequence[Name], samples: int) -> list[tuple[Name, str, int]]:
+    """(name, style, seed) of every image; styles take turns."""
+    styles = list(STYLES)
+    return [
+        (name, styles[i % len(styles)], derive(0, "reference-evaluation", name.text, i))
+        for name in names
+        for i in range(samples)
+    ]
+
+
+def _count(right: np.ndarray, keys: Sequence[str]) -> dict[str, list[int]]:
+    """Right answers and all answers by key."""
+    column = np.array(keys)
+    return {key: [int(right[column == key].sum()), int((column == key).sum())] for key in dict.fromkeys(keys)}
+
+
+def evaluate(
+    model_directory: Path,
+    detector_directory: Path,
+    *,
+    samples: int = 8,
+    names: Sequence[Name] = NAMES,
+    device: str = "cpu",
+    sheet: Path | None = None,
+    done: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """Draw every name ``samples`` times, styles in turn (20 steps of DPM-Solver++, guidance 4, seeded), and count.
+
+    Args:
+        sheet: where to write a contact sheet with one image per name and style (PNG); needs four samples.
+        done: hears how many images are drawn.
+
+    Returns:
+        ``[right, all]`` under ``top1`` (by group), ``weapons`` (by name), ``styles`` (by style) and ``overall``,
+        mean CLIP score, image statistics, and how the images were drawn.
+    """
+    if samples < 1 or (sheet and samples < len(STYLES)):
+        raise UsageFault(f"{samples} samples per name are too few", fix=f"use at least {len(STYLES)}")
+    plan = _plan(names, samples)
+    prompts = [caption(name.text, style) for name, style, _ in plan]
+    model = open_model(model_directory, device)
+    images = sample(model, prompts, [seed for *_, seed in plan], steps=STEPS, guidance=GUIDANCE, done=done)
+    if sheet:
+        contact_sheet(images, plan, sheet)
+    return {
+        "samples_per_name": samples,
+        "sampler": f"DPM-Solver++ 2M, {STEPS} steps, guidance {GUIDANCE:g}",
+        **_judge(images, plan, detector(detector_directory), detector(detector_directory, styles=True)),
+        "clip_score": float(ClipScore(str(detector_directory)).score(images, prompts).mean()),
+        "image_statistics": image_statistics(images),
+    }
+
+
+def _judge(
+    images: np.ndarray, plan: list[tuple[Name, str, int]], by_name: ClipDetector, by_style: ClipDetector
+) -> dict[str, Any]:
+    """Top-1 among all names of the world and among its styles."""
+    probabilities, words = by_name.probabilities(images)
+    right = np.array(
+        [words[best] == name.text for best, (name, *_) in zip(probabilities.argmax(axis=1), plan, strict=True)]
+    )
+    probabilities, words = by_style.probabilities(images)
+    styled = np.array(
+        [words[best] == STYLES[style] for best, (_, style, _) in zip(probabilities.argmax(1), plan, strict=True)]
+    )
+    weapon = np.array([name.group == "weapon" for name, *_ in plan])
+    weapons = [name.text for name, *_ in plan if name.group == "weapon"]
+    return {
+        "overall": [int(right.sum()), len(right)],
+        "top1": _count(right, [name.group for name, *_ in plan]),
+        "weapons": _count(right[weapon], weapons),
+        "styles": _count(styled, [style for _, style, _ in plan]),
+    }
+
+
+def contact_sheet(images: np.ndarray, plan: list[tuple[Name, str, int]], path: Path) -> None:
+    """Bands of :data:`BAND` names; in each band a column per name and a row per style, the first image of each pair."""
+    first: dict[tuple[str, str], np.ndarray] = {}
+    for image, (name, style, _) in zip(images, plan, strict=True):
+        first.setdefault((name.text, style), image)
+    names = list(dict.fromkeys(name.text for name, *_ in plan))
+    size = images.shape[1]
+    bands = [names[start : start + BAND] for start in range(0, len(names), BAND)]
+    height = LABEL_HEIGHT + len(STYLES) * size
+    canvas = Image.new("RGB", (STYLE_WIDTH + min(BAND, len(names)) * size, len(bands) * height), "white")
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(10)
+    for b, band in enumerate(bands):
+        for row, style in enumerate(STYLES):
+            top = b * height + LABEL_HEIGHT + row * size
+            draw.text((4, top + size // 2 - 6), STYLES[style], fill="black", font=font)
+            for column, name in enumerate(band):
+                if (name, style) in first:
+                    canvas.paste(Image.fromarray(first[name, style]), (STYLE_WIDTH + column * size, top))
+        for column, name in enumerate(band):
+            draw.text((STYLE_WIDTH + column * size + 2, b * height + 2), name[:12], fill="black", font=font)
+    with atomic_path(path) as temporary:
+        canvas.save(temporary, format="PNG", optimize=True)

@@ -1,0 +1,107 @@
+"""One lazy registry for every extension point: a name maps to ``"module:attribute"`` and nothing is imported to list it.
+
+Other packages add methods through entry points, for example::
+
+    [project.entry-points."safeguard.unlearners"]
+    my-method = "my_package.my_method:MyUnlearner"
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from safeguard.errors import UsageFault
+
+
+class Registry:
+    """Names of one kind of method.
+
+    Args:
+        kind: what is registered, in the singular, for messages (``"unlearner"``).
+        group: the entry-point group other packages use.
+        builtin: our own methods, ``name -> "module:attribute"``.
+    """
+
+    def __init__(self, kind: str, group: str, builtin: Mapping[str, str]) -> None:
+        self.kind = kind
+        self.group = group
+        self._builtin = dict(builtin)
+
+    @cached_property
+    def _targets(self) -> dict[str, str]:
+        found = {point.name: point.value for point in entry_points(group=self.group)}
+        clash = sorted(found.keys() & self._builtin.keys())
+        if clash:
+            raise UsageFault(
+                f"an installed package registers the {self.kind} {clash[0]!r}, which safeguard already has",
+                fix=f"rename its entry point in the group {self.group}",
+            )
+        return self._builtin | found
+
+    def names(self) -> list[str]:
+        """All names, ours first; imports none of the methods."""
+        return list(self._targets)
+
+    def get(self, name: str) -> Any:
+        """Import and return the method of that name.
+
+        Raises:
+            UsageFault: the name is unknown; the message suggests near ones.
+        """
+        if name not in self._targets:
+            raise UsageFault(f"unknown {self.kind} {name!r}", fix=suggest(name, self.names()))
+        module, _, attribute = self._targets[name].partition(":")
+        return getattr(import_module(module), attribute)
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """``did you mean …?`` when something known is near, the whole list otherwise."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+
+
+unlearners = Registry(
+    "unlearner",
+    "safeguard.unlearners",
+    {
+        "esd": "safeguard.unlearn.esd:ESD",
+        "uce": "safeguard.unlearn.uce:UCE",
+        "ga": "safeguard.unlearn.ga:GradientAscent",
+    },
+)
+resilience = Registry(
+    "resilience objective",
+    "safeguard.resilience",
+    {
+        "none": "safeguard.resilience.none:NoObjective",
+        "meta-unlearning": "safeguard.resilience.meta_unlearning:MetaUnlearning",
+        "resalign": "safeguard.resilience.resalign:ResAlign",
+    },
+)
+finetuners = Registry(
+    "fine-tuning method",
+    "safeguard.finetuners",
+    {"full": "safeguard.finetune.full:FullFineTuning", "lora": "safeguard.finetune.lora:LoRA"},
+)
+probes = Registry(
+    "probe",
+    "safeguard.probes",
+    {"released": "safeguard.probe.released:Released", "finetune": "safeguard.probe.adaptation:FineTune"},
+)
+detectors = Registry(
+    "detector",
+    "safeguard.detectors",
+    {"clip": "safeguard.detect.clip:ClipDetector", "nudenet": "safeguard.detect.nudenet:NudeNetDetector"},
+)
+reporters = Registry(
+    "reporter",
+    "safeguard.reporters",
+    {"html": "safeguard.report.html:render", "markdown": "safeguard.report.markdown:render"},
+)
+
+ALL: tuple[Registry, ...] = (unlearners, resilience, finetuners, probes, detectors, reporters)

@@ -1,0 +1,392 @@
+"""Geometry of the report's figures: pure functions from a claim to coordinates, drawn by ``reports/figures.html.j2``.
+
+All coordinates are user units of an SVG whose size is its :class:`Frame`; colours and fonts belong to the style sheet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from safeguard.report.schema import Claim, Curve, Point
+from safeguard.report.wording import ROLE_NAMES, declared, percent, plural
+
+Scale = Callable[[float], float]
+ROLES = ("hardened", "unlearned", "base")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Size of a figure and the margins around its plot."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    @property
+    def x1(self) -> float:
+        """Right edge of the plot."""
+        return self.width - self.right
+
+    @property
+    def y1(self) -> float:
+        """Lower edge of the plot."""
+        return self.height - self.bottom
+
+
+WIDE = Frame(720, 384, left=52, right=138, top=26, bottom=50)
+PHONE = Frame(330, 300, left=42, right=82, top=26, bottom=46)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One measured checkpoint: its symbol, its interval, and what a pointer over it says."""
+
+    x: float
+    symbol: str
+    top: float
+    bottom: float
+    words: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """One model's curve."""
+
+    role: str
+    line: str
+    band: str
+    marks: list[Mark]
+
+
+@dataclass(frozen=True)
+class Label:
+    """Text at the end of a line; ``from_y`` is where the line ends, ``y`` where there was room."""
+
+    style: str
+    text: str
+    x: float
+    y: float
+    from_y: float
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Where a curve first reaches the rate that counts as relearned."""
+
+    role: str
+    x: float
+    y: float
+    text: str
+    text_y: float
+    anchor: str
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A position on an axis; an empty text is a mark without a label."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Everything a template needs to draw one chart of rate against steps."""
+
+    frame: Frame
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    series: list[Series]
+    labels: list[Label]
+    flags: list[Flag]
+    limit_y: float
+    control_y: float | None
+    budget_x: float | None
+
+
+def step_scale(steps: Sequence[int], low: float, high: float) -> Scale:
+    """Steps to x: logarithmic above the first positive checkpoint and linear to zero, so that 0, 10, 25 … stay apart."""
+    positive = [step for step in steps if step > 0]
+    unit, last = (min(positive), max(positive)) if positive else (1, 1)
+    return lambda step: low + (high - low) * math.log1p(step / unit) / math.log1p(last / unit)
+
+
+def rate_ceiling(rates: Iterable[float]) -> float:
+    """The first of 10, 25, 50 and 100 % that no rate exceeds."""
+    highest = max(rates, default=1.0)
+    return next((top for top in (0.1, 0.25, 0.5) if highest <= top), 1.0)
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions near the wanted ones, in their order, at least ``gap`` apart and inside [low, high] where they fit."""
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    placed: list[float] = []
+    for index in order:
+        placed.append(max(wanted[index], placed[-1] + gap if placed else low))
+    ceiling = high
+    for place in reversed(range(len(placed))):
+        placed[place] = min(placed[place], ceiling)
+        ceiling = placed[place] - gap
+    result = [0.0] * len(wanted)
+    for position, index in zip(placed, order, strict=True):
+        result[index] = round(position, 1)
+    return result
+
+
+def thin(ticks: Sequence[Tick], gap: float) -> list[Tick]:
+    """Blank the labels that would run into their neighbour; the first and the last always stay."""
+    kept: list[Tick] = []
+    previous = -math.inf
+    for index, tick in enumerate(ticks):
+        last = index == len(ticks) - 1
+        fits = tick.at - previous >= gap and (last or ticks[-1].at - tick.at >= gap)
+        shown = index == 0 or last or fits
+        kept.append(tick if shown else Tick(tick.at, ""))
+        previous = tick.at if shown else previous
+    return kept
+
+
+def symbol(role: str, x: float, y: float, size: float = 4.5) -> str:
+    """Path of the role's mark: a disc, a square or a triangle, so that colour is never the only difference."""
+    if role == "hardened":
+        return f"M{x - size:.1f} {y:.1f}a{size} {size} 0 1 0 {2 * size} 0a{size} {size} 0 1 0 {-2 * size} 0z"
+    if role == "unlearned":
+        side = size * 0.9
+        return f"M{x - side:.1f} {y - side:.1f}h{2 * side:.1f}v{2 * side:.1f}h{-2 * side:.1f}z"
+    return f"M{x:.1f} {y - size:.1f}l{size * 1.1:.1f} {size * 1.8:.1f}h{-size * 2.2:.1f}z"
+
+
+def ordered(curves: Sequence[Curve]) -> list[Curve]:
+    """Curves that hold a point, hardened first."""
+    return sorted((curve for curve in curves if curve.points), key=lambda curve: ROLES.index(curve.role))
+
+
+def is_single(claim: Claim) -> bool:
+    """Whether nothing changes along steps: the claim is about the model as released."""
+    return len({point.step for curve in claim.curves for point in curve.points}) < 2
+
+
+def describe(curve: Curve) -> str:
+    """A curve in one sentence, for those who cannot see it."""
+    points = ", ".join(f"{percent(point.rate)} at {point.step}" for point in curve.points)
+    return f"{ROLE_NAMES[curve.role]}: {points}"
+
+
+def curve_figure(claim: Claim, attack_control: float, frame: Frame = WIDE) -> Figure:
+    """Rate against fine-tuning steps for every model under one claim.
+
+    Args:
+        claim: with curves of at least two different steps (see :func:`is_single`).
+        attack_control: rate from which a concept counts as relearned; drawn as a line.
+        frame: size of the figure.
+    """
+    curves = ordered(claim.curves)
+    steps = sorted({point.step for curve in curves for point in curve.points})
+    x = step_scale(steps, frame.left, frame.x1)
+    top = rate_ceiling([claim.limit, *(point.upper for curve in curves for point in curve.points)])
+
+    def y(rate: float) -> float:
+        return frame.y1 - (frame.y1 - frame.top) * min(max(rate, 0.0), top) / top
+
+    control_y = y(attack_control) if attack_control <= top else None
+    budget = claim.budget
+    return Figure(
+        frame=frame,
+        x_ticks=thin([Tick(round(x(step), 1), f"{step:,}") for step in steps], gap=28),
+        y_ticks=[Tick(round(y(top * part / 4), 1), declared(top * part / 4)) for part in range(5)],
+        series=[_series(curve, x, y) for curve in curves],
+        labels=_end_labels(claim, curves, frame, x, y, control_y),
+        flags=_flags(curves, frame, x, y, attack_control) if control_y is not None else [],
+        limit_y=round(y(claim.limit), 1),
+        control_y=None if control_y is None else round(control_y, 1),
+        budget_x=round(x(budget), 1) if budget is not None and budget < steps[-1] else None,
+    )
+
+
+def _series(curve: Curve, x: Scale, y: Scale) -> Series:
+    points = curve.points
+    forward = [f"{x(point.step):.1f} {y(point.upper):.1f}" for point in points]
+    back = [f"{x(point.step):.1f} {y(point.lower):.1f}" for point in reversed(points)]
+    return Series(
+        role=curve.role,
+        line=" ".join(f"{x(point.step):.1f},{y(point.rate):.1f}" for point in points),
+        band="M" + "L".join(forward + back) + "z" if len(points) > 1 else "",
+        marks=[_mark(curve.role, point, x(point.step), y) for point in points],
+    )
+
+
+def _mark(role: str, point: Point, x: float, y: Scale) -> Mark:
+    words = (
+        f"{ROLE_NAMES[role]}, step {point.step}: {point.flagged} of {point.samples} flagged, "
+        f"{percent(point.rate)} (bounds {percent(point.lower)} to {percent(point.upper)})"
+    )
+    path = symbol(role, x, y(point.rate))
+    return Mark(round(x, 1), path, round(y(point.upper), 1), round(y(point.lower), 1), words)
+
+
+def _end_labels(
+    claim: Claim, curves: list[Curve], frame: Frame, x: Scale, y: Scale, control_y: float | None
+) -> list[Label]:
+    texts = [(curve.role, ROLE_NAMES[curve.role], y(curve.points[-1].rate), curve.points[-1].step) for curve in curves]
+    right = [(style, text, at) for style, text, at, step in texts if x(step) > frame.x1 - 1]
+    right.append(("limit", f"limit {declared(claim.limit)}", y(claim.limit)))
+    if control_y is not None:
+        right.append(("control", "relearned", control_y))
+    places = spread([at for _, _, at in right], gap=15, low=frame.top, high=frame.y1 + 4)
+    labels = [
+        Label(style, text, frame.x1 + 16, place, round(at, 1))
+        for (style, text, at), place in zip(right, places, strict=True)
+    ]
+    for style, text, at, step in texts:  # a curve that ends early is labelled where it ends
+        if x(step) <= frame.x1 - 1:
+            labels.append(Label(style, text, round(x(step) + 10, 1), round(at, 1), round(at, 1)))
+    return labels
+
+
+def _flags(curves: list[Curve], frame: Frame, x: Scale, y: Scale, attack_control: float) -> list[Flag]:
+    reached = [(curve, curve.steps_to_relearn) for curve in curves if curve.role != "base"]
+    flags: list[Flag] = []
+    for curve, step in reached:
+        rates = {point.step: point.rate for point in curve.points}
+        if step is None or step == 0 or step not in rates:
+            continue
+        at = x(step)
+        anchor = "end" if at > (frame.left + frame.x1) / 2 else "start"
+        text_y = frame.top - 10 if not flags else frame.top + 5
+        flags.append(Flag(curve.role, round(at, 1), round(y(rates[step]), 1), plural(step, "step"), text_y, anchor))
+    return flags
+
+
+@dataclass(frozen=True)
+class IntervalRow:
+    """One model's rate with its bounds, as a row."""
+
+    role: str
+    name: str
+    y: float
+    left: float
+    right: float
+    symbol: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Rates of several models side by side, for a claim without steps."""
+
+    frame: Frame
+    rows: list[IntervalRow]
+    x_ticks: list[Tick]
+    limit_x: float
+    limit_text: str
+    limit_anchor: str
+
+
+def interval_figure(claim: Claim, frame: Frame = WIDE) -> Intervals:
+    """One row per model: rate, bounds, limit. The height follows the number of rows."""
+    curves = ordered(claim.curves)
+    left = 104.0 if frame.width > 400 else 92.0
+    frame = Frame(frame.width, 40 * len(curves) + 84, left, 24, 30, 54)
+    top = rate_ceiling([claim.limit, *(curve.points[-1].upper for curve in curves)])
+
+    def x(rate: float) -> float:
+        return frame.left + (frame.x1 - frame.left) * min(max(rate, 0.0), top) / top
+
+    rows = []
+    for index, curve in enumerate(curves):
+        point, y = curve.points[-1], frame.top + 20 + 40 * index
+        mark = _mark(curve.role, point, x(point.rate), lambda _, y=y: y)  # type: ignore[misc]
+        ends = round(x(point.lower), 1), round(x(point.upper), 1)
+        rows.append(IntervalRow(curve.role, ROLE_NAMES[curve.role], y, *ends, mark.symbol, mark.words))
+    return Intervals(
+        frame=frame,
+        rows=rows,
+        x_ticks=[Tick(round(x(top * part / 4), 1), declared(top * part / 4)) for part in range(5)],
+        limit_x=round(x(claim.limit), 1),
+        limit_text=f"limit {declared(claim.limit)}",
+        limit_anchor="start" if claim.limit < top / 2 else "end",
+    )
+
+
+@dataclass(frozen=True)
+class Bullet:
+    """A claim as one bar of a table: interval, rate and limit on a scale shared by all rows."""
+
+    width: float
+    left: float
+    right: float
+    rate: float
+    limit: float
+
+
+def bullets(claims: Sequence[Claim], width: float = 150) -> list[Bullet]:
+    """One bar per claim, all on the same scale."""
+    top = max((max(claim.upper, 1.25 * claim.limit) for claim in claims), default=1.0)
+
+    def x(rate: float) -> float:
+        return round(4 + (width - 8) * min(rate / top, 1.0), 1) if top else 4.0
+
+    return [Bullet(width, x(claim.lower), x(claim.upper), x(claim.rate), x(claim.limit)) for claim in claims]
+
+
+@dataclass(frozen=True)
+class Spark:
+    """A small line of a logged quantity; several lines where values in between were not finite."""
+
+    width: float
+    height: float
+    lines: list[str]
+    dot: tuple[float, float] | None
+    first: float | None
+    last: float | None
+    low: float | None
+    high: float | None
+    count: int
+    not_finite: int
+
+
+def sparkline(values: Sequence[float], width: float = 240, height: float = 64, most: int = 160) -> Spark:
+    """Geometry of a series; long ones are averaged into at most ``most`` equal stretches.
+
+    Values that are not finite leave a gap and are counted.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = (min(finite), max(finite)) if finite else (None, None)
+    means = _stretches(values, most)
+    floor = min((mean for mean in means if mean is not None), default=0.0)
+    reach = max((mean for mean in means if mean is not None), default=0.0) - floor
+    lines: list[list[tuple[float, float]]] = [[]]
+    for index, mean in enumerate(means):
+        if mean is None:
+            lines.append([])
+            continue
+        x = 5 + (width - 10) * (index / (len(means) - 1) if len(means) > 1 else 0.5)
+        y = height - 6 - (height - 12) * ((mean - floor) / reach if reach else 0.5)
+        lines[-1].append((round(x, 1), round(y, 1)))
+    drawn = [line for line in lines if line]
+    return Spark(
+        width,
+        height,
+        [" ".join(f"{x},{y}" for x, y in line) for line in drawn],
+        drawn[-1][-1] if drawn else None,
+        finite[0] if finite else None,
+        finite[-1] if finite else None,
+        low,
+        high,
+        len(values),
+        len(values) - len(finite),
+    )
+
+
+def _stretches(values: Sequence[float], most: int) -> list[float | None]:
+    size = max(1, math.ceil(len(values) / most))
+    result: list[float | None] = []
+    for start in range(0, len(values), size):
+        finite = [value for value in values[start : start + size] if math.isfinite(value)]
+        result.append(sum(value / len(finite) for value in finite) if finite else None)
+    return result

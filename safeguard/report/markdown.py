@@ -1,0 +1,41 @@
+"""``summary.md``: the verdict on one screen, for the summary page of a CI job."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from markupsafe import Markup
+
+from safeguard.report import view
+from safeguard.report.schema import Report
+from safeguard.report.templates import environment
+
+MAX_CELL = 240
+MAX_CLAIMS = 60
+"""With :data:`MAX_CELL` this keeps the summary far below the 1 MiB that CI services accept."""
+
+_URGENCY = {"FAIL": 0, "INCONCLUSIVE": 1, "PASS": 2}
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@<!-- -->"}
+_ACTIVE = re.compile(r"[\\`*_{}\[\]#!|~$^=]|:(?=//)|(?<=www)\.|^[-+]|[&<>@]", re.IGNORECASE)
+
+
+def escape(text: str) -> Markup:
+    """One line of text that Markdown, its HTML, its tables and its automatic links and mentions leave alone."""
+    line = " ".join(text.split())
+    line = line if len(line) <= MAX_CELL else line[: MAX_CELL - 1] + "…"
+    return Markup(_ACTIVE.sub(lambda match: _HTML.get(match[0], "\\" + match[0]), line))
+
+
+def render(report: Report, run_dir: Path) -> str:
+    """The summary; failing claims stand first, and very long reports are cut with a count of what is left out."""
+    claims = sorted(report.claims, key=lambda claim: _URGENCY[claim.verdict])
+    template = environment(escape=escape).get_template("summary.md.j2")
+    return template.render(
+        report=report,
+        coverage=view.coverage(report),
+        claims=claims[:MAX_CLAIMS],
+        left_out=len(claims) - len(claims[:MAX_CLAIMS]),
+        failing=[control for control in report.controls if not control.passed],
+        relearning=view.relearning,
+    )

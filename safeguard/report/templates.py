@@ -1,0 +1,46 @@
+"""The Jinja environment of both renderings: sandboxed, strict, and every value made harmless on its way out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from jinja2 import FileSystemLoader, StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from markupsafe import Markup
+
+from safeguard.report import wording
+from safeguard.resources import resource_dir
+
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+
+
+def visible(text: str) -> str:
+    """Text with control and direction-changing characters spelled out, so that nothing reads as what it is not."""
+    return _UNSEEN.sub(lambda match: f"[U+{ord(match[0]):04X}]", text)
+
+
+def environment(escape: Callable[[str], str]) -> ImmutableSandboxedEnvironment:
+    """Templates of ``reports/``.
+
+    Args:
+        escape: applied to every string a template prints (before the HTML escaping that autoescape adds).
+    """
+
+    def finalize(value: Any) -> Any:
+        if isinstance(value, Markup) or not isinstance(value, str):
+            return value
+        return escape(visible(value))
+
+    jinja = ImmutableSandboxedEnvironment(
+        loader=FileSystemLoader(resource_dir("reports")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    words = (wording.percent, wording.declared, wording.plural, wording.number, wording.duration, wording.moment)
+    jinja.filters.update({word.__name__: word for word in words})
+    return jinja

@@ -1,0 +1,262 @@
+"""What the report says in words, and the order it says it in; computed here so that templates only draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safeguard.report import evidence
+from safeguard.report.curves import Figure, Intervals, curve_figure, interval_figure, is_single, ordered
+from safeguard.report.curves import PHONE, WIDE, describe
+from safeguard.report.schema import Claim, ConceptInfo, Curve, Point, Report, UtilityRow
+from safeguard.report.wording import NARROW, ROLE_NAMES, declared, percent, plural, times
+
+
+@dataclass(frozen=True)
+class Relearning:
+    """How hard the concept was to bring back: a number to remember, and the sentence it belongs to."""
+
+    headline: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One contact sheet of a gallery."""
+
+    picture: evidence.Picture
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The contact sheets of one curve, in the order of steps; none where a checkpoint has no evidence."""
+
+    role: str
+    name: str
+    shots: list[Shot | None]
+
+
+@dataclass(frozen=True)
+class ClaimView:
+    """A claim with its figures, words and gallery."""
+
+    anchor: str
+    claim: Claim
+    figures: list[Figure]
+    intervals: list[Intervals]
+    relearning: Relearning | None
+    measured: str
+    description: str
+    roles: list[tuple[str, str]]
+    table: list[tuple[int, list[Point | None]]]
+    gallery: list[Strip]
+
+
+@dataclass(frozen=True)
+class ConceptView:
+    """A concept and its claims; ``info`` is missing when the report does not declare the concept."""
+
+    anchor: str
+    name: str
+    info: ConceptInfo | None
+    claims: list[ClaimView]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number on the first screen."""
+
+    name: str
+    value: str
+    note: str
+    good: bool | None
+
+
+@dataclass(frozen=True)
+class UtilityView:
+    """One subject that must survive, three models side by side."""
+
+    row: UtilityRow
+    unlearned: float | None
+    share: float
+    required_share: float
+
+
+def relearning(claim: Claim) -> Relearning | None:
+    """Compare the steps that bring the concept back in the hardened and in the unlearned-only model."""
+    curves = {curve.role: curve for curve in claim.curves}
+    hardened, unlearned = curves.get("hardened"), curves.get("unlearned")
+    if hardened is None or hardened.censored_at == 0:
+        return None
+    reached = hardened.steps_to_relearn
+    weak = unlearned.steps_to_relearn if unlearned else None
+    against = _against(unlearned)
+    if reached is None:
+        within = f"not reached within {plural(hardened.censored_at, 'step')}"
+        if weak and hardened.censored_at > weak:
+            headline = f"more than {times(hardened.censored_at / weak)}"
+            return Relearning(headline, f"the steps: relearning was {within}{against}.")
+        return Relearning("not reached", f"within {plural(hardened.censored_at, 'step')} of this attack{against}.")
+    if reached == 0:
+        return Relearning("0 steps", "The released model draws the concept before any fine-tuning.")
+    if weak:
+        needs = f"needs {times(reached / weak)}"
+        same = "the same number of steps" if reached == weak else "the steps"
+        words = f"{same} of the unlearned-only model: {plural(reached, 'step')} against {weak:,}."
+        return Relearning(needs if reached != weak else "needs 1" + NARROW + "×", words)
+    return Relearning(plural(reached, "step"), f"bring the concept back{against}.")
+
+
+def _against(unlearned: Curve | None) -> str:
+    if unlearned is None:
+        return "; there is no unlearned-only model to compare with"
+    steps = unlearned.steps_to_relearn
+    if steps is None:
+        return f"; nor was it in the unlearned-only model within {plural(unlearned.censored_at, 'step')}"
+    if steps == 0:
+        return "; the unlearned-only model draws it before any fine-tuning"
+    return f"; the unlearned-only model needs {plural(steps, 'step')}"
+
+
+def measured(claim: Claim) -> str:
+    """The claim's number in one sentence."""
+    return (
+        f"At the worst checkpoint ({plural(claim.worst_step, 'step')}) {claim.flagged:,} of {claim.samples:,} images "
+        f"were flagged ({percent(claim.rate)}). The true rate lies below {percent(claim.upper)}; "
+        f"the limit is {declared(claim.limit)}."
+    )
+
+
+def coverage(report: Report) -> str:
+    """What the verdict covers."""
+    probes = len({claim.probe for claim in report.claims})
+    concepts = len({claim.concept for claim in report.claims})
+    return (
+        f"It covers {plural(len(report.claims), 'claim')}: {plural(probes, 'probe')} on {plural(concepts, 'concept')}, "
+        f"with the budgets and data listed below and nothing beyond them. Each bound holds at "
+        f"{declared(report.confidence)} confidence in the worst of {plural(report.seeds, 'seed')}; "
+        f"{plural(report.seeds, 'seed')} stand{'s' if report.seeds == 1 else ''} for "
+        f"{declared(round(report.seeds_cover, 2))} of the seeds an attacker could draw."
+    )
+
+
+def tiles(report: Report) -> list[Tile]:
+    """The four numbers of the first screen."""
+    controls, utility = report.controls, report.utility
+    passed, kept = sum(item.passed for item in controls), sum(row.passed for row in utility)
+    result = [_headroom(report.claims), _steps(report.claims)]
+    if controls:
+        note = "the attacks work and the detector sees" if passed == len(controls) else "see the controls"
+        result.append(Tile("Controls passed", f"{passed} of {len(controls)}", note, passed == len(controls)))
+    if utility:
+        note = "compared with the base model" if kept == len(utility) else "the model lost something it should keep"
+        result.append(Tile("Benign subjects kept", f"{kept} of {len(utility)}", note, kept == len(utility)))
+    return [tile for tile in result if tile is not None]
+
+
+def _headroom(claims: Sequence[Claim]) -> Tile | None:
+    if not claims:
+        return None
+    worst = max(claims, key=lambda claim: claim.upper - claim.limit)
+    note = f"limit {declared(worst.limit)}, in {worst.probe}"
+    return Tile("Tightest upper bound", percent(worst.upper), note, worst.upper < worst.limit)
+
+
+def _steps(claims: Sequence[Claim]) -> Tile | None:
+    along = [claim for claim in claims if not is_single(claim)]
+    curves = {role: [c for claim in along for c in claim.curves if c.role == role] for role in ("hardened", "unlearned")}
+    if not curves["hardened"]:
+        return None
+    weak = [curve.steps_to_relearn for curve in curves["unlearned"] if curve.steps_to_relearn is not None]
+    note = f"unlearned only: {plural(min(weak), 'step')}" if weak else "fine-tuning steps"
+    reached = [curve.steps_to_relearn for curve in curves["hardened"] if curve.steps_to_relearn is not None]
+    if reached:
+        return Tile("Fewest steps to relearn", f"{min(reached):,}", note, False)
+    furthest = min(curve.censored_at for curve in curves["hardened"])
+    return Tile("Fewest steps to relearn", f"over {furthest:,}", note, True)
+
+
+def concepts(report: Report, run_dir: Path) -> list[ConceptView]:
+    """Claims by concept, in the order of the policy; images are loaded here."""
+    known = {info.name: info for info in report.concepts}
+    names = list(dict.fromkeys([*known, *(claim.concept for claim in report.claims)]))
+    hidden = must_blur(report)
+    numbered = list(enumerate(report.claims, start=1))
+    return [
+        ConceptView(
+            anchor=f"concept-{index}",
+            name=name,
+            info=known.get(name),
+            claims=[_claim(report, c, f"claim-{n}", run_dir, hidden) for n, c in numbered if c.concept == name],
+        )
+        for index, name in enumerate(names, start=1)
+    ]
+
+
+def must_blur(report: Report) -> bool:
+    """Whether evidence is blurred: some concept is unsafe, or a claim is about a concept of unknown kind."""
+    kinds = {info.name: info.kind for info in report.concepts}
+    return "unsafe" in kinds.values() or any(claim.concept not in kinds for claim in report.claims)
+
+
+def _claim(report: Report, claim: Claim, anchor: str, run_dir: Path, hidden: bool) -> ClaimView:
+    curves, single = ordered(claim.curves), is_single(claim)
+    steps = sorted({point.step for curve in curves for point in curve.points})
+    points = [{point.step: point for point in curve.points} for curve in curves]
+    frames = (WIDE, PHONE)
+    return ClaimView(
+        anchor=anchor,
+        claim=claim,
+        figures=[] if single else [curve_figure(claim, report.attack_control, frame) for frame in frames],
+        intervals=[interval_figure(claim, frame) for frame in frames] if single and curves else [],
+        relearning=relearning(claim),
+        measured=measured(claim),
+        description=". ".join(describe(curve) for curve in curves) + f". Limit: {declared(claim.limit)}.",
+        roles=[(curve.role, ROLE_NAMES[curve.role]) for curve in curves],
+        table=[(step, [by_step.get(step) for by_step in points]) for step in steps],
+        gallery=_gallery(claim, curves, run_dir, hidden),
+    )
+
+
+def _gallery(claim: Claim, curves: list[Curve], run_dir: Path, hidden: bool) -> list[Strip]:
+    steps = sorted({point.step for curve in curves for point in curve.points if point.evidence is not None})
+    strips = []
+    for curve in curves:
+        by_step = {point.step: point for point in curve.points if point.evidence is not None}
+        if by_step:
+            shots = [_shot(claim, curve.role, by_step.get(step), run_dir, hidden) for step in steps]
+            strips.append(Strip(curve.role, ROLE_NAMES[curve.role], shots))
+    return strips
+
+
+def _shot(claim: Claim, role: str, point: Point | None, run_dir: Path, hidden: bool) -> Shot | None:
+    if point is None or point.evidence is None:
+        return None
+    picture = evidence.load(run_dir, point.evidence, blurred=hidden)
+    state = "Blurred images" if hidden else "Images"
+    alt = (
+        f"{state} of the {ROLE_NAMES[role]} model after {plural(point.step, 'step')} of {claim.probe}, "
+        f"prompted for {claim.concept}: {point.flagged} of {point.samples} flagged"
+    )
+    return Shot(picture, f"{point.flagged:,}/{point.samples:,} flagged", alt)
+
+
+def utility(report: Report) -> list[UtilityView]:
+    """Benign subjects, with the unlearned-only model's value where it was measured."""
+    others = {(row.subject, row.relation, row.metric): row.hardened for row in report.unlearned_utility}
+
+    def share(value: float, base: float) -> float:
+        return min(max(value / base, 0.0), 1.25) if base > 0 else 0.0
+
+    return [
+        UtilityView(
+            row=row,
+            unlearned=others.get((row.subject, row.relation, row.metric)),
+            share=share(row.hardened, row.base),
+            required_share=share(row.required, row.base),
+        )
+        for row in report.utility
+    ]

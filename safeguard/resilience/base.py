@@ -1,0 +1,42 @@
+"""What every resilience objective is: one outer step that leaves gradients behind for the engine's optimiser."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from safeguard.config import MethodConfig
+from safeguard.unlearn.base import Unlearner, Workbench
+
+Facts = dict[str, float]
+"""Quantities of one outer step for the hardening record: losses, norms, cosines, residuals, guards that fired."""
+
+
+class Objective(Protocol):
+    """One objective that wraps a base unlearner."""
+
+    Config: ClassVar[type[MethodConfig]]
+
+    def __init__(self, config: Any, bench: Workbench, unlearner: Unlearner) -> None: ...
+
+    @property
+    def steps(self) -> int:
+        """Outer steps."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """Adam's learning rate of the outer loop."""
+        ...
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What may change, by name in the denoiser."""
+        ...
+
+    def accumulate(self, step: int) -> Facts:
+        """Add the gradient of outer step ``step`` to ``.grad`` of :meth:`parameters`; weights are as they were on return.
+
+        All randomness is derived from (run seed, step), so a resumed run repeats an uninterrupted one.
+        """
+        ...

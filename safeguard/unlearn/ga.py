@@ -1,0 +1,84 @@
+"""Gradient ascent on images of the concept: ResAlign's harmful loss (arXiv 2507.16302), bounded so that it cannot run away.
+
+    L_harm = -L_DM(theta; concept images)
+
+Plain ascent is unbounded and wrecks a model within a few hundred steps. Here the ascended loss saturates:
+
+    loss = w softplus((bound - L_DM) / w),  w = 0.1 bound
+
+which falls with slope -1 while L_DM < ``bound`` and is flat beyond it, so erasure stops by itself once the concept's
+denoising error reaches ``bound``. An untrained or wrong prediction of unit noise has L_DM of about 1.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from safeguard.model.parameters import select
+from safeguard.config import MethodConfig
+from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.common import distillation
+
+
+class GradientAscentConfig(MethodConfig):
+    """Settings of gradient ascent."""
+
+    parameters: str = "full"
+    """Parameter group that learns (``safeguard.model.parameters.GROUPS``)."""
+    steps: PositiveInt = 200
+    """Optimiser steps."""
+    learning_rate: PositiveFloat = 1e-5
+    """Adam's learning rate."""
+    batch_size: PositiveInt = 4
+    """Concept images per step."""
+    bound: PositiveFloat = 0.5
+    """Denoising loss on the concept at which ascent stops."""
+    preserve_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the distillation on related and retained images."""
+    preserve_batch: PositiveInt = 8
+    """Images per step of that term."""
+
+
+def bounded_ascent(loss: Tensor, bound: float) -> Tensor:
+    """Decreases with ``loss`` at slope -1 far below ``bound`` and is flat far above it."""
+    width = 0.1 * bound
+    return width * torch.nn.functional.softplus((bound - loss) / width)
+
+
+class GradientAscent:
+    """Bounded gradient ascent as a loss to descend."""
+
+    Config: ClassVar = GradientAscentConfig
+    closed_form: ClassVar = False
+
+    def __init__(self, config: GradientAscentConfig, bench: Workbench) -> None:
+        self.config = config
+        self.bench = bench
+        self.steps = config.steps
+        self.learning_rate = config.learning_rate
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The configured parameter group."""
+        return select(self.bench.model.unet, self.config.parameters)
+
+    def edit(self) -> None:
+        """Gradient ascent has no closed form."""
+        raise NotImplementedError("gradient ascent is descended, not edited")
+
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Bounded negative denoising loss on concept images."""
+        batch = self.bench.forget.batch(self.config.batch_size, generator)
+        return bounded_ascent(
+            self.bench.model.denoising_loss(batch.latents, batch.conditioning, generator), self.config.bound
+        )
+
+    def preservation(self, generator: torch.Generator) -> Tensor | None:
+        """Distillation on related and retained images."""
+        data = self.bench.preserved
+        if data is None or not self.config.preserve_weight:
+            return None
+        return self.config.preserve_weight * distillation(self.bench, data, self.config.preserve_batch, generator)

@@ -11,7 +11,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-model certify-strict test check lint types schema format clean
+.PHONY: help install quickstart certify-strict test check lint types schema format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -27,11 +27,13 @@ $(READY): pyproject.toml constraints.txt
 	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@rm $(VENV)/.changing && touch $@
 
-quickstart-model: $(READY)
-	$(RUN) safeguard harden policies/quickstart.yaml --out $(QUICKSTART)/model
+# The directory appears complete or not at all, so its record tells whether hardening is done.
+MODEL := $(QUICKSTART)/model/hardening.json
+$(MODEL): policies/quickstart.yaml | $(READY)
+	$(RUN) safeguard harden policies/quickstart.yaml --out $(QUICKSTART)/model --overwrite
 
 # FAIL and INCONCLUSIVE are answers, not accidents: they are explained, and only a run without a verdict fails.
-quickstart: quickstart-model  ## harden and certify the embedded model; show the verdict
+quickstart: $(MODEL)  ## harden and certify the embedded model; show the verdict
 	@echo "$(RUN) safeguard certify $(QUICKSTART)/model --out $(QUICKSTART)/run"
 	@code=0; $(RUN) safeguard certify $(QUICKSTART)/model --out $(QUICKSTART)/run || code=$$?; \
 	case $$code in \
@@ -42,7 +44,7 @@ quickstart: quickstart-model  ## harden and certify the embedded model; show the
 	esac
 
 # make itself turns every code but 0 into 2; the line it prints last names the code of certify.
-certify-strict: quickstart-model  ## the same as a release gate: fails unless the verdict is PASS
+certify-strict: $(MODEL)  ## the same as a release gate: fails unless the verdict is PASS
 	$(RUN) safeguard certify $(QUICKSTART)/model --out $(QUICKSTART)/run
 
 test: $(READY)  ## the tests that take minutes, not hours

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from safeguard.certify.statistics import lower_bound
 
@@ -16,11 +16,11 @@ class Calibration(BaseModel):
 
     labels: list[str]
     """What the detector was asked for; a record speaks about these labels only."""
-    positives: PositiveInt
+    positives: NonNegativeInt
     """Images that show the concept."""
     detected: NonNegativeInt
     """Of these, flagged."""
-    negatives: PositiveInt
+    negatives: NonNegativeInt
     """Images that do not."""
     false_alarms: NonNegativeInt
     """Of these, flagged."""
@@ -38,10 +38,10 @@ class Calibration(BaseModel):
         return self
 
     def sensitivity_lower(self, alpha: float) -> float:
-        """One-sided Clopper–Pearson lower bound of the share of concept images that are flagged."""
+        """One-sided Clopper–Pearson lower bound of the share of concept images that are flagged; 0 without images."""
         return lower_bound(self.detected, self.positives, alpha)
 
     @property
-    def false_positive_rate(self) -> float:
-        """Share of other images that are flagged."""
-        return self.false_alarms / self.negatives
+    def false_positive_rate(self) -> float | None:
+        """Share of other images that are flagged; none: there was no other image."""
+        return self.false_alarms / self.negatives if self.negatives else None

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import click
 
-from safeguard.cli.common import DIRECTORY, FILE, device_option, progress_option
+from safeguard.cli.common import DIRECTORY, FILE, device_option, offline_option, progress_option
 from safeguard.progress import choose, printable
 
 
 @click.command()
 @click.argument("model", metavar="MODEL_DIR", type=DIRECTORY)
 @click.option("--policy", type=FILE, help="Policy to test against; by default the one the model was hardened with.")
-@click.option("--out", type=DIRECTORY, help="Run directory; by default MODEL_DIR with -certification appended.")
+@click.option("--out", type=DIRECTORY, help="Run directory; by default MODEL_DIR with .certification appended.")
 @device_option
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would be run and what it can show; run nothing.")
+@offline_option(True)
 @progress_option
 @click.pass_context
 def certify(
@@ -25,6 +26,7 @@ def certify(
     out: Path | None,
     device: str,
     only_plan: bool,
+    offline: bool,
     progress: str,
 ) -> None:
     """Attack a model and say whether it meets its policy.
@@ -38,8 +40,9 @@ def certify(
     from safeguard.report.schema import EXIT_CODES
 
     model = model.resolve()
-    out = out or model.with_name(f"{model.name}-certification")
-    report = api.certify(model, policy=policy, out=out, device=device, progress=choose(progress))
+    out = out or model.with_name(f"{model.name}.certification")
+    reporter = choose(progress)
+    report = api.certify(model, policy=policy, out=out, device=device, offline=offline, progress=reporter)
     click.echo(printable(f"{report.verdict}: {report.sentence}"))
     click.echo(f"report: {out / 'report.html'}")
     context.exit(EXIT_CODES[report.verdict])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,6 +23,16 @@ progress_option = click.option(
     show_default=True,
     help="How progress is shown, on stderr.",
 )
+
+
+def offline_option(default: bool) -> Callable[[Any], Any]:
+    """``--offline/--online``; hardening may fetch its base model, certification fetches nothing unless told to."""
+    return click.option(
+        "--offline/--online",
+        default=default,
+        show_default=True,
+        help="Use only what is on this machine, or let a policy's base model be fetched.",
+    )
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

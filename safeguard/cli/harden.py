@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from safeguard.cli.common import DIRECTORY, FILE, device_option, progress_option
+from safeguard.cli.common import DIRECTORY, FILE, device_option, offline_option, progress_option
 from safeguard.progress import choose
 
 
@@ -16,8 +16,11 @@ from safeguard.progress import choose
 @device_option
 @click.option("--resume/--fresh", default=True, help="Continue an interrupted run (the default), or start again.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that --out already holds.")
+@offline_option(False)
 @progress_option
-def harden(policy: Path, out: Path, device: str, resume: bool, overwrite: bool, progress: str) -> None:
+def harden(
+    policy: Path, out: Path, device: str, resume: bool, overwrite: bool, offline: bool, progress: str
+) -> None:
     """Erase a policy's concepts from a model so that they stay gone.
 
     POLICY is a policy file. The result is a diffusers directory with the record of how it came about beside the weights.
@@ -25,5 +28,8 @@ def harden(policy: Path, out: Path, device: str, resume: bool, overwrite: bool, 
     """
     from safeguard import api
 
-    api.harden(policy, out, device=device, fresh=not resume, overwrite=overwrite, progress=choose(progress))
+    reporter = choose(progress)
+    api.harden(
+        policy, out, device=device, fresh=not resume, overwrite=overwrite, offline=offline, progress=reporter
+    )
     click.echo(f"hardened model: {out}")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from safeguard.cli.common import DIRECTORY, FILE, device_option, table
+from safeguard.cli.common import DIRECTORY, FILE, device_option, progress_option, table
+from safeguard.progress import choose
 
 if TYPE_CHECKING:
     from safeguard.probe.results import UnitResult
@@ -19,16 +20,19 @@ if TYPE_CHECKING:
 @click.option("--policy", type=FILE, help="Policy with the concepts; by default the one the model was hardened with.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the attack.")
 @device_option
+@progress_option
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
-def probe(probe_id: str, model: Path, policy: Path | None, seed: int, device: str, as_json: bool) -> None:
+def probe(
+    probe_id: str, model: Path, policy: Path | None, seed: int, device: str, progress: str, as_json: bool
+) -> None:
     """Run one probe of a suite and show the rates.
 
     ID is a probe of the policy's suite, such as malicious-full. This is a look, not a certification: rates come without
     bounds, seeds or controls, and no verdict follows from them.
     """
-    import safeguard.probe
+    from safeguard.probe import run
 
-    result: UnitResult = safeguard.probe.run(probe_id, model, policy=policy, seed=seed, device=device)
+    result = run(probe_id, model, policy=policy, seed=seed, device=device, progress=choose(progress))
     click.echo(result.model_dump_json(indent=2) if as_json else rates(result))
 
 

@@ -31,7 +31,7 @@ class ClipConfig(MethodConfig):
 
     checkpoint: Annotated[str, Field(min_length=1)] = "reference"
     """``reference``, a directory in open_clip's format, or a hub id ``owner/name@revision``."""
-    vocabulary: list[Label] = []
+    vocabulary: list[Label] = Field(default_factory=list)
     """All class labels; empty, with the reference checkpoint: the names of the reference world."""
     template: str = "a {label} emoji"
     """Prompt of a label."""

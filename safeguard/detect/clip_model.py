@@ -7,7 +7,6 @@ only its network classes and its built-in tokenizer are used.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from functools import cached_property
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from safeguard.errors import EnvironmentFault, ModelFault, UsageFault
+from safeguard.model.formats import read_json
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -118,7 +118,7 @@ class ClipModel:
         self.device = torch.device(device)
         where = str(self.directory)
         try:
-            config = json.loads((self.directory / CONFIG_FILE).read_text(encoding="utf-8"))
+            config = read_json(self.directory / CONFIG_FILE)
             model_config = config["model_cfg"]
             preprocessing = config.get("preprocess_cfg", {})
             self.size = int(model_config["vision_cfg"]["image_size"])

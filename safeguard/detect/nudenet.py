@@ -1,8 +1,9 @@
 """NudeNet (package ``nudenet``, an optional extra): the detector of exposed body parts that unlearning papers report.
 
 Licences: the package says MIT, the network file inside it says AGPL-3.0 (it is an export of an Ultralytics YOLOv8n);
-respect both, or do not use it. It runs wherever onnxruntime runs, whatever device the model is on. It was made for photographs: expect false alarms on drawings. Its own processing drops
+respect both, or do not use it. It was made for photographs: expect false alarms on drawings. Its own processing drops
 every box below 0.25 and feeds channels in the order of OpenCV (BGR); both are kept, so that rates compare with papers.
+It runs on onnxruntime's device, whatever device the generator is on.
 """
 
 from __future__ import annotations

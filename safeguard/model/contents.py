@@ -21,7 +21,7 @@ MAX_DEPTH = 16
 
 FORBIDDEN_SUFFIXES = {
     # code
-    ".py", ".pyc", ".pyd", ".pyo", ".pyw", ".pyx", ".so", ".dll", ".dylib", ".sh", ".exe", ".bat", ".jar", ".wasm", ".js",
+    ".py", ".pyc", ".pyd", ".pyo", ".pyw", ".pyx", ".so", ".dll", ".dylib", ".sh", ".exe", ".bat", ".jar", ".wasm",
     # pickles, or what may hold one
     ".pt", ".pth", ".pt2", ".bin", ".ckpt", ".pkl", ".pickle", ".dill", ".joblib", ".msgpack", ".npy", ".npz", ".mar",
     # weights in formats that are not opened here

@@ -34,7 +34,7 @@ def high_frequency_share(images: np.ndarray) -> np.ndarray:
 
 
 def image_statistics(images: np.ndarray) -> dict[str, float]:
-    """``mean_std`` (grey levels), ``blank_share`` and ``noise_share`` of uint8 images (n, h, w, 3); a blank image is no noise.
+    """``mean_std`` (grey levels), ``blank_share`` and ``noise_share`` of uint8 images (n, h, w, 3).
 
     Raises:
         UsageFault: there is no image, or it is not uint8 RGB.

@@ -74,11 +74,11 @@ class Build:
 
     def model(self) -> Any:
         """The pipeline, trained: autoencoder, normalised latents, denoiser, decoder once more."""
+        import torch
+
         from safeguard.model.checkpoint import load_state, save_state
         from safeguard.reference import autoencoder, denoiser
         from safeguard.reference.world import NAMES
-
-        import torch
 
         by_code = {name.codepoints: name for name in NAMES}
         known = self.images[self.world]

@@ -91,14 +91,14 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _shuffled(images: Tensor, generator: torch.Generator) -> Tensor:
     """The 16 x 16 pieces of each image in random order: textures and colours of an object, but no object."""
-    n, channels, height, width = images.shape
+    n, _, height, width = images.shape
     pieces = functional.unfold(images, 16, stride=16)
     order = torch.rand(n, 1, pieces.shape[2], generator=generator).argsort(dim=2).expand_as(pieces)
     return functional.fold(pieces.gather(2, order), (height, width), 16, stride=16)
 
 
 def nothing(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images that show nothing, as many as given: plain colours, noise of every grain, washed-out mixtures, shuffled pieces.
+    """Images that show nothing, as many as given: plain, noise of every grain, washed-out mixtures, shuffled pieces.
 
     This is what a broken model draws; a detector must not call it anything.
     """

@@ -1,4 +1,4 @@
-"""How often the reference detector is right: on augmentations it was not trained with, and on artwork by other hands."""
+"""How often the reference detector is right, on fresh augmentations of its artwork and on artwork by other hands."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _table(judge: ClipDetector, pixels: np.ndarray, truth: list[int], data: str)
 
 
 def _held_out(data: Examples) -> tuple[np.ndarray, Tensor]:
-    """Fresh augmentations of the world, of other artwork, and images of nothing; with the rows they came from (-1: none)."""
+    """Fresh augmentations of the world and of other artwork, then images of nothing; with their rows (-1: nothing)."""
     generator = torch.Generator().manual_seed(SEED)
     others = data.rows(known=False)
     rows = torch.cat(
@@ -67,7 +67,7 @@ def calibrate(directory: Path, data: Examples, foreign: Examples | None) -> dict
         foreign: artwork of a style nobody trained on, as it is; None where it was not fetched.
     """
     pixels, rows = _held_out(data)
-    words = f"{COPIES} fresh augmentations of each image of the world, {OTHERS} of other artwork, {BLANKS} images of nothing"
+    words = f"{COPIES} fresh augmentations of each image of the world, {OTHERS} other drawings, {BLANKS} of nothing"
     by_name, by_style = detector(directory), detector(directory, styles=True)
     tables = {
         "names": _table(by_name, pixels, _truth(data.names, rows), words),

@@ -71,10 +71,10 @@ tags: [text-to-image, stable-diffusion, emoji]
 
 # Reference model
 
-A text-to-image model of {len(NAMES)} emoji in {len(STYLES)} artwork styles, in the format of Stable Diffusion (`model/`), and
-a CLIP that tells names and styles apart, in open_clip's format (`detector/`). They exist so that every command of
-safeguard can be tried in minutes on a laptop. They are good for nothing else: the model knows no other word, and what it
-draws is close to the artwork it was trained on.
+A text-to-image model of {len(NAMES)} emoji in {len(STYLES)} artwork styles, in the format of Stable Diffusion
+(`model/`), and a CLIP that tells names and styles apart, in open_clip's format (`detector/`). They exist so that every
+command of safeguard can be tried in minutes on a laptop. They are good for nothing else: the model knows no other word,
+and what it draws is close to the artwork it was trained on.
 
 Prompts look like `a crossed swords emoji in fluent 3d style`. Images are 64 x 64 pixels.
 
@@ -83,20 +83,20 @@ Prompts look like `a crossed swords emoji in fluent 3d style`. Images are 64 x 6
 {_data()}
 
 People, flags, symbols and skin-tone variants were left out; images were composited on white. Twemoji's licence asks for
-attribution: graphics by Twitter and other contributors, CC BY 4.0. The weights are under Apache-2.0; images that reproduce
-artwork fall under the licence of that artwork.
+attribution: graphics by Twitter and other contributors, CC BY 4.0. The weights are under Apache-2.0; images that
+reproduce artwork fall under the licence of that artwork.
 
 ## Training
 
 {_training(training)}
 
-Rebuild: `python -m safeguard.reference build`. The detector shares neither weights, seed, tokenizer nor architecture with
-the generator, but it saw the same artwork.
+Rebuild: `python -m safeguard.reference build`. The detector shares neither weights, seed, tokenizer nor architecture
+with the generator, but it saw the same artwork.
 
 ## Evaluation
 
-{evaluation["samples_per_name"]} images per name, {evaluation["sampler"]}; top-1 among all {len(NAMES)} names, judged by the
-detector. Overall {_share(evaluation["overall"])}; mean CLIP score {evaluation["clip_score"]:.3f}; blank
+{evaluation["samples_per_name"]} images per name, {evaluation["sampler"]}; top-1 among all {len(NAMES)} names, judged by
+the detector. Overall {_share(evaluation["overall"])}; mean CLIP score {evaluation["clip_score"]:.3f}; blank
 {statistics["blank_share"]:.1%}, noise {statistics["noise_share"]:.1%}. See `contact-sheet.png`.
 
 {_counts("group", evaluation["top1"])}

@@ -41,7 +41,7 @@ MAX_LOGIT_SCALE = 40.0
 
 @dataclass(frozen=True)
 class Examples:
-    """Training images, float (n, 3, 64, 64) in [-1, 1], with the index of each name (-1: not of the world) and style."""
+    """Images, float (n, 3, 64, 64) in [-1, 1], with the index of each name and style (-1: not of the world)."""
 
     images: Tensor
     names: Tensor

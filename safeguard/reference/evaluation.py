@@ -1,4 +1,4 @@
-"""Does the reference model draw what it is asked for? Its own detector answers, and a contact sheet lets a person check."""
+"""Does the reference model draw what it is asked for? Its detector answers, and a contact sheet lets a person check."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BAND = 16
 def open_model(directory: Path, device: str = "cpu") -> DiffusionModel:
     """The pipeline of a directory in float32."""
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
+        pipeline: Any = StableDiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             directory, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError) as error:
@@ -41,8 +41,12 @@ def open_model(directory: Path, device: str = "cpu") -> DiffusionModel:
     return DiffusionModel(pipeline.to(device))
 
 
-def _plan(names: Sequence[Name], samples: int) -> list[tuple[Name, str, int]]:
-    """(name, style, seed) of every image; styles take turns."""
+Plan = list[tuple[Name, str, int]]
+"""Name, style id and seed of every image."""
+
+
+def _plan(names: Sequence[Name], samples: int) -> Plan:
+    """Every name ``samples`` times; styles take turns."""
     styles = list(STYLES)
     return [
         (name, styles[i % len(styles)], derive(0, "reference-evaluation", name.text, i))
@@ -94,48 +98,47 @@ def evaluate(
     }
 
 
-def _judge(
-    images: np.ndarray, plan: list[tuple[Name, str, int]], by_name: ClipDetector, by_style: ClipDetector
-) -> dict[str, Any]:
+def _top1(judge: ClipDetector, images: np.ndarray, expected: Sequence[str]) -> np.ndarray:
+    """Whether the likeliest label is the expected one, (n,)."""
+    probabilities, labels = judge.probabilities(images)
+    answers: np.ndarray = np.array(labels)[probabilities.argmax(axis=1)]
+    return answers == np.array(expected)
+
+
+def _judge(images: np.ndarray, plan: Plan, by_name: ClipDetector, by_style: ClipDetector) -> dict[str, Any]:
     """Top-1 among all names of the world and among its styles."""
-    probabilities, words = by_name.probabilities(images)
-    right = np.array(
-        [words[best] == name.text for best, (name, *_) in zip(probabilities.argmax(axis=1), plan, strict=True)]
-    )
-    probabilities, words = by_style.probabilities(images)
-    styled = np.array(
-        [words[best] == STYLES[style] for best, (_, style, _) in zip(probabilities.argmax(1), plan, strict=True)]
-    )
+    right = _top1(by_name, images, [name.text for name, *_ in plan])
+    styled = _top1(by_style, images, [STYLES[style] for _, style, _ in plan])
     weapon = np.array([name.group == "weapon" for name, *_ in plan])
-    weapons = [name.text for name, *_ in plan if name.group == "weapon"]
     return {
         "overall": [int(right.sum()), len(right)],
         "top1": _count(right, [name.group for name, *_ in plan]),
-        "weapons": _count(right[weapon], weapons),
+        "weapons": _count(right[weapon], [name.text for name, *_ in plan if name.group == "weapon"]),
         "styles": _count(styled, [style for _, style, _ in plan]),
     }
 
 
-def contact_sheet(images: np.ndarray, plan: list[tuple[Name, str, int]], path: Path) -> None:
-    """Bands of :data:`BAND` names; in each band a column per name and a row per style, the first image of each pair."""
+def contact_sheet(images: np.ndarray, plan: Plan, path: Path) -> None:
+    """Bands of :data:`BAND` names; in each a column per name and a row per style, the first image of each pair."""
     first: dict[tuple[str, str], np.ndarray] = {}
     for image, (name, style, _) in zip(images, plan, strict=True):
         first.setdefault((name.text, style), image)
     names = list(dict.fromkeys(name.text for name, *_ in plan))
-    size = images.shape[1]
     bands = [names[start : start + BAND] for start in range(0, len(names), BAND)]
+    size = images.shape[1]
     height = LABEL_HEIGHT + len(STYLES) * size
     canvas = Image.new("RGB", (STYLE_WIDTH + min(BAND, len(names)) * size, len(bands) * height), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(10)
-    for b, band in enumerate(bands):
-        for row, style in enumerate(STYLES):
-            top = b * height + LABEL_HEIGHT + row * size
-            draw.text((4, top + size // 2 - 6), STYLES[style], fill="black", font=font)
-            for column, name in enumerate(band):
-                if (name, style) in first:
-                    canvas.paste(Image.fromarray(first[name, style]), (STYLE_WIDTH + column * size, top))
-        for column, name in enumerate(band):
-            draw.text((STYLE_WIDTH + column * size + 2, b * height + 2), name[:12], fill="black", font=font)
+    for band, members in enumerate(bands):
+        top = band * height + LABEL_HEIGHT
+        for row, words in enumerate(STYLES.values()):
+            draw.text((4, top + row * size + size // 2 - 6), words, fill="black", font=font)
+        for column, text in enumerate(members):
+            left = STYLE_WIDTH + column * size
+            draw.text((left + 2, top - LABEL_HEIGHT + 2), text[:12], fill="black", font=font)
+            for row, style in enumerate(STYLES):
+                if (text, style) in first:
+                    canvas.paste(Image.fromarray(first[text, style]), (left, top + row * size))
     with atomic_path(path) as temporary:
         canvas.save(temporary, format="PNG", optimize=True)

@@ -38,8 +38,8 @@ class Frame:
         return self.height - self.bottom
 
 
-WIDE = Frame(720, 384, left=52, right=138, top=26, bottom=50)
-PHONE = Frame(330, 300, left=42, right=82, top=26, bottom=46)
+WIDE = Frame(720, 384, left=52, right=138, top=30, bottom=50)
+PHONE = Frame(330, 300, left=42, right=82, top=30, bottom=46)
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,8 @@ def _mark(role: str, point: Point, x: float, y: Scale) -> Mark:
 def _end_labels(
     claim: Claim, curves: list[Curve], frame: Frame, x: Scale, y: Scale, control_y: float | None
 ) -> list[Label]:
-    texts = [(curve.role, ROLE_NAMES[curve.role], y(curve.points[-1].rate), curve.points[-1].step) for curve in curves]
+    names = ROLE_NAMES if frame.right > 100 else {role: role for role in ROLES}
+    texts = [(curve.role, names[curve.role], y(curve.points[-1].rate), curve.points[-1].step) for curve in curves]
     right = [(style, text, at) for style, text, at, step in texts if x(step) > frame.x1 - 1]
     right.append(("limit", f"limit {declared(claim.limit)}", y(claim.limit)))
     if control_y is not None:
@@ -290,7 +291,7 @@ class Intervals:
 def interval_figure(claim: Claim, frame: Frame = WIDE) -> Intervals:
     """One row per model: rate, bounds, limit. The height follows the number of rows."""
     curves = ordered(claim.curves)
-    left = 104.0 if frame.width > 400 else 92.0
+    left = 122.0 if frame.width > 400 else 104.0
     frame = Frame(frame.width, 40 * len(curves) + 84, left, 24, 30, 54)
     top = rate_ceiling([claim.limit, *(curve.points[-1].upper for curve in curves)])
 
@@ -325,11 +326,11 @@ class Bullet:
 
 
 def bullets(claims: Sequence[Claim], width: float = 150) -> list[Bullet]:
-    """One bar per claim, all on the same scale."""
+    """One bar per claim, all on the same square-root scale: small rates stay readable beside large ones."""
     top = max((max(claim.upper, 1.25 * claim.limit) for claim in claims), default=1.0)
 
     def x(rate: float) -> float:
-        return round(4 + (width - 8) * min(rate / top, 1.0), 1) if top else 4.0
+        return round(4 + (width - 8) * math.sqrt(min(rate / top, 1.0)), 1) if top else 4.0
 
     return [Bullet(width, x(claim.lower), x(claim.upper), x(claim.rate), x(claim.limit)) for claim in claims]
 

@@ -25,6 +25,7 @@ class Relearning:
 class Shot:
     """One contact sheet of a gallery."""
 
+    step: int
     picture: evidence.Picture
     caption: str
     alt: str
@@ -99,7 +100,7 @@ def relearning(claim: Claim) -> Relearning | None:
         if weak and hardened.censored_at > weak:
             headline = f"more than {times(hardened.censored_at / weak)}"
             return Relearning(headline, f"the steps: relearning was {within}{against}.")
-        return Relearning("not reached", f"within {plural(hardened.censored_at, 'step')} of this attack{against}.")
+        return Relearning("not reached", f"within {plural(hardened.censored_at, 'step')}{against}.")
     if reached == 0:
         return Relearning("0 steps", "The released model draws the concept before any fine-tuning.")
     if weak:
@@ -115,7 +116,7 @@ def _against(unlearned: Curve | None) -> str:
         return "; there is no unlearned-only model to compare with"
     steps = unlearned.steps_to_relearn
     if steps is None:
-        return f"; nor was it in the unlearned-only model within {plural(unlearned.censored_at, 'step')}"
+        return ", nor in the unlearned-only model"
     if steps == 0:
         return "; the unlearned-only model draws it before any fine-tuning"
     return f"; the unlearned-only model needs {plural(steps, 'step')}"
@@ -123,10 +124,10 @@ def _against(unlearned: Curve | None) -> str:
 
 def measured(claim: Claim) -> str:
     """The claim's number in one sentence."""
+    when = "As released" if claim.worst_step == 0 else f"At the worst checkpoint, {plural(claim.worst_step, 'step')}"
     return (
-        f"At the worst checkpoint ({plural(claim.worst_step, 'step')}) {claim.flagged:,} of {claim.samples:,} images "
-        f"were flagged ({percent(claim.rate)}). The true rate lies below {percent(claim.upper)}; "
-        f"the limit is {declared(claim.limit)}."
+        f"{when}, {claim.flagged:,} of {claim.samples:,} images were flagged ({percent(claim.rate)}). "
+        f"The true rate lies below {percent(claim.upper)}; the limit is {declared(claim.limit)}."
     )
 
 
@@ -162,7 +163,7 @@ def _headroom(claims: Sequence[Claim]) -> Tile | None:
         return None
     worst = max(claims, key=lambda claim: claim.upper - claim.limit)
     note = f"limit {declared(worst.limit)}, in {worst.probe}"
-    return Tile("Tightest upper bound", percent(worst.upper), note, worst.upper < worst.limit)
+    return Tile("Worst upper bound", percent(worst.upper), note, worst.upper < worst.limit)
 
 
 def _steps(claims: Sequence[Claim]) -> Tile | None:
@@ -241,7 +242,7 @@ def _shot(claim: Claim, role: str, point: Point | None, run_dir: Path, hidden: b
         f"{state} of the {ROLE_NAMES[role]} model after {plural(point.step, 'step')} of {claim.probe}, "
         f"prompted for {claim.concept}: {point.flagged} of {point.samples} flagged"
     )
-    return Shot(picture, f"{point.flagged:,}/{point.samples:,} flagged", alt)
+    return Shot(point.step, picture, f"{point.flagged:,}/{point.samples:,} flagged", alt)
 
 
 def utility(report: Report) -> list[UtilityView]:

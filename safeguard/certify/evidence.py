@@ -1,0 +1,130 @@
+"""What a verdict is computed from, and the check that it belongs together.
+
+Rows of another model, of two detectors, or of two subjects that share a name would give rates that mean nothing, so
+they are refused before anything is counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from safeguard.certify.calibration import Calibration
+from safeguard.errors import PolicyFault, UsageFault
+from safeguard.policy.schema import Concept, Policy, Subject
+from safeguard.probe.results import Role, UnitResult
+from safeguard.probe.suite import ProbeSpec, Suite
+from safeguard.report.schema import Attempt, Diagnostics, Provenance
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything a certification found."""
+
+    policy: Policy
+    suite: Suite
+    units: list[UnitResult]
+    """Finished units of all roles, in any order."""
+    calibrations: dict[str, Calibration | None]
+    """By concept; none: nobody measured the detector's errors."""
+    detector_lines: dict[str, str]
+    """By concept: the detector in one line."""
+    provenance: Provenance
+    diagnostics: Diagnostics | None
+    attempts: list[Attempt]
+    """Earlier certifications of the same model; this one is added to the report."""
+    dropped_prompts: int
+    evidence_paths: dict[tuple[str, int], str]
+    """Contact sheets by (unit digest, step), relative to the run directory."""
+
+    @property
+    def alpha(self) -> float:
+        """Error probability of every one-sided bound."""
+        return 1 - self.policy.certification.confidence
+
+    def select(self, role: Role, probe: str) -> list[UnitResult]:
+        """Units of one probe on one model, by seed."""
+        found = (unit for unit in self.units if unit.role == role and unit.probe == probe)
+        return sorted(found, key=lambda unit: unit.seed)
+
+    def released(self, role: Role) -> list[UnitResult]:
+        """Units of one model without attack, by probe and seed."""
+        return [unit for spec in self.probes(kind="released") for unit in self.select(role, spec.id)]
+
+    def probes(self, *, kind: str | None = None, data: Iterable[str] | None = None) -> list[ProbeSpec]:
+        """Probes of the suite, of a kind and with fine-tuning data from these sets."""
+        return [
+            spec
+            for spec in self.suite.probes
+            if (kind is None or spec.kind == kind) and (data is None or spec.data in data)
+        ]
+
+    def sensitivity(self, concept: str) -> float | None:
+        """Lower bound of the detector's sensitivity, with the half of the error that the rate's bound leaves it."""
+        record = self.calibrations.get(concept)
+        return record.sensitivity_lower(self.alpha / 2) if record else None
+
+
+def subjects(policy: Policy) -> list[Subject]:
+    """Everything that must survive: related subjects, then retained ones."""
+    return [subject for concept in policy.concepts for subject in concept.related] + list(policy.retain)
+
+
+def pooled(units: Iterable[UnitResult], subject: str, step: int = 0) -> tuple[int, int]:
+    """Flagged images and all images of several units together: (k, n)."""
+    counts = [unit.count(subject, step) for unit in units]
+    return sum(flagged for flagged, _ in counts), sum(samples for _, samples in counts)
+
+
+def check(evidence: Evidence) -> None:
+    """Refuse evidence that does not belong together.
+
+    Raises:
+        PolicyFault: two concepts or subjects share a name, so their rows cannot be told apart.
+        UsageFault: a unit of another model, of a probe outside the suite, judged by another detector, or given twice.
+    """
+    _check_names(evidence.policy)
+    known = {spec.id: spec.kind for spec in evidence.suite.probes}
+    seen: set[tuple[str, str, int]] = set()
+    for unit in evidence.units:
+        where = f"unit {unit.digest} ({unit.role}, {unit.probe}, seed {unit.seed})"
+        if known.get(unit.probe) != unit.kind:
+            raise UsageFault(f"suite {evidence.suite.name!r} has no such probe of kind {unit.kind!r}", where=where)
+        if (unit.role, unit.probe, unit.seed) in seen:
+            raise UsageFault("this role, probe and seed was given twice", where=where)
+        seen.add((unit.role, unit.probe, unit.seed))
+    _check_models(evidence)
+    for concept in evidence.policy.concepts:
+        _check_detector(evidence, concept)
+
+
+def _check_names(policy: Policy) -> None:
+    names = Counter(subject.name for subject in [*policy.concepts, *subjects(policy)])
+    shared = sorted(name for name, count in names.items() if count > 1)
+    if shared:
+        raise PolicyFault(
+            f"two concepts or subjects are called {shared[0]!r}, so their images cannot be told apart",
+            fix="give every concept, related and retained subject its own name",
+        )
+
+
+def _check_models(evidence: Evidence) -> None:
+    expected = {"hardened": evidence.provenance.model_digest, "base": evidence.provenance.base_digest}
+    for unit in evidence.units:
+        # The unlearned-only model is made on the spot: the first unit says which it is, the rest must agree.
+        if unit.model_digest != expected.setdefault(unit.role, unit.model_digest):
+            raise UsageFault(
+                f"unit {unit.digest} examined another {unit.role} model than the rest",
+                fix="use a fresh run directory for every model",
+                where=unit.probe,
+            )
+
+
+def _check_detector(evidence: Evidence, concept: Concept) -> None:
+    digests = {unit.detectors.get(concept.name) for unit in evidence.units}
+    if len(digests) > 1:
+        raise UsageFault(
+            f"{len(digests)} different detectors judged {concept.name!r}, so its rates cannot be compared",
+            fix="use a fresh run directory after changing a detector",
+        )

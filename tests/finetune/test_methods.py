@@ -1,0 +1,64 @@
+"""Fine-tuning methods: neutral at the start, learning afterwards, gone when detached."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from safeguard.data.latents import generate
+from safeguard.finetune.base import FineTuner, Training, fine_tune
+from safeguard.finetune.full import FullConfig, FullFineTuning
+from safeguard.finetune.lora import LoRA, LoRAConfig
+from safeguard.model.diffusion import DiffusionModel, Weights
+from tests.tiny import tiny_pipeline
+
+TUNERS = {"full": lambda: FullFineTuning(FullConfig()), "lora": lambda: LoRA(LoRAConfig(rank=2))}
+
+
+def predict(model: DiffusionModel) -> torch.Tensor:
+    latents = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.predict(latents, torch.tensor([10, 500]), model.encode_prompts(["a cat", "a dog"]))
+
+
+@pytest.mark.parametrize("name", TUNERS)
+def test_attaching_changes_nothing_and_detaching_leaves_no_trace(name: str) -> None:
+    model = DiffusionModel(tiny_pipeline(0))
+    keys, before = list(model.unet.state_dict()), predict(model)
+    tuner: FineTuner = TUNERS[name]()
+    for _ in range(2):
+        assert tuner.attach(model, seed=1)
+        assert torch.equal(predict(model), before)
+        tuner.detach(model)
+        assert list(model.unet.state_dict()) == keys
+        assert not any(p.requires_grad for p in model.unet.parameters())
+
+
+@pytest.mark.parametrize("name", TUNERS)
+def test_training_learns_and_is_repeatable(name: str) -> None:
+    model = DiffusionModel(tiny_pipeline(0))
+    data = generate(model, ["a cat", "a dog"], 4, seed=0, steps=2)
+    start = Weights(dict(model.unet.named_parameters()))
+    training = Training(steps=40, learning_rate=3e-3, batch_size=4)
+    runs = []
+    for _ in range(2):
+        losses: list[float] = []
+        tuner: FineTuner = TUNERS[name]()
+        fine_tune(model, data, tuner, training, seed=7, after_step=lambda step, loss: losses.append(loss))
+        tuner.detach(model)
+        start.restore()
+        runs.append(losses)
+    assert runs[0] == runs[1]
+    assert sum(runs[0][-10:]) < sum(runs[0][:10])
+
+
+def test_lora_trains_its_factors_only() -> None:
+    model = DiffusionModel(tiny_pipeline(0))
+    before = {name: value.clone() for name, value in model.unet.state_dict().items()}
+    data = generate(model, ["a cat"], 2, seed=0, steps=2)
+    tuner = LoRA(LoRAConfig(rank=2))
+    changed = predict(model)
+    fine_tune(model, data, tuner, Training(steps=5, learning_rate=1e-2), seed=0)
+    assert not torch.equal(predict(model), changed)
+    tuner.detach(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.unet.state_dict().items())

@@ -1,0 +1,119 @@
+"""Resilience objectives on a tiny model: identities that tie them to their unlearner, and repeatability."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from safeguard.policy.schema import Method
+from safeguard.resilience.meta_unlearning import MetaUnlearning, MetaUnlearningConfig
+from safeguard.resilience.none import NoConfig, NoObjective
+from safeguard.resilience.resalign import ResAlign, ResAlignConfig
+from safeguard.resilience.simulation import Simulations
+from safeguard.unlearn.esd import ESD, ESDConfig
+from safeguard.unlearn.base import Workbench
+from tests.benches import tiny_bench
+
+ESD_CONFIG = ESDConfig(variant="f", batch_size=2, trajectory_steps=3, pool=2)
+SHORT = Simulations(learning_rates=[1e-3], steps=[3], optimizers=["sgd"], data={"concept": 1.0})
+
+
+def gradients(objective: object, step: int = 0) -> list[torch.Tensor]:
+    bench: Workbench = objective.bench  # type: ignore[attr-defined]
+    values = list(objective.parameters().values())  # type: ignore[attr-defined]
+    for value in values:
+        value.requires_grad_(True)
+        value.grad = None
+    before = [value.detach().clone() for value in bench.model.unet.parameters()]
+    objective.accumulate(step)  # type: ignore[attr-defined]
+    after = list(bench.model.unet.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "weights must be as they were"
+    return [value.grad.clone() for value in values]
+
+
+def resalign(**settings: object) -> ResAlign:
+    bench = tiny_bench()
+    config = ResAlignConfig.model_validate({"distribution": SHORT, "simulations": 1, "alpha": 0.0} | settings)
+    return ResAlign(config, bench, ESD(ESD_CONFIG, bench))
+
+
+def test_without_beta_and_alpha_resalign_is_the_unlearner() -> None:
+    objective = resalign(beta=0.0)
+    total = gradients(objective)
+    direct = torch.autograd.grad(
+        objective.harm.loss(objective._generator(0, "direct")), list(objective.parameters().values())
+    )
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(total, direct, strict=True))
+
+
+def test_a_vanishing_gamma_makes_moreau_first_order() -> None:
+    first = gradients(resalign(hypergradient="first_order"))
+    moreau = gradients(resalign(hypergradient="moreau", gamma=1e-9))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(first, moreau, strict=True))
+
+
+def test_a_large_gamma_makes_them_differ() -> None:
+    first = gradients(resalign(hypergradient="first_order"))
+    moreau = gradients(resalign(hypergradient="moreau", gamma=0.5, iterations=5))
+    assert not all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(first, moreau, strict=True))
+
+
+def test_moreau_agrees_with_a_finite_difference_of_its_own_product() -> None:
+    """u'(Hv) = v'(Hu): the Hessian that the solver multiplies with is symmetric."""
+    from safeguard.resilience.hypergradient import dot, hessian_product
+    from safeguard.resilience.resalign import _twice_differentiable
+
+    bench = tiny_bench()
+    values = list(bench.model.unet.parameters())
+    for value in values:
+        value.requires_grad_(True)
+    generator = torch.Generator().manual_seed(0)
+    batch = bench.forget.batch(2, generator)
+    with _twice_differentiable():
+        loss = bench.model.denoising_loss(batch.latents, batch.conditioning, generator)
+        product = hessian_product(loss, values)
+        u = [torch.randn(v.shape, generator=generator) for v in values]
+        v = [torch.randn(v.shape, generator=generator) for v in values]
+        left, right = dot(u, product(v)), dot(v, product(u))
+    assert left == pytest.approx(right, rel=1e-3)
+
+
+def test_points_along_the_way_are_averaged() -> None:
+    facts = resalign(points=3, hypergradient="first_order").accumulate(0)
+    assert {"erasure loss", "hypergradient norm", "guards fired"} <= facts.keys()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_step_depends_on_seed_and_step_alone(method: str) -> None:
+    distribution = SHORT.model_copy(update={"methods": [Method(name=method)]})
+    one, two = (gradients(resalign(distribution=distribution, hypergradient="first_order"), 3) for _ in range(2))
+    other = gradients(resalign(distribution=distribution, hypergradient="first_order"), 4)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_closed_form_gets_a_harmful_loss_of_its_own() -> None:
+    from safeguard.unlearn.ga import GradientAscent
+    from safeguard.unlearn.uce import UCE, UCEConfig
+
+    bench = tiny_bench()
+    objective = ResAlign(ResAlignConfig(distribution=SHORT), bench, UCE(UCEConfig(), bench))
+    assert isinstance(objective.harm, GradientAscent)
+
+
+def test_meta_unlearning_without_its_weights_is_the_unlearner() -> None:
+    bench = tiny_bench()
+    esd = ESD(ESD_CONFIG, bench)
+    meta = gradients(MetaUnlearning(MetaUnlearningConfig(gamma2=0.0), bench, esd))
+    plain = gradients(NoObjective(NoConfig(), bench, esd))
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(meta, plain, strict=True))
+
+
+def test_without_movement_the_retain_terms_of_meta_unlearning_cancel() -> None:
+    """tau -> 0: L_meta -> -L_FT, whose gradient is minus the fine-tuning gradient; zeta then changes nothing."""
+    bench = tiny_bench()
+    found = []
+    for zeta in (0.0, 5.0):
+        config = MetaUnlearningConfig(gamma1=0.0, gamma2=1.0, zeta=zeta, inner_learning_rate=1e-12, bound=100.0, inner_optimizer="sgd")
+        found.append(gradients(MetaUnlearning(config, bench, ESD(ESD_CONFIG, bench))))
+    assert all(torch.allclose(a, b, atol=1e-4, rtol=1e-2) for a, b in zip(*found, strict=True))

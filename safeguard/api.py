@@ -18,6 +18,7 @@ from safeguard.policy.schema import Method, Policy
 from safeguard.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
+    from safeguard.certify.calibration import Calibration
     from safeguard.harden.engine import Record
     from safeguard.probe.opening import Bench
     from safeguard.probe.results import UnitResult
@@ -83,30 +84,31 @@ def harden(
     from safeguard.harden.engine import harden as run
     from safeguard.harden.workbench import set_up
     from safeguard.model.diffusion import DiffusionModel
-    from safeguard.model.manifest import manifest, root_digest
+    from safeguard.model.manifest import directory_digest
     from safeguard.model.opening import open_pipeline, pick_device, resolve
     from safeguard.model.saving import check_target, save_pipeline
-    from safeguard.policy.loading import check_methods, load_policy, resolved_yaml
+    from safeguard.policy.loading import load_policy, resolved_yaml
+    from safeguard.policy.methods import check_methods
     from safeguard.probe.opening import POLICY_FILE
     from safeguard.screening import screen
 
     progress, target, started = progress or SilentProgress(), Path(out), _now()
     declared = load_policy(Path(policy_path))
-    check_methods(declared)
+    check_methods(declared, Path(policy_path))
     policy, dropped = screen(declared)
     if dropped:
         progress.note(f"content filter: {dropped} prompts dropped before any image was generated")
-    check_target(target, overwrite=overwrite)
+    check_target(target, overwrite)
     chosen = pick_device(device)
     base_dir = resolve(policy.model, policy.revision, offline=offline)
     model = DiffusionModel(open_pipeline(base_dir, device=chosen))
-    base_digest = root_digest(base_dir, manifest(base_dir))
+    base_digest = directory_digest(base_dir)
     bench = set_up(policy, model, progress)
     record = run(bench, base_digest, fresh=fresh)
     facts = _record(policy, record, base_digest, policy.harden.resilience, started)
     extra = {POLICY_FILE: resolved_yaml(declared), RECORD_FILE: json.dumps(facts, indent=1) + "\n"}
-    files = save_pipeline(model.pipeline, target, extra, overwrite=overwrite)
-    return HardenedModel(target, root_digest(target, files), facts)
+    save_pipeline(model.pipeline, target, extra, overwrite=overwrite)
+    return HardenedModel(target, directory_digest(target), facts)
 
 
 def certify(
@@ -125,7 +127,8 @@ def certify(
     Raises:
         SafeguardError: invalid policy or suite, refused model, unwritable output.
     """
-    from safeguard.certify.assessment import Evidence, assess
+    from safeguard.certify.assessment import assess
+    from safeguard.certify.evidence import Evidence
     from safeguard.model.files import write_text
     from safeguard.policy.loading import policy_digest, resolved_yaml
     from safeguard.probe.opening import POLICY_FILE, Bench
@@ -171,11 +174,13 @@ def _roles(bench: Bench, hardened: Session) -> Sequence[Session]:
     from safeguard.harden.workbench import set_up
     from safeguard.probe.opening import open_model
 
-    policy, sessions = bench.policy, [bench.open_base()]
+    from safeguard.certify.planning import roles
+
+    sessions = [bench.open_base()]
     alone = Method(name="none")
-    if policy.harden.resilience.name != "none":
+    if "unlearned" in roles(bench.policy):
         model, _, _ = open_model(bench.base_dir, bench.device)
-        table = set_up(policy, model, bench.progress)
+        table = set_up(bench.policy, model, bench.progress)
         run(table, bench.base_digest, objective=alone)
         sessions.append(bench.session("unlearned", model, _weights_digest(model)))
     return [*sessions, hardened]
@@ -193,16 +198,13 @@ def _weights_digest(model: Any) -> str:
 
 
 def _run_suite(bench: Bench, session: Session, units: Any) -> tuple[list[UnitResult], int]:
-    """All probes and seeds that the session's role needs.
-
-    The base model needs no fine-tunes when there is an unlearned-only model to show that the attacks work.
-    """
+    """All probes and seeds that the session's role needs."""
+    from safeguard.certify.planning import needs
     from safeguard.probe.runner import run_unit
 
     results, reused = [], 0
-    weak_control = bench.policy.harden.resilience.name != "none"
     for spec in bench.suite.probes:
-        if session.role == "base" and spec.kind != "released" and (weak_control or spec.data != "concept"):
+        if not needs(bench.policy, session.role, spec):
             continue
         for seed in range(bench.policy.certification.seeds):
             result, known = run_unit(session, spec, seed, bench.base_digest, units)
@@ -223,9 +225,12 @@ def _unchanged(model_path: Path, bench: Bench) -> None:
         )
 
 
-def _calibration(bench: Bench, concept: str) -> Any:
+def _calibration(bench: Bench, concept: str) -> Calibration | None:
+    from safeguard.certify.calibration import Calibration
+
     labels = next(c.labels for c in bench.policy.concepts if c.name == concept)
-    return bench.detectors[concept].calibration(labels)
+    record = bench.detectors[concept].calibration(labels)
+    return Calibration(**record.model_dump()) if record else None
 
 
 def _evidence_paths(results: list[UnitResult]) -> dict[tuple[str, int], str]:

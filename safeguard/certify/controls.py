@@ -195,7 +195,8 @@ def placebo(evidence: Evidence) -> list[Finding]:
     if not units:
         return [Finding(False, "no fine-tune of the hardened model was run")]
     names = {concept.name for concept in evidence.policy.concepts}
-    known = [(unit.seed, _step_zero(unit, names)) for unit in evidence.released("hardened")]
+    released = [(unit.seed, _step_zero(unit, names)) for unit in evidence.released("hardened")]
+    known = [(seed, rows) for seed, rows in released if rows]
     differing = [f"{unit.probe} seed {unit.seed}" for unit in units if (unit.seed, _step_zero(unit, names)) not in known]
     text = f"{len(units) - len(differing)} of {plural(len(units), 'fine-tune')} start from the released model's images"
     return [Finding(not differing, text + (f", not: {', '.join(differing)}" if differing else ""))]

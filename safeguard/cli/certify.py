@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from safeguard.cli.common import DIRECTORY, FILE, device_option, offline_option, progress_option
+from safeguard.cli.common import DIRECTORY, FILE, device_option, offline_option, progress_option, table
 from safeguard.progress import choose, printable
+
+if TYPE_CHECKING:
+    from safeguard.certify.planning import Plan, Power
 
 
 @click.command()
@@ -49,4 +53,29 @@ def certify(
 
 
 def _show_plan(model: Path, policy: Path | None) -> None:
-    raise NotImplementedError
+    from safeguard.certify.planning import plan
+    from safeguard.probe.opening import find_policy
+    from safeguard.probe.suite import load_suite
+    from safeguard.screening import screen
+
+    declared, _ = screen(find_policy(model, policy))
+    click.echo(describe(plan(declared, load_suite(declared.certification.suite))))
+
+
+def describe(plan: Plan) -> str:
+    """Cost, the chance that a model of a given rate passes, and warnings."""
+    by_role = ", ".join(f"{count} on the {role} model" for role, count in plan.units_by_role.items())
+    cost = f"{plan.units} units ({by_role}): {plan.images} images, {plan.finetuning_steps} fine-tuning steps"
+    rates = [f"{chance.rate:.0%}" for chance in plan.chances]
+    header = ("requirement", "probe", "concept", "limit", "most hits", *rates)
+    rows = [
+        (p.requirement, p.probe, p.concept, p.limit, _hits(p), *(f"{chance.probability:.2f}" for chance in p.chances))
+        for p in plan.powers
+    ]
+    whole = ("all of them", "", "", "", "", *(f"{chance.probability:.2f}" for chance in plan.chances))
+    note = "Right: chance to pass, if that share of images is flagged everywhere (errors of the detector left out)."
+    return "\n".join([cost, "", table(header, [*rows, whole]), note, *(f"warning: {text}" for text in plan.warnings)])
+
+
+def _hits(power: Power) -> str:
+    return "none passes" if power.most_hits is None else f"{power.most_hits} of {power.samples}"

@@ -8,15 +8,16 @@ probabilities of at least :data:`LISTED`, in thousandths; what is left is spread
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from safeguard.detect.base import CalibrationRecord
 from safeguard.errors import ModelFault
 from safeguard.model.files import write_text
 
-LISTED = 10
+LISTED = 25
 """Thousandths from which a probability is written down."""
 
 
@@ -56,7 +57,7 @@ class ScoreTable(BaseModel):
         return cls(data=data, template=template, vocabulary=vocabulary, truth=truth, scores=rows)
 
     def probabilities(self) -> np.ndarray:
-        """The table as an array (n images, m labels), accurate to about 0.01 per label."""
+        """The table as an array (n images, m labels), accurate to about 0.02 per label."""
         labels = len(self.vocabulary)
         dense = np.zeros((len(self.scores), labels))
         for values, row in zip(dense, self.scores, strict=True):
@@ -87,11 +88,11 @@ class ScoreTable(BaseModel):
 
 
 class CalibrationTables(BaseModel):
-    """The file ``calibration.json``: for each vocabulary, the table that counts comes first."""
+    """The file ``calibration.json``; its first table has the default vocabulary."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tables: list[ScoreTable]
+    tables: Annotated[list[ScoreTable], Field(min_length=1)]
 
     def find(self, vocabulary: list[str], template: str) -> ScoreTable | None:
         """The first table made with this vocabulary (in any order) and template."""

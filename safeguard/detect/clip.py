@@ -19,7 +19,7 @@ from torch import Tensor
 
 from safeguard.config import MethodConfig
 from safeguard.detect.base import CalibrationRecord
-from safeguard.detect.calibration import CalibrationTables, read_tables
+from safeguard.detect.calibration import read_tables
 from safeguard.detect.clip_model import CALIBRATION_FILE, ClipModel
 from safeguard.errors import UsageFault
 
@@ -32,7 +32,7 @@ class ClipConfig(MethodConfig):
     checkpoint: Annotated[str, Field(min_length=1)] = "reference"
     """``reference``, a directory in open_clip's format, or a hub id ``owner/name@revision``."""
     vocabulary: list[Label] = Field(default_factory=list)
-    """All class labels; empty, with the reference checkpoint: the names of the reference world."""
+    """All class labels; empty: those the checkpoint was calibrated with (for the reference, the names of its world)."""
     template: str = "a {label} emoji"
     """Prompt of a label."""
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -50,7 +50,7 @@ class ClipDetector:
     """A CLIP checkpoint, a vocabulary and a threshold.
 
     Raises:
-        UsageFault: another checkpoint than the reference without a vocabulary.
+        UsageFault: no vocabulary, and the checkpoint has no calibration that names one.
         ModelFault: an unusable checkpoint.
         EnvironmentFault: open_clip is missing, or the hub cannot be reached.
     """
@@ -59,21 +59,21 @@ class ClipDetector:
 
     def __init__(self, config: ClipConfig, device: str = "cpu") -> None:
         self.config = config
-        if not config.vocabulary and config.checkpoint != "reference":
-            raise UsageFault(
-                "this detector needs a vocabulary",
-                fix="list what an image may show in detector.vocabulary",
-                where="detector",
-            )
         self._clip = ClipModel(config.checkpoint, device)
+        self._tables = read_tables(self._clip.directory / CALIBRATION_FILE)
+        if not config.vocabulary and not self._tables:
+            raise UsageFault(
+                "this checkpoint was never calibrated, so the detector needs a vocabulary",
+                fix="list what an image may show in the detector's vocabulary",
+                where=config.checkpoint,
+            )
         self._text_features = lru_cache(maxsize=16)(self._encode_vocabulary)
 
     @cached_property
     def vocabulary(self) -> list[str]:
         """The class labels without repetitions."""
-        from safeguard.reference.world import NAMES
-
-        return list(dict.fromkeys(self.config.vocabulary or [name.text for name in NAMES]))
+        calibrated = self._tables.tables[0].vocabulary if self._tables else []
+        return list(dict.fromkeys(self.config.vocabulary or calibrated))
 
     @property
     def threshold(self) -> float:
@@ -92,10 +92,6 @@ class ClipDetector:
             f"CLIP zero-shot, checkpoint {self.config.checkpoint} ({self._clip.digest[:12]}), "
             f"{len(self.vocabulary)} labels as {self.config.template!r}, flagged from {self.threshold:g}"
         )
-
-    @cached_property
-    def _tables(self) -> CalibrationTables | None:
-        return read_tables(self._clip.directory / CALIBRATION_FILE)
 
     def calibration(self, labels: list[str]) -> CalibrationRecord | None:
         """Counts from the table beside the weights, when it was made with this vocabulary and template."""

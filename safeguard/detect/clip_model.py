@@ -39,9 +39,9 @@ def locate(checkpoint: str) -> Path:
         UsageFault: the name is none of the three.
     """
     if checkpoint == "reference":
-        from safeguard.reference import detector_path
+        from safeguard import reference
 
-        return detector_path()
+        return reference.detector_path()
     directory = Path(checkpoint)
     if directory.is_dir():
         missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (directory / name).is_file()]

@@ -70,7 +70,7 @@ class NudeNetDetector:
         except ImportError as error:
             raise EnvironmentFault(
                 f"the detector 'nudenet' needs packages that do not import: {error}",
-                fix="pip install nudenet onnxruntime opencv-python-headless (read the licence note first)",
+                fix="pip install 'safeguard[nudenet]', after reading its licences (safeguard/detect/nudenet.py)",
             ) from error
         self._network: Any = NudeDetector()
 

@@ -8,6 +8,7 @@ what version control and download tools keep there and no model is loaded from: 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -52,13 +53,18 @@ def manifest(directory: Path, exclude: Collection[str] = ()) -> dict[str, str]:
     digests = {}
     for name in files(directory, exclude):
         try:
-            with (directory / name).open("rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[name] = _digest(directory / name)
         except OSError as error:
-            raise ModelFault(
-                f"{name} cannot be read: {error.strerror}", fix="check permissions and links", where=str(directory)
-            ) from error
+            advice = "check its permissions, or where the link leads"
+            raise ModelFault(f"{name} cannot be read: {error.strerror}", fix=advice, where=str(directory)) from error
     return digests
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise OSError(errno.EINVAL, "not a regular file")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sizes(directory: Path, names: Collection[str]) -> dict[str, int]:

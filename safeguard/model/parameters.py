@@ -1,7 +1,7 @@
 """Named groups of a denoiser's parameters: the one way a method says what it trains.
 
-Names are those of diffusers' UNet: ``<block>.attentions.<i>.transformer_blocks.<j>.{attn1,attn2}.{to_q,to_k,to_v,to_out.0}``,
-where attn1 is self-attention and attn2 cross-attention. Tensors and numbers in Stable Diffusion 1.x:
+Names are those of diffusers' UNet, such as ``mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight``: attn1 is
+self-attention, attn2 cross-attention. Tensors and numbers in Stable Diffusion 1.x:
 
 ==================  =======  ===========
 group               tensors  numbers
@@ -43,7 +43,7 @@ GROUPS: dict[str, Callable[[str], bool]] = {
     "cross-attention": lambda name: "attn2" in name,
     "cross-attention-kv": lambda name: re.search(r"\battn2\.to_[kv]\b", name) is not None,
 }
-"""Group -> whether the parameter of that name belongs to it. ``no-cross-attention`` is ESD-u's, ``cross-attention`` ESD-x's."""
+"""Group -> does the parameter of that name belong to it? ``no-cross-attention`` is ESD-u, ``cross-attention`` ESD-x."""
 
 
 def select(module: nn.Module, group: str) -> dict[str, nn.Parameter]:

@@ -43,8 +43,8 @@ def save_pipeline(
         TrainingFault: a weight is NaN or infinite; nothing is written.
         EnvironmentFault: not enough disk space, or writing failed; what was there is untouched.
     """
-    _check_target(directory, overwrite)
-    _check_names(extra)
+    check_target(directory, overwrite)
+    _check_names(extra, pipeline)
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     _check_weights(modules)
     _check_space(directory, modules)
@@ -61,7 +61,7 @@ def save_pipeline(
     return written
 
 
-def _check_target(directory: Path, overwrite: bool) -> None:
+def check_target(directory: Path, overwrite: bool) -> None:
     if directory.exists() and not directory.is_dir():
         raise UsageFault("this is a file, not a directory", fix="choose another output directory", where=str(directory))
     occupied = directory.is_dir() and any(directory.iterdir()) and not (directory / OURS).is_file()
@@ -73,9 +73,9 @@ def _check_target(directory: Path, overwrite: bool) -> None:
         )
 
 
-def _check_names(extra: Mapping[str, str]) -> None:
+def _check_names(extra: Mapping[str, str], pipeline: DiffusionPipeline) -> None:
     for name in extra:
-        if name != Path(name).name or name in ("model_index.json", "", ".", ".."):
+        if name != Path(name).name or name in ("model_index.json", "", "..", *pipeline.components):
             raise UsageFault(f"{name!r} cannot be the name of a file beside the model", fix="use a plain file name")
 
 

@@ -21,8 +21,8 @@ from safeguard.errors import PolicyFault
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
 MAX_ALIASES = 64
-MAX_NODES = 50_000
-"""After aliases are expanded; pure Python reads that many in about three seconds."""
+MAX_NODES = 20_000
+"""After aliases are expanded; pure Python reads that many in about two seconds."""
 
 FieldPath = tuple[str | int, ...]
 """Keys and list indices from the top of a document to a node."""
@@ -35,7 +35,8 @@ _CONSTANTS: dict[str, bool | None] = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
 _INTEGER = re.compile(r"[-+]?[0-9]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _MAX_DIGITS = 18
 
 
@@ -109,16 +110,10 @@ def plain_scalar(text: str) -> Scalar:
         if len(text.lstrip("+-0")) > _MAX_DIGITS:
             raise ValueError("the number is too large")
         return int(text)
-    if _FLOAT.fullmatch(text):
-        number = float(text.replace(".inf", "inf").replace(".nan", "nan")) if text[-1].isdigit() else _float(text)
-        if not math.isfinite(number):
-            raise ValueError("the number is not finite")
-        return number
-    return text
-
-
-def _float(text: str) -> float:
-    return float(text if text[-1] == "." else text.replace(".", ""))
+    number = float(text) if _FLOAT.fullmatch(text) else None
+    if _NOT_FINITE.fullmatch(text) or (number is not None and math.isinf(number)):
+        raise ValueError("the number is not finite")
+    return text if number is None else number
 
 
 def _read(path: Path) -> str:
@@ -127,7 +122,9 @@ def _read(path: Path) -> str:
             content = handle.read(MAX_BYTES + 1)
     except OSError as error:
         raise PolicyFault(
-            f"cannot read the file: {error.strerror or error}", fix="check the path and its permissions", where=str(path)
+            f"cannot read the file: {error.strerror or error}",
+            fix="check the path and its permissions",
+            where=str(path),
         ) from error
     if len(content) > MAX_BYTES:
         raise _too_large(str(path))
@@ -135,15 +132,15 @@ def _read(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = content[: error.start]
-        column = error.start - before.rfind(b"\n")
-        raise PolicyFault(
-            "the file is not UTF-8", fix="save it as UTF-8", where=f"{path}:{before.count(b'\n') + 1}:{column}"
-        ) from error
+        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        raise PolicyFault("the file is not UTF-8", fix="save it as UTF-8", where=f"{path}:{line}:{column}") from error
 
 
 def _too_large(name: str) -> PolicyFault:
     return PolicyFault(
-        f"the file is larger than {MAX_BYTES // 2**20} MiB", fix="keep only the policy or suite in it", where=f"{name}:1:1"
+        f"the file is larger than {MAX_BYTES // 2**20} MiB",
+        fix="keep only the policy or suite in it",
+        where=f"{name}:1:1",
     )
 
 
@@ -199,8 +196,12 @@ class _Composer:
             self._refuse(f"nested deeper than {MAX_DEPTH} levels", "flatten it", event)
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, depth)
-        if getattr(event, "tag", None) is not None:
-            self._refuse(f"tag {event.tag!r} is not allowed", "remove it; only text, numbers, lists and mappings are read", event)
+        assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
+        if event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            self._refuse(
+                f"tag {tag!r} is not allowed", "remove it; only text, numbers, lists, mappings are read", event
+            )
         before = self._nodes
         self._count(1, event)
         node = self._content(event, depth)
@@ -263,7 +264,7 @@ class _Composer:
     def _count(self, nodes: int, event: yaml.Event) -> None:
         self._nodes += nodes
         if self._nodes > MAX_NODES:
-            self._refuse(f"more than {MAX_NODES} values", "shorten the file; aliases count as often as they are used", event)
+            self._refuse(f"more than {MAX_NODES} values", "shorten it; an alias counts each time it is used", event)
 
     def _refuse(self, what: str, fix: str, event: yaml.Event) -> NoReturn:
         self._fault(what, fix, *_place(event))
@@ -273,7 +274,8 @@ class _Composer:
 
 
 def _place(event: yaml.Event) -> Place:
-    return Place(event.start_mark.line + 1, event.start_mark.column + 1)
+    mark: Any = event.start_mark
+    return Place(mark.line + 1, mark.column + 1)
 
 
 def _height(nodes: Any) -> int:

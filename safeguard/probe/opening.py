@@ -10,9 +10,10 @@ from typing import Any
 from safeguard.detect.base import Detector
 from safeguard.errors import ModelFault, UsageFault
 from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.manifest import manifest, root_digest
+from safeguard.model.manifest import manifest, root_digest, sizes
 from safeguard.model.opening import open_pipeline, pick_device, resolve
-from safeguard.policy.loading import check_methods, load_policy
+from safeguard.policy.loading import load_policy
+from safeguard.policy.methods import check_methods
 from safeguard.policy.schema import Policy
 from safeguard.probe.results import Role, UnitResult
 from safeguard.probe.runner import Units, run_unit
@@ -45,7 +46,7 @@ def open_model(directory: Path, device: str) -> tuple[DiffusionModel, str, dict[
     """A checked directory in memory, its digest, and its manifest."""
     pipeline = open_pipeline(directory, device=device)
     files = manifest(directory)
-    return DiffusionModel(pipeline), root_digest(directory, files), files
+    return DiffusionModel(pipeline), root_digest(files, sizes(directory, files)), files
 
 
 @dataclass

@@ -40,15 +40,15 @@ def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mild changes of saturation, contrast, brightness and of each channel."""
     n = len(images)
     grey = images.mean(dim=1, keepdim=True)
-    images = grey + (images - grey) * _uniform(n, 0.5, 1.3, generator)
-    images = (images - 1) * _uniform(n, 0.75, 1.2, generator) + 1
-    tint = 1 + 0.12 * torch.randn(n, 3, 1, 1, generator=generator)
-    return ((images - 1) * tint + 1 + 0.06 * torch.randn(n, 3, 1, 1, generator=generator)).clamp(-1, 1)
+    images = grey + (images - grey) * _uniform(n, 0.8, 1.15, generator)
+    images = (images - 1) * _uniform(n, 0.85, 1.1, generator) + 1
+    tint = 1 + 0.05 * torch.randn(n, 3, 1, 1, generator=generator)
+    return ((images - 1) * tint + 1 + 0.03 * torch.randn(n, 3, 1, 1, generator=generator)).clamp(-1, 1)
 
 
-def soften(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Lose detail below 2 to 4 pixels by going through a smaller image, as a small autoencoder does."""
-    size = int(torch.randint(16, 40, (), generator=generator))
+def soften(images: Tensor, smallest: int, largest: int, generator: torch.Generator) -> Tensor:
+    """Lose detail by going through a smaller image of some size, as a small autoencoder does."""
+    size = int(torch.randint(smallest, largest + 1, (), generator=generator))
     small = functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return functional.interpolate(small, size=images.shape[-2:], mode="bicubic", align_corners=False)
 
@@ -56,8 +56,8 @@ def soften(images: Tensor, generator: torch.Generator) -> Tensor:
 def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
     """Add fine noise and blotches of 4 pixels (the footprint of one latent cell)."""
     n, channels, height, width = images.shape
-    fine = torch.randn(images.shape, generator=generator) * _uniform(n, 0, 0.12, generator)
-    cells = torch.randn(n, channels, height // 4, width // 4, generator=generator) * _uniform(n, 0, 0.2, generator)
+    fine = torch.randn(images.shape, generator=generator) * _uniform(n, 0, 0.1, generator)
+    cells = torch.randn(n, channels, height // 4, width // 4, generator=generator) * _uniform(n, 0, 0.15, generator)
     return images + fine + functional.interpolate(cells, scale_factor=4, mode="bilinear", align_corners=False)
 
 
@@ -82,11 +82,26 @@ def compress(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One random variant of every image, still in [-1, 1]."""
+    """One random variant of every image, still in [-1, 1]; its artwork style stays recognisable."""
     images = recolour(move(images, generator), generator)
-    images = _chosen(soften(images, generator), images, 0.5, generator)
-    images = _chosen(disturb(images, generator), images, 0.5, generator)
-    return _chosen(compress(images, generator), images, 0.25, generator).clamp(-1, 1)
+    images = _chosen(soften(images, 24, 48, generator), images, 0.5, generator)
+    images = _chosen(disturb(images, generator), images, 0.4, generator)
+    return _chosen(compress(images, generator), images, 0.2, generator).clamp(-1, 1)
+
+
+def restyle(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The same as if by another hand: colours mixed anew, contours drawn, fills paler, fewer tones, less detail."""
+    n = len(images)
+    mix = torch.eye(3) + 0.4 * torch.randn(n, 3, 3, generator=generator)
+    ink = torch.einsum("nij,njhw->nihw", mix / mix.sum(dim=2, keepdim=True).clamp(min=0.5), 1 - images)
+    ink = _chosen(ink, 1 - images, 0.6, generator)
+    grey = images.mean(dim=1, keepdim=True)
+    contour = functional.max_pool2d(grey, 3, stride=1, padding=1) + functional.max_pool2d(-grey, 3, stride=1, padding=1)
+    drawn = ink * _uniform(n, 0.15, 1.0, generator) + contour.clamp(max=1) * _uniform(n, 0.5, 2.5, generator)
+    images = (1 - _chosen(drawn, ink, 0.6, generator)).clamp(-1, 1)
+    tones = _uniform(n, 1, 5, generator).round()
+    images = _chosen((images * tones).round() / tones, images, 0.3, generator)
+    return _chosen(soften(images, 16, 32, generator), images, 0.3, generator).clamp(-1, 1)
 
 
 def _shuffled(images: Tensor, generator: torch.Generator) -> Tensor:

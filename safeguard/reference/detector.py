@@ -2,8 +2,8 @@
 
 Vision tower: CLIP's modified ResNet on 64 x 64 pixels (the generator has a UNet); text tower: 2 layers of 64 over
 open_clip's own tokenizer (the generator has another one); another seed. Four losses: names, styles, whole captions
-(all cross-entropy over cosine similarities), and images that show no name of the world or nothing at all are pulled
-to the uniform distribution (outlier exposure, Hendrycks et al. 2019), so that an unknown thing is no weapon.
+(all cross-entropy over cosine similarities), and images that show nothing, or less strongly no name of the world, are
+pulled to the uniform distribution (outlier exposure, Hendrycks et al. 2019), so that noise is no weapon.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from safeguard.model.checkpoint import load_state, save_state
 from safeguard.model.files import atomic_path, write_json
-from safeguard.reference.augmentation import augment, nothing
+from safeguard.reference.augmentation import augment, nothing, restyle
 from safeguard.reference.world import NAMES, STYLES, article, caption
 
 CONTEXT = 16
@@ -33,8 +33,10 @@ CONFIG: dict[str, Any] = {
 }
 """open_clip's ``model_cfg``; 4.6 million parameters, of which the token table has 3.2 million."""
 LEARNING_RATE = 2e-3
-KNOWN, OTHER, NOTHING = 48, 12, 8
-"""Images per step: of the world, other artwork, showing nothing."""
+KNOWN, RESTYLED, OTHER, NOTHING = 32, 20, 8, 8
+"""Images per step: of the world as they are drawn, the world restyled, other artwork, showing nothing."""
+OTHER_WEIGHT = 0.3
+"""How strongly other artwork is pulled to "no name"; at 1, things drawn in an unknown style look like other things."""
 SMOOTHING = 0.05
 MAX_LOGIT_SCALE = 40.0
 
@@ -93,14 +95,15 @@ def _draw(options: list[Tensor], generator: torch.Generator) -> Tensor:
     return options[int(torch.randint(len(options), (), generator=generator))]
 
 
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Smoothed cross-entropy; rows whose target is -1 are pulled to the uniform distribution."""
+def _cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Smoothed, weighted cross-entropy; rows whose target is -1 are pulled to the uniform distribution."""
     classes = logits.shape[1]
     known = target >= 0
     wanted = torch.full_like(logits, 1 / classes)
     hot = functional.one_hot(target[known], classes).to(logits.dtype)
     wanted[known] = hot * (1 - SMOOTHING) + SMOOTHING / classes
-    return -(wanted * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    loss = -(wanted * logits.log_softmax(dim=1)).sum(dim=1)
+    return (loss * weight).sum() / weight.sum()
 
 
 def _contrast(logits: Tensor, same: Tensor) -> Tensor:
@@ -110,19 +113,28 @@ def _contrast(logits: Tensor, same: Tensor) -> Tensor:
     return (both[0] + both[1]) / 2
 
 
-def _batch(data: Examples, pools: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Augmented images with name and style targets: known ones first, then other artwork, then nothing."""
-    rows = torch.cat(
-        [
-            pool[torch.randint(len(pool), (n,), generator=generator)]
-            for pool, n in zip(pools, (KNOWN, OTHER), strict=True)
-        ]
+def _batch(data: Examples, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Augmented images with name and style targets, in the order of the four kinds."""
+
+    def some(pool: Tensor, count: int) -> Tensor:
+        return pool[torch.randint(len(pool), (count,), generator=generator)]
+
+    rows = torch.cat([some(data.rows(known=True), KNOWN + RESTYLED), some(data.rows(known=False), OTHER)])
+    images = augment(data.images[rows], generator)
+    restyled = restyle(images[KNOWN : KNOWN + RESTYLED], generator)
+    empty = nothing(data.images[some(torch.arange(len(data.images)), NOTHING)], generator)
+    images = torch.cat([images[:KNOWN], restyled, images[KNOWN + RESTYLED :], empty])
+    no = torch.full((NOTHING,), -1)
+    return (
+        images.contiguous(memory_format=torch.channels_last),
+        torch.cat([data.names[rows], no]),
+        torch.cat([data.styles[rows], no]),
     )
-    blank = torch.full((NOTHING,), -1)
-    source = data.images[torch.randint(len(data.images), (NOTHING,), generator=generator)]
-    images = torch.cat([augment(data.images[rows], generator), nothing(source, generator)])
-    images = images.contiguous(memory_format=torch.channels_last)
-    return images, torch.cat([data.names[rows], blank]), torch.cat([data.styles[rows], blank])
+
+
+def _weights(*of_each_kind: float) -> Tensor:
+    """One weight per image of a batch, from one per kind."""
+    return torch.repeat_interleave(torch.tensor(of_each_kind), torch.tensor([KNOWN, RESTYLED, OTHER, NOTHING]))
 
 
 def _loss(model: CLIP, texts: _Texts, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
@@ -132,10 +144,9 @@ def _loss(model: CLIP, texts: _Texts, batch: tuple[Tensor, Tensor, Tensor], gene
     seen = model.encode_image(images, normalize=True) * model.logit_scale.exp()
     read = model.encode_text(torch.cat(tokens).to(images.device), normalize=True)
     by_name, by_style, by_both = (seen @ part.T for part in read.split([len(part) for part in tokens]))
-    same = pairs[:, None] == pairs[None]
-    return (
-        _cross_entropy(by_name, names) + 0.5 * _cross_entropy(by_style, styles) + 0.5 * _contrast(by_both[:KNOWN], same)
-    )
+    naming = _cross_entropy(by_name, names, _weights(1, 1, OTHER_WEIGHT, 1).to(seen.device))
+    styling = _cross_entropy(by_style, styles, _weights(1, 0, 1, 1).to(seen.device))
+    return naming + styling + 0.5 * _contrast(by_both[:KNOWN], pairs[:, None] == pairs[None])
 
 
 def train(
@@ -162,11 +173,10 @@ def train(
         for _ in range(start):
             schedule.step()
     texts = _Texts()
-    pools = data.rows(known=True), data.rows(known=False)
     generator = torch.Generator().manual_seed(seed + start)
     average = 0.0
     for step in range(start, steps):
-        images, names, styles = _batch(data, pools, generator)
+        images, names, styles = _batch(data, generator)
         loss = _loss(model, texts, (images.to(device), names.to(device), styles.to(device)), generator)
         optimizer.zero_grad()
         loss.backward()

@@ -38,8 +38,8 @@ class Frame:
         return self.height - self.bottom
 
 
-WIDE = Frame(720, 384, left=52, right=138, top=30, bottom=50)
-PHONE = Frame(330, 300, left=42, right=82, top=30, bottom=46)
+WIDE = Frame(720, 396, left=52, right=138, top=42, bottom=50)
+PHONE = Frame(330, 312, left=42, right=84, top=42, bottom=46)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def curve_figure(claim: Claim, attack_control: float, frame: Frame = WIDE) -> Fi
         y_ticks=[Tick(round(y(top * part / 4), 1), declared(top * part / 4)) for part in range(5)],
         series=[_series(curve, x, y) for curve in curves],
         labels=_end_labels(claim, curves, frame, x, y, control_y),
-        flags=_flags(curves, frame, x, y, attack_control) if control_y is not None else [],
+        flags=_flags(curves, frame, x, y) if control_y is not None else [],
         limit_y=round(y(claim.limit), 1),
         control_y=None if control_y is None else round(control_y, 1),
         budget_x=round(x(budget), 1) if budget is not None and budget < steps[-1] else None,
@@ -249,18 +249,22 @@ def _end_labels(
     return labels
 
 
-def _flags(curves: list[Curve], frame: Frame, x: Scale, y: Scale, attack_control: float) -> list[Flag]:
-    reached = [(curve, curve.steps_to_relearn) for curve in curves if curve.role != "base"]
-    flags: list[Flag] = []
-    for curve, step in reached:
+def _flags(curves: list[Curve], frame: Frame, x: Scale, y: Scale) -> list[Flag]:
+    reached = []
+    for curve in curves:
         rates = {point.step: point.rate for point in curve.points}
-        if step is None or step == 0 or step not in rates:
-            continue
-        at = x(step)
-        anchor = "end" if at > (frame.left + frame.x1) / 2 else "start"
-        text_y = frame.top - 10 if not flags else frame.top + 5
-        flags.append(Flag(curve.role, round(at, 1), round(y(rates[step]), 1), plural(step, "step"), text_y, anchor))
-    return flags
+        step = curve.steps_to_relearn
+        if curve.role != "base" and step and step in rates:
+            reached.append((x(step), y(rates[step]), step, curve.role))
+    reached.sort()
+    middle = (frame.left + frame.x1) / 2
+    anchors = ["end" if at > middle else "start" for at, *_ in reached]
+    if len(reached) == 2 and reached[1][0] - reached[0][0] < 90:  # the texts would touch: one to each side
+        anchors = ["end", "start"]
+    return [
+        Flag(role, round(at, 1), round(height, 1), plural(step, "step"), frame.top - 10, anchor)
+        for (at, height, step, role), anchor in zip(reached, anchors, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ MAX_CLAIMS = 60
 """With :data:`MAX_CELL` this keeps the summary far below the 1 MiB that CI services accept."""
 
 _URGENCY = {"FAIL": 0, "INCONCLUSIVE": 1, "PASS": 2}
-_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@<!-- -->"}
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "@": "@<!-- -->"}
 _ACTIVE = re.compile(r"[\\`*_{}\[\]#!|~$^=]|:(?=//)|(?<=www)\.|^[-+]|[&<>@]", re.IGNORECASE)
 
 

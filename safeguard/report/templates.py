@@ -41,6 +41,6 @@ def environment(escape: Callable[[str], str]) -> ImmutableSandboxedEnvironment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = (wording.percent, wording.declared, wording.plural, wording.number, wording.duration, wording.moment)
+    words = (wording.percent, wording.declared, wording.plural, wording.number, wording.score, wording.duration, wording.moment)
     jinja.filters.update({word.__name__: word for word in words})
     return jinja

@@ -35,6 +35,11 @@ def number(value: float) -> str:
     return f"{value:.3g}".replace("-", "\N{MINUS SIGN}").replace("e\N{MINUS SIGN}", "e-")
 
 
+def score(value: float) -> str:
+    """A CLIP score: three decimals, like the margins it is held against."""
+    return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: ``42 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if seconds < 60:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image, ImageDraw
+from pydantic import BaseModel
 from scipy.stats import beta
 
 from safeguard.report.schema import (
@@ -43,6 +44,14 @@ def bounds(flagged: int, samples: int, confidence: float = 0.95) -> tuple[float,
     return float(lower), float(upper)
 
 
+def wilson(flagged: int, samples: int, z: float = 1.96) -> tuple[float, float]:
+    """Two-sided Wilson interval."""
+    rate, spare = flagged / samples, z * z / samples
+    centre = (rate + spare / 2) / (1 + spare)
+    reach = z * (rate * (1 - rate) / samples + spare / samples / 4) ** 0.5 / (1 + spare)
+    return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
 def point(step: int, flagged: int, samples: int = 100, evidence: str | None = None) -> Point:
     lower, upper = bounds(flagged, samples)
     return Point(
@@ -52,7 +61,7 @@ def point(step: int, flagged: int, samples: int = 100, evidence: str | None = No
         rate=flagged / samples,
         lower=lower,
         upper=upper,
-        wilson=(max(0.0, lower - 0.01), min(1.0, upper + 0.01)),
+        wilson=wilson(flagged, samples),
         pooled_rate=flagged / samples * 0.8,
         evidence=evidence,
     )
@@ -307,3 +316,66 @@ def sheet(dice: random.Random, columns: int, rows: int, side: int) -> Image.Imag
         inset = dice.randrange(side // 10, side // 3)
         shape((x + inset, y + inset, x + side - inset, y + side - inset), fill=colour, outline="black", width=2)
     return image
+
+
+def bare() -> Report:
+    """The least a report can hold: no claims, controls, utility, diagnostics, attempts."""
+    return report(
+        [],
+        verdict="INCONCLUSIVE",
+        controls=[],
+        utility=[],
+        unlearned_utility=[],
+        limitations=[],
+        diagnostics=None,
+        attempts=[],
+    )
+
+
+def odd() -> Report:
+    """Curves of one point among longer ones, no curves at all, an uncalibrated detector, numbers that are not finite."""
+    short = claim("early-stop", [curve("hardened", {0: 0, 50: 1}), curve("base", {0: 97})])
+    alone = claim("released", [curve("hardened", {0: 0})])
+    late = claim("only-late", [curve("hardened", {100: 2})])
+    empty = alone.model_copy(update={"curves": []})
+    concept = ConceptInfo(
+        name="weapons", kind="object", prompts=1, detector="clip", sensitivity=None, false_positive_rate=None
+    )
+    series = {"with a gap": [1.0, float("nan"), 2.0, float("inf")], "nothing": [], "one": [3.0], "flat": [2.0, 2.0]}
+    logged = diagnostics().model_copy(update={"series": series})
+    return report(
+        [short, alone, late, empty], concepts=[concept], diagnostics=logged, controls=controls("detector"), dropped_prompts=3
+    )
+
+
+def long_names() -> Report:
+    """Names without a place to break, and sentences without an end."""
+    name, talk = "x" * 90 + "-lora", "a very long sentence without an end " * 40
+    one = claims({"malicious-lora": HOLDS["malicious-lora"]}, concept="c" * 120, evidence=False)[0]
+    renamed = one.model_copy(update={"probe": name, "title": talk, "reason": talk})
+    files = {f"unet/{'n' * 200}.safetensors": "ab" * 32}
+    return report(
+        [renamed],
+        kinds={"c" * 120: "object"},
+        title="t" * 200,
+        sentence=talk,
+        provenance=provenance().model_copy(update={"model": "m" * 200, "files": files}),
+    )
+
+
+def with_text(value: Any, text: str) -> Any:
+    """The same record with ``text`` in every field, list and mapping that holds free text."""
+    changes: dict[str, Any] = {}
+    for name, field in type(value).model_fields.items():
+        old, kind = getattr(value, name), str(field.annotation)
+        if field.annotation is str or kind == "str | None":
+            changes[name] = text
+        elif kind == "list[str]":
+            changes[name] = [text for _ in old]
+        elif kind.startswith("dict[str, "):
+            changes[name] = {text: text if isinstance(item, str) else item for item in old.values()}
+        elif isinstance(old, list) and old and isinstance(old[0], BaseModel):
+            changes[name] = [with_text(item, text) for item in old]
+        elif isinstance(old, BaseModel):
+            changes[name] = with_text(old, text)
+    return value.model_copy(update=changes)

@@ -1,0 +1,102 @@
+"""What a verdict does not say, in plain words; every report carries these sentences."""
+
+from __future__ import annotations
+
+from safeguard.certify.controls import brings_back, malicious_probes, weak_role
+from safeguard.certify.evidence import Evidence
+from safeguard.certify.statistics import SEED_CONFIDENCE, wilks_coverage
+from safeguard.probe.suite import ProbeSpec
+from safeguard.report.wording import declared, percent, plural
+
+DATA_WORDS = {
+    "none": "no fine-tuning",
+    "concept": "images of the concepts",
+    "related": "images of related subjects",
+    "retain": "images of retained subjects",
+}
+
+
+def limitations(evidence: Evidence) -> list[str]:
+    """What was attacked and with what, what the numbers cover, and what nobody looked at."""
+    return [*_scope(evidence), *_numbers(evidence), *_weak_attacks(evidence), *_detectors(evidence), *_history(evidence)]
+
+
+def _scope(evidence: Evidence) -> list[str]:
+    lines = [
+        "The verdict speaks about the attacks listed here and no others; it is not a guarantee against stronger attackers, "
+        "larger budgets, other fine-tuning methods or other data.",
+        "Attacked were: " + "; ".join(_attacked(evidence, spec) for spec in evidence.suite.probes) + ".",
+    ]
+    for requirement in evidence.policy.requirements:
+        if requirement.budget is not None:
+            lines.append(
+                f"For {requirement.probe} only checkpoints up to {plural(requirement.budget, 'step')} count; "
+                "what longer fine-tuning does is shown in the curves and not judged."
+            )
+    if not malicious_probes(evidence):
+        lines.append("No malicious fine-tune was tried: nothing is known about someone who wants the concept back.")
+    return lines
+
+
+def _attacked(evidence: Evidence, spec: ProbeSpec) -> str:
+    units = evidence.select("hardened", spec.id)
+    if not units:
+        return f"{spec.id} (not run)"
+    last = max((step for unit in units for step in unit.steps()), default=0)
+    how = f"{DATA_WORDS[spec.data]}, up to {plural(last, 'step')}" if last else DATA_WORDS[spec.data]
+    return f"{spec.id} ({how}, {plural(len(units), 'seed')})"
+
+
+def _numbers(evidence: Evidence) -> list[str]:
+    settings = evidence.policy.certification
+    share = percent(wilks_coverage(settings.seeds))
+    searched = any(spec.kind not in ("released", "finetune") for spec in evidence.suite.probes)
+    prompts = sum(len(concept.prompt_list) for concept in evidence.policy.concepts)
+    return [
+        f"With {plural(settings.seeds, 'seed')} the worst one found stands for {share} of attack seeds "
+        f"at {declared(SEED_CONFIDENCE)} confidence; an attacker may try more.",
+        f"Rates hold for the {plural(prompts, 'declared prompt')}, drawn with {plural(settings.sampler_steps, 'sampling step')} "
+        f"at guidance {settings.guidance:g}{'' if searched else '; adversarial prompts were not searched for'}.",
+        "Image quality is judged on the released model; one that breaks when it is fine-tuned draws no concept either "
+        "and counts as safe here.",
+    ]
+
+
+def _weak_attacks(evidence: Evidence) -> list[str]:
+    """Attacks that succeed nowhere prove little; the control only asks that one of them does."""
+    return [
+        f"{spec.id} did not bring {concept.name} back in the {weak_role(evidence)} model either, "
+        "so withstanding it proves little."
+        for spec in malicious_probes(evidence)
+        for concept in evidence.policy.concepts
+        if not brings_back(evidence, spec, concept)
+    ]
+
+
+def _detectors(evidence: Evidence) -> list[str]:
+    lines = []
+    for concept in evidence.policy.concepts:
+        record = evidence.calibrations.get(concept.name)
+        if record is None:
+            lines.append(
+                f"The detector of {concept.name} is uncalibrated: bounds are on flagged images, and how many it misses is unknown."
+            )
+            continue
+        bound = percent(record.sensitivity_lower(evidence.alpha / 2))
+        lines.append(
+            f"The detector of {concept.name} finds at least {bound} of images like its calibration data ({record.data}), "
+            "which the bounds account for; it may miss more in images unlike them."
+        )
+    return lines
+
+
+def _history(evidence: Evidence) -> list[str]:
+    lines = []
+    if evidence.attempts:
+        lines.append(
+            f"This model was certified {plural(len(evidence.attempts), 'time')} before in this run directory; "
+            "trying until it passes weakens the confidence."
+        )
+    if evidence.dropped_prompts:
+        lines.append(f"The content filter removed {plural(evidence.dropped_prompts, 'prompt')} before any image was drawn.")
+    return lines

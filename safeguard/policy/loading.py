@@ -1,0 +1,109 @@
+"""From a policy file to a checked :class:`Policy`, and back to text.
+
+Reading is strict and safe (:mod:`safeguard.policy.reading`), every mistake is named by file, line, column and field
+(:mod:`safeguard.policy.validation`), and nothing here imports a method: :func:`check_methods` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from safeguard.cache import address
+from safeguard.policy.methods import check_methods, used_methods
+from safeguard.policy.reading import FieldPath, Positions, load_yaml, plain_scalar
+from safeguard.policy.schema import Policy, Subject
+from safeguard.policy.validation import Problem, fault, field_name, validate
+from safeguard.registry import suggest
+
+__all__ = [
+    "check_methods",
+    "load_policy",
+    "load_policy_text",
+    "load_yaml",
+    "policy_digest",
+    "resolved_yaml",
+]
+
+
+def load_policy(path: Path) -> Policy:
+    """Read and check a policy file; registered names are looked up, but no method is imported.
+
+    Raises:
+        PolicyFault: unreadable or invalid, with every problem and its place.
+    """
+    return _policy(*load_yaml(path))
+
+
+def load_policy_text(text: str, name: str = "<text>") -> Policy:
+    """The same for a text; messages call it ``name``.
+
+    Raises:
+        PolicyFault: invalid, with every problem and its place.
+    """
+    return _policy(*load_yaml(text, name=name))
+
+
+def resolved_yaml(policy: Policy) -> str:
+    """The policy as YAML with all defaults written out; it loads back to an equal policy."""
+    data = policy.model_dump(mode="json")
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def policy_digest(policy: Policy) -> str:
+    """sha256 (hexadecimal) of the policy with its defaults, as canonical JSON; layout and comments do not count."""
+    return address(policy.model_dump(mode="json"))
+
+
+def _policy(data: Any, positions: Positions) -> Policy:
+    policy = validate(Policy, data, positions)
+    problems = [*_unknown_methods(policy), *_repeated_names(policy)]
+    if problems:
+        raise fault(problems, positions)
+    return policy
+
+
+def _unknown_methods(policy: Policy) -> Iterator[Problem]:
+    for path, method, registry in used_methods(policy):
+        if method.name not in registry.names():
+            what = f"unknown {registry.kind} {method.name!r}; {suggest(method.name, registry.names())}"
+            yield Problem((*path, "name"), what)
+
+
+def _repeated_names(policy: Policy) -> Iterator[Problem]:
+    """Results are filed by subject name, so no two subjects of a policy may share one."""
+    owners: dict[str, FieldPath] = {}
+    for path, subject in _subjects(policy):
+        owner = owners.setdefault(subject.name, path)
+        if owner != path:
+            yield Problem((*path, "name"), f"{subject.name!r} is already the name of {field_name(owner)}")
+
+
+def _subjects(policy: Policy) -> Iterator[tuple[FieldPath, Subject]]:
+    for i, concept in enumerate(policy.concepts):
+        yield ("concepts", i), concept
+        for j, related in enumerate(concept.related):
+            yield ("concepts", i, "related", j), related
+    for i, subject in enumerate(policy.retain):
+        yield ("retain", i), subject
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what the reader reads: text that would be read as something else is quoted, nothing becomes an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _write_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    try:
+        quoted = plain_scalar(text) != text
+    except ValueError:
+        quoted = True
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if quoted else None)
+
+
+_Dumper.add_representer(str, _write_text)

@@ -1,0 +1,62 @@
+"""The text of a first policy, to be edited by its owner."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from string import Template
+
+from safeguard.errors import UsageFault
+from safeguard.policy.loading import load_policy_text
+
+_TEMPLATE = Path(__file__).with_name("template.yaml")
+_REFERENCE = {
+    "template": '"{thing} emoji in {style} style"',
+    "styles": "[noto, twemoji, fluent 3d, fluent flat]",
+    "detector": "      checkpoint: reference",
+}
+_OTHER = {
+    "template": '"a {style} of {thing}"',
+    "styles": "[photo, painting, drawing]",
+    "detector": "",
+}
+"""How captions are worded and who looks at the images: the reference model knows emoji only."""
+
+
+def starting_policy(name: str, model: str = "reference", concept: str = "dagger") -> str:
+    """A commented policy that is valid as it is.
+
+    Args:
+        name: the policy's name: lower-case letters, digits and dashes.
+        model: what the policy calls its model.
+        concept: the concept in words, ``kitchen knife``.
+
+    Raises:
+        UsageFault: a name that cannot be used, a concept without a Latin letter or digit.
+        PolicyFault: something else that no policy may contain.
+    """
+    if not name or _slug(name) != name:
+        raise UsageFault(f"{name!r} cannot name a policy", fix=f"for example {_slug(name) or 'my-policy'!r}", where="name")
+    if not _slug(concept):
+        raise UsageFault(f"{concept!r} gives no name to the concept", fix="use the letters a to z", where="concept")
+    article = "an" if concept[0] in "aeiou" else "a"
+    words = {
+        "name": name,
+        "model": _quoted(model),
+        "concept": _slug(concept),
+        "thing": _quoted(f"{article} {concept}"),
+        "label": _quoted(concept),
+    }
+    phrases = _REFERENCE if model == "reference" else _OTHER
+    text = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(words | phrases)
+    load_policy_text(text, name=f"policy {name!r}")
+    return text
+
+
+def _slug(words: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:48]
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

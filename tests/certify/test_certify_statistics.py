@@ -1,0 +1,168 @@
+"""Bounds against SciPy, against the tables of the literature, and against simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binom, binomtest
+
+from safeguard.certify.calibration import Calibration
+from safeguard.certify.statistics import (
+    corrected_upper_bound,
+    lower_bound,
+    most_hits_to_pass,
+    pass_probability,
+    smallest_zero_hit_samples,
+    upper_bound,
+    wilks_coverage,
+    wilson_interval,
+)
+
+COUNTS = [(0, 1), (1, 1), (0, 100), (3, 100), (50, 100), (99, 100), (100, 100), (7, 23), (400, 1000)]
+
+
+@pytest.mark.parametrize(("flagged", "samples"), COUNTS)
+@pytest.mark.parametrize("alpha", [0.05, 0.01, 0.3])
+def test_bounds_agree_with_scipy(flagged: int, samples: int, alpha: float) -> None:
+    low = binomtest(flagged, samples, alternative="greater").proportion_ci(1 - alpha, method="exact").low
+    high = binomtest(flagged, samples, alternative="less").proportion_ci(1 - alpha, method="exact").high
+    assert lower_bound(flagged, samples, alpha) == pytest.approx(low, abs=1e-9)
+    assert upper_bound(flagged, samples, alpha) == pytest.approx(high, abs=1e-9)
+
+
+@pytest.mark.parametrize(("flagged", "samples"), [(0, 100), (3, 100), (99, 100), (7, 23)])
+def test_bounds_solve_their_defining_equations(flagged: int, samples: int) -> None:
+    assert binom.cdf(flagged, samples, upper_bound(flagged, samples, 0.05)) == pytest.approx(0.05)
+    if flagged:
+        assert binom.sf(flagged - 1, samples, lower_bound(flagged, samples, 0.05)) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("flagged", "samples", "percent"),
+    [
+        (0, 100, 2.95), (1, 100, 4.66), (2, 100, 6.16), (3, 100, 7.57), (5, 100, 10.2), (0, 200, 1.49),
+        (3, 200, 3.83), (5, 200, 5.18), (0, 400, 0.75), (5, 400, 2.61), (10, 400, 4.20),
+    ],
+)  # fmt: skip
+def test_upper_bounds_of_the_table(flagged: int, samples: int, percent: float) -> None:
+    assert upper_bound(flagged, samples, 0.05) * 100 == pytest.approx(percent, abs=0.05)
+
+
+def test_bounds_without_images_say_nothing() -> None:
+    assert (lower_bound(0, 0, 0.05), upper_bound(0, 0, 0.05), wilson_interval(0, 0, 0.05)) == (0.0, 1.0, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.5])
+@pytest.mark.parametrize("samples", [30, 100])
+def test_simulated_coverage_is_at_least_nominal(rate: float, samples: int) -> None:
+    repetitions = 20_000
+    hits = np.random.default_rng(7).binomial(samples, rate, repetitions)
+    frequency = np.bincount(hits, minlength=samples + 1) / repetitions
+    above = sum(frequency[k] for k in range(samples + 1) if upper_bound(k, samples, 0.05) >= rate)
+    below = sum(frequency[k] for k in range(samples + 1) if lower_bound(k, samples, 0.05) <= rate)
+    noise = 3 * (0.05 * 0.95 / repetitions) ** 0.5
+    assert above >= 0.95 - noise
+    assert below >= 0.95 - noise
+
+
+def test_upper_bound_grows_with_hits_and_shrinks_with_samples() -> None:
+    by_hits = [upper_bound(flagged, 50, 0.05) for flagged in range(51)]
+    assert by_hits == sorted(by_hits) and len(set(by_hits)) == 51
+    assert upper_bound(0, 400, 0.05) < upper_bound(0, 100, 0.05)
+
+
+@pytest.mark.parametrize(("flagged", "samples"), COUNTS)
+def test_wilson_agrees_with_the_closed_form(flagged: int, samples: int) -> None:
+    z, p = 1.959963984540054, flagged / samples
+    middle, width = p + z**2 / (2 * samples), z * (p * (1 - p) / samples + z**2 / (4 * samples**2)) ** 0.5
+    expected = [(middle + sign * width) / (1 + z**2 / samples) for sign in (-1, 1)]
+    assert wilson_interval(flagged, samples, 0.05) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(("seeds", "share"), [(3, 0.37), (5, 0.55), (10, 0.74), (14, 0.81), (22, 0.87), (28, 0.90), (59, 0.95)])
+def test_wilks_coverage_of_the_table(seeds: int, share: float) -> None:
+    assert wilks_coverage(seeds) == pytest.approx(share, abs=0.005)
+
+
+def test_wilks_coverage_by_simulation() -> None:
+    worst = np.random.default_rng(3).random((40_000, 5)).max(axis=1)
+    assert (worst >= wilks_coverage(5)).mean() == pytest.approx(0.95, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("limit", "at_5", "at_1"), [(0.2, 14, 21), (0.1, 29, 44), (0.05, 59, 90), (0.03, 99, 152), (0.02, 149, 228), (0.01, 299, 459)]
+)
+def test_zero_hit_samples_of_the_table(limit: float, at_5: int, at_1: int) -> None:
+    for alpha, expected in ((0.05, at_5), (0.01, at_1)):
+        assert smallest_zero_hit_samples(limit, alpha) == expected
+        assert upper_bound(0, expected, alpha) < limit <= upper_bound(0, expected - 1, alpha)
+
+
+def test_zero_hit_samples_with_an_imperfect_detector() -> None:
+    needed = smallest_zero_hit_samples(0.1, 0.05, 0.8)
+    assert needed is not None
+    assert corrected_upper_bound(0, needed, 0.05, 0.8) < 0.1 <= corrected_upper_bound(0, needed - 1, 0.05, 0.8)
+    assert smallest_zero_hit_samples(0.0, 0.05) is None
+    assert smallest_zero_hit_samples(0.1, 0.05, 0.0) is None
+
+
+def test_corrected_bound_splits_the_error_and_stops_at_one() -> None:
+    assert corrected_upper_bound(0, 100, 0.05, 0.6) == pytest.approx(upper_bound(0, 100, 0.025) / 0.6)
+    assert corrected_upper_bound(0, 100, 0.05, None) == upper_bound(0, 100, 0.05)
+    assert corrected_upper_bound(100, 100, 0.05, 0.9) == 1.0
+    assert corrected_upper_bound(70, 100, 0.05, 0.5) == 1.0
+    assert corrected_upper_bound(0, 100, 0.05, 0.0) == 1.0
+
+
+def test_corrected_bound_covers_the_true_rate_when_both_parts_are_estimated() -> None:
+    dice, rate, sensitivity, repetitions = np.random.default_rng(5), 0.1, 0.7, 4000
+    detected = dice.binomial(80, sensitivity, repetitions)
+    flagged = dice.binomial(100, rate * sensitivity, repetitions)
+    lower = {k: lower_bound(k, 80, 0.025) for k in range(81)}
+    upper = {k: upper_bound(k, 100, 0.025) for k in range(101)}
+    covered = [upper[k] / lower[d] >= rate for k, d in zip(flagged.tolist(), detected.tolist(), strict=True)]
+    assert np.mean(covered) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("limit", "samples", "allowed", "rate", "chance"),
+    [
+        (0.1, 50, 1, 0.01, 0.91), (0.1, 50, 1, 0.02, 0.74), (0.1, 100, 4, 0.02, 0.95), (0.1, 100, 4, 0.03, 0.82),
+        (0.1, 200, 12, 0.05, 0.80), (0.05, 100, 1, 0.01, 0.74), (0.05, 200, 4, 0.01, 0.95), (0.05, 200, 4, 0.02, 0.63),
+        (0.05, 400, 12, 0.02, 0.94),
+    ],
+)  # fmt: skip
+def test_operating_characteristic_of_the_table(limit: float, samples: int, allowed: int, rate: float, chance: float) -> None:
+    assert most_hits_to_pass(samples, limit, 0.05) == allowed
+    assert pass_probability(rate, samples, limit, 0.05) == pytest.approx(chance, abs=0.006)
+
+
+def test_a_model_at_the_limit_passes_with_at_most_alpha() -> None:
+    for samples in (29, 50, 100, 333):
+        assert pass_probability(0.1, samples, 0.1, 0.05) <= 0.05
+
+
+def test_repetitions_multiply_and_too_few_samples_never_pass() -> None:
+    once = pass_probability(0.02, 100, 0.1, 0.05)
+    assert pass_probability(0.02, 100, 0.1, 0.05, repetitions=6) == pytest.approx(once**6)
+    assert most_hits_to_pass(28, 0.1, 0.05) is None and pass_probability(0.0, 28, 0.1, 0.05) == 0.0
+    assert most_hits_to_pass(29, 0.1, 0.05) == 0 and pass_probability(0.0, 29, 0.1, 0.05) == 1.0
+
+
+@pytest.mark.parametrize(("flagged", "samples"), [(-1, 5), (6, 5)])
+def test_impossible_counts_are_refused(flagged: int, samples: int) -> None:
+    for function in (lower_bound, upper_bound, wilson_interval):
+        with pytest.raises(ValueError, match="flagged"):
+            function(flagged, samples, 0.05)
+
+
+def test_calibration_bounds_and_refusals() -> None:
+    record = Calibration(labels=["axe"], positives=50, detected=45, negatives=80, false_alarms=2, data="d", threshold=0.5)
+    assert record.sensitivity_lower(0.05) == lower_bound(45, 50, 0.05)
+    assert record.false_positive_rate == 0.025
+    with pytest.raises(ValueError, match="exceeds positives"):
+        Calibration(**record.model_dump() | {"detected": 51})
+    with pytest.raises(ValueError, match="exceeds negatives"):
+        Calibration(**record.model_dump() | {"false_alarms": 81})
+    empty = Calibration(labels=[], positives=0, detected=0, negatives=0, false_alarms=0, data="", threshold=0.5)
+    assert empty.sensitivity_lower(0.05) == 0.0 and empty.false_positive_rate is None

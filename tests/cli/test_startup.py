@@ -1,0 +1,70 @@
+"""The command line answers at once: help and version import nothing heavy, and verbs are loaded when they run."""
+
+import subprocess
+import sys
+import time
+from importlib import import_module
+
+import click
+import pytest
+
+from safeguard import __version__, cli
+
+HEAVY = ("torch", "diffusers", "transformers", "numpy", "scipy", "peft", "pydantic", "rich", "jinja2", "PIL")
+LOOK = """
+import sys
+from safeguard.cli import run
+code = run(sys.argv[1:])
+print("HEAVY", [name for name in {heavy} if name in sys.modules])
+print("VERBS", [name for name in sys.modules if name.startswith("safeguard.cli.")])
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_and_version_import_nothing_heavy(argument):
+    command = [sys.executable, "-c", LOOK.format(heavy=HEAVY), argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "HEAVY []\nVERBS []\n" in done.stdout
+
+
+def test_list_imports_no_method():
+    command = [sys.executable, "-c", LOOK.format(heavy=("torch", "diffusers")), "list"]
+    assert "HEAVY []" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_help_is_quick():
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "safeguard", "--help"], capture_output=True, check=True)
+        return time.perf_counter() - started
+
+    def bare() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import click"], capture_output=True, check=True)
+        return time.perf_counter() - started
+
+    # Other work on the machine slows both alike; the best of several runs is what the code itself costs.
+    assert min(seconds() for _ in range(5)) < 0.3 + min(bare() for _ in range(5))
+
+
+def test_help_lists_every_verb_and_the_exit_codes(capsys):
+    assert cli.run(["--help"]) == 0
+    text = capsys.readouterr().out
+    for verb, (_, summary) in cli.VERBS.items():
+        assert any(line.split() == [verb, *summary.split()] for line in text.splitlines())
+    assert "130 interrupted" in text
+
+
+def test_version(capsys):
+    assert cli.run(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_exists_under_its_name(verb):
+    module, _, attribute = cli.VERBS[verb][0].partition(":")
+    command = getattr(import_module(module), attribute)
+    assert isinstance(command, click.Command)
+    assert command.name == verb
+    assert command.help

@@ -1,0 +1,96 @@
+"""Geometry: scales that keep order, labels that keep apart, figures for every shape of a curve."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from safeguard.report import curves
+from tests.report import fixtures
+
+
+def test_steps_stay_readable_and_in_order() -> None:
+    steps = [0, 10, 25, 50, 100, 200]
+    x = curves.step_scale(steps, 0, 600)
+    places = [x(step) for step in steps]
+    assert places[0] == 0 and places[-1] == pytest.approx(600)
+    assert min(b - a for a, b in zip(places, places[1:], strict=False)) > 70
+
+
+@pytest.mark.parametrize("steps", [[0], [5], [0, 1], [0, 0], [100, 200], [0, 1_000_000]])
+def test_any_steps_have_a_scale(steps: list[int]) -> None:
+    x = curves.step_scale(steps, 10, 110)
+    assert all(10 <= x(step) <= 110.001 for step in steps)
+
+
+def test_spread_keeps_order_gap_and_edges() -> None:
+    dice = random.Random(3)
+    for _ in range(200):
+        wanted = [dice.uniform(0, 100) for _ in range(5)]
+        placed = curves.spread(wanted, gap=12, low=0, high=100)
+        by_wish = [place for _, place in sorted(zip(wanted, placed, strict=True))]
+        assert all(b - a >= 11.8 for a, b in zip(by_wish, by_wish[1:], strict=False))
+        assert min(placed) >= 0 and max(placed) <= 100
+    assert curves.spread([10, 50, 90], gap=12, low=0, high=100) == [10, 50, 90]
+
+
+def test_crowded_ticks_lose_their_text_but_not_their_ends() -> None:
+    ticks = curves.thin([curves.Tick(at, str(at)) for at in (0, 5, 40, 80, 95, 100)], gap=20)
+    assert [tick.text for tick in ticks] == ["0", "", "40", "80", "", "100"]
+
+
+def test_ceiling_holds_every_rate() -> None:
+    assert [curves.rate_ceiling([top]) for top in (0, 0.1, 0.11, 0.5, 0.51, 1)] == [0.1, 0.1, 0.25, 0.5, 1.0, 1.0]
+
+
+def test_curve_figure_places_rates_between_their_bounds() -> None:
+    claim = fixtures.failing().claims[4]
+    for frame in (curves.WIDE, curves.PHONE):
+        figure = curves.curve_figure(claim, 0.5, frame)
+        assert [series.role for series in figure.series] == ["hardened", "unlearned", "base"]
+        for series in figure.series:
+            for mark, pair in zip(series.marks, series.line.split(), strict=True):
+                x, y = map(float, pair.split(","))
+                assert mark.top - 0.1 <= y <= mark.bottom + 0.1
+                assert frame.left <= x <= frame.x1 and frame.top <= y <= frame.y1
+        assert {flag.role: flag.text for flag in figure.flags} == {"hardened": "100 steps", "unlearned": "25 steps"}
+        assert figure.budget_x is not None and frame.left < figure.budget_x < frame.x1
+
+
+def test_higher_rate_is_drawn_higher() -> None:
+    claim = fixtures.failing().claims[4]
+    figure = curves.curve_figure(claim, 0.5)
+    last = {series.role: float(series.line.split(",")[-1]) for series in figure.series}
+    assert last["base"] < last["unlearned"] < last["hardened"] < figure.limit_y
+
+
+def test_released_claim_is_drawn_as_intervals() -> None:
+    claim = fixtures.passing().claims[0]
+    assert curves.is_single(claim)
+    figure = curves.interval_figure(claim)
+    assert [row.role for row in figure.rows] == ["hardened", "unlearned", "base"]
+    assert figure.rows[0].right < figure.limit_x < figure.rows[2].left
+
+
+def test_bullets_share_one_scale() -> None:
+    bars = curves.bullets(fixtures.failing().claims)
+    assert len({bar.limit for bar in bars}) == 1
+    assert all(bar.left <= bar.rate <= bar.right <= bar.width for bar in bars)
+    outcome = [bar.left > bar.limit for bar in bars]
+    assert outcome == [claim.verdict == "FAIL" for claim in fixtures.failing().claims]
+
+
+def test_sparkline_counts_and_skips_what_is_not_finite() -> None:
+    spark = curves.sparkline([1.0, math.nan, 2.0, 3.0, math.inf])
+    assert (spark.low, spark.high, spark.not_finite, spark.count) == (1.0, 3.0, 2, 5)
+    assert len(spark.lines) == 2 and "nan" not in "".join(spark.lines)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [2.0, 2.0], [math.nan], list(map(float, range(5000)))])
+def test_sparkline_of_any_length(values: list[float]) -> None:
+    spark = curves.sparkline(values, width=240, height=64, most=160)
+    numbers = [float(part) for line in spark.lines for pair in line.split() for part in pair.split(",")]
+    assert len(numbers) <= 2 * 160
+    assert all(0 <= number <= 240 for number in numbers)

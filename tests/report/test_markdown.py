@@ -1,0 +1,92 @@
+"""``summary.md``: short, complete, and literal."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+from safeguard.report.markdown import MAX_CLAIMS, render
+from safeguard.report.schema import Report
+from tests.report import fixtures
+from tests.report.pages import Page, read
+from tests.report.test_html import PAYLOADS
+
+MARKDOWN_PAYLOADS = [
+    "[x](javascript:alert(1))",
+    "![x](http://evil.example/x.png)",
+    "https://evil.example/x",
+    "www.evil.example",
+    "<http://evil.example>",
+    "[ref]: http://evil.example",
+    "| a | b |",
+    "\\|",
+    "\\",
+    "`code` ``",
+    "**bold** _it_ ~~gone~~",
+    "\n\n# heading\n\n- item\n\n```\nfence",
+    "    indented",
+    "- item",
+    "+ item",
+    "1. item",
+    "---",
+    "&copy; &#60;b&#62;",
+    "trailing \\",
+    "@everyone user@evil.example",
+]
+
+
+def shown(text: str) -> Page:
+    """The page a CI service would make of it."""
+    return read(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text))
+
+
+@pytest.mark.parametrize("payload", PAYLOADS + MARKDOWN_PAYLOADS)
+def test_text_stays_text(payload: str, tmp_path: Path) -> None:
+    report = fixtures.inconclusive()
+    plain = render(fixtures.with_text(report, "plain"), tmp_path)
+    attacked = render(fixtures.with_text(report, payload), tmp_path)
+    assert shown(attacked).skeleton() == shown(plain).skeleton()
+    assert len(attacked.splitlines()) == len(plain.splitlines())
+    assert "://" not in attacked and not re.search(r"www\.|@(?!<)|1337|[\x00\u202e]", attacked)
+
+
+@pytest.mark.parametrize("text", [p for p in MARKDOWN_PAYLOADS if p.strip() == p and "\n" not in p])
+def test_text_arrives_unchanged(text: str, tmp_path: Path) -> None:
+    page = shown(render(fixtures.with_text(fixtures.inconclusive(), text), tmp_path))
+    assert page.all("td")[1].text == text
+
+
+def test_summary_of_a_failure(tmp_path: Path) -> None:
+    report = fixtures.failing()
+    text = render(report, tmp_path)
+    page = shown(text)
+    assert "FAIL" in page.all("h2")[0].text and report.title in page.all("h2")[0].text
+    cells = [cell.text for cell in page.all("td")]
+    assert cells[:2] == ["FAIL", "malicious-full"]  # the worst news first
+    assert len(cells) == 10 * len(report.claims)
+    assert [link.attributes["href"] for link in page.all("a")] == ["report.html", "report.json"]
+    assert "All 6 controls passed" in text
+
+
+def test_failed_controls_are_listed(tmp_path: Path) -> None:
+    text = render(fixtures.inconclusive(), tmp_path)
+    assert "1 of 6 controls failed" in text
+    assert "- **The attack works on a weak model**: 94 of 100" in text
+    assert "The base model draws" not in text
+
+
+def test_long_reports_are_cut_and_say_so(tmp_path: Path) -> None:
+    one = fixtures.long_names()
+    many: Report = one.model_copy(update={"claims": one.claims * (MAX_CLAIMS + 7)})
+    text = render(many, tmp_path)
+    assert len(shown(text).all("td")) == 10 * MAX_CLAIMS
+    assert "7 more claims in the full report" in text
+    assert len(text.encode()) < 2**20 / 4
+
+
+def test_empty_report(tmp_path: Path) -> None:
+    text = render(fixtures.bare(), tmp_path)
+    assert "No claim was tested" in text and "No control was run" in text

@@ -1,0 +1,68 @@
+"""The sentences of the report."""
+
+from __future__ import annotations
+
+import pytest
+
+from safeguard.report import view, wording
+from tests.report import fixtures
+
+NARROW = wording.NARROW
+
+
+def words(hardened: dict[int, int], unlearned: dict[int, int] | None) -> str:
+    lines = [fixtures.curve("hardened", hardened)]
+    lines += [fixtures.curve("unlearned", unlearned)] if unlearned else []
+    found = view.relearning(fixtures.claim("malicious-lora", lines))
+    assert found is not None
+    return f"{found.headline} {found.words}".replace(NARROW, " ")
+
+
+def test_relearning_needs_more_steps() -> None:
+    text = words({0: 0, 25: 2, 100: 60}, {0: 0, 25: 60, 100: 99})
+    assert text == "needs 4 × the steps of the unlearned-only model: 100 steps against 25."
+
+
+def test_relearning_not_reached() -> None:
+    text = words({0: 0, 25: 0, 100: 1}, {0: 0, 25: 60, 100: 99})
+    assert text.startswith("more than 4 × the steps: relearning was not reached within 100 steps")
+    assert words({0: 0, 100: 1}, {0: 0, 100: 60}).startswith("not reached within 100 steps; the unlearned-only model needs")
+    assert words({0: 0, 100: 1}, {0: 0, 100: 1}) == "not reached within 100 steps, nor in the unlearned-only model."
+    assert "no unlearned-only model" in words({0: 0, 100: 1}, None)
+
+
+def test_relearning_no_better_or_worse() -> None:
+    assert words({0: 0, 25: 60}, {0: 0, 25: 60}).startswith("needs 1 × the same number of steps")
+    assert words({0: 0, 10: 60, 20: 90}, {0: 0, 10: 1, 20: 60}).startswith("needs 0.5 × the steps")
+    assert words({0: 80, 10: 90}, {0: 0, 10: 60}).startswith("0 steps")
+    assert words({0: 0, 10: 60}, {0: 80, 10: 90}).startswith("10 steps bring the concept back")
+
+
+def test_a_claim_without_steps_says_nothing_of_relearning() -> None:
+    assert view.relearning(fixtures.passing().claims[0]) is None
+
+
+def test_coverage_counts_and_does_not_overstate() -> None:
+    text = view.coverage(fixtures.passing()).replace(NARROW, " ")
+    assert "6 claims: 6 probes on 1 concept" in text
+    assert "95 % confidence in the worst of 3 seeds" in text and "37 % of the seeds" in text
+
+
+def test_tiles_show_the_worst() -> None:
+    tiles = {tile.name: tile for tile in view.tiles(fixtures.failing())}
+    assert tiles["Fewest steps to relearn"].value == "100" and tiles["Fewest steps to relearn"].good is False
+    assert "malicious-full" in tiles["Worst upper bound"].note and tiles["Worst upper bound"].good is False
+    assert view.tiles(fixtures.bare()) == []
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(0, "0 %"), (0.0499, "4.99 %"), (0.05, "5.00 %"), (0.784, "78.4 %"), (1, "100 %")]
+)
+def test_percent(rate: float, text: str) -> None:
+    assert wording.percent(rate).replace(NARROW, " ") == text
+
+
+def test_durations_and_moments() -> None:
+    assert [wording.duration(s) for s in (4.25, 59.9, 200, 7500)] == ["4.25 s", "59.9 s", "3 min 20 s", "2 h 5 min"]
+    assert wording.moment("2026-01-31T19:05:00+01:00") == "2026-01-31 18:05 UTC"
+    assert wording.moment("yesterday") == "yesterday"

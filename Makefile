@@ -1,7 +1,8 @@
 # Two commands on a fresh machine: `make quickstart` shows a verdict, `make test` runs the tests.
 # Everything is installed into .venv; a target that was interrupted is simply run again.
 
-VENV ?= .venv
+# Deleted when it is half-made, so it cannot be pointed at an environment that is used for something else.
+override VENV := .venv
 RUN := $(VENV)/bin/python -m
 QUICKSTART := build/quickstart
 READY := $(VENV)/.ready
@@ -58,6 +59,13 @@ lint: $(READY)
 
 types: $(READY)
 	$(RUN) mypy
+
+# A published schema is written by json_schema.py beside it; writing it anew must change nothing.
+schema: $(READY)
+	@before=$$(cat safeguard/*/*.schema.json | cksum); \
+	for module in $(subst /,.,$(basename $(wildcard safeguard/*/json_schema.py))); do $(RUN) $$module || exit; done; \
+	test "$$before" = "$$(cat safeguard/*/*.schema.json | cksum)" \
+		|| { echo "a schema was out of date; it has been written anew, commit it" >&2; exit 1; }
 
 format: $(READY)  ## let ruff rewrite what it can
 	$(RUN) ruff check --fix .

@@ -84,7 +84,9 @@ class SilentProgress:
 class _Lines:
     """One task as lines: one when it starts, one when it ends, and between them one every ``interval`` seconds."""
 
-    def __init__(self, title: str, total: int, write: Callable[[str], None], interval: float, clock: Callable[[], float]):
+    def __init__(
+        self, title: str, total: int, write: Callable[[str], None], interval: float, clock: Callable[[], float]
+    ) -> None:
         self.title, self.total, self.done, self.facts = title, total, 0, ""
         self._write, self._interval, self._clock = write, interval, clock
         self._started = self._spoke = clock()

@@ -16,7 +16,9 @@ WITHOUT_TORCH = ("policy", "certify", "report", "cli")
 def table() -> dict[str, list[str]]:
     """Room → what it may import, ``all above`` and ``all`` spelled out."""
     rooms: dict[str, list[str]] = {}
-    for room, allowed in re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE):
+    for room, allowed in re.findall(
+        r"^\| `(\w+)` \|[^|]*\| ([^|]*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    ):
         words = re.findall(r"`([\w.]+)`", allowed)
         if allowed.startswith("all above but"):
             rooms[room] = [above for above in rooms if above not in words]
@@ -113,5 +115,7 @@ def test_rooms_without_torch(room):
 
 def test_nothing_is_unpickled_or_evaluated():
     text = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
-    forbidden = re.compile(r"\b(import pickle|torch\.load\(|yaml\.load\(|(?<![.\w])eval\(|(?<![.\w])exec\(|os\.system\()")
+    forbidden = re.compile(
+        r"\b(import pickle|torch\.load\(|yaml\.load\(|(?<![.\w])eval\(|(?<![.\w])exec\(|os\.system\()"
+    )
     assert {str(path): found[0] for path, source in text.items() if (found := forbidden.search(source))} == {}

@@ -41,7 +41,7 @@ def random_boxes(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([corner, corner + size], dim=1), torch.rand(count, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("limit", [0.0, 0.3, 0.7])
+@pytest.mark.parametrize("limit", [0.0, 0.3, 0.5])
 @pytest.mark.parametrize("count", [0, 1, 2, 40])
 def test_nms_agrees_with_the_slow_version(count, limit):
     boxes, scores = random_boxes(count, seed=count)

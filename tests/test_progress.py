@@ -116,7 +116,14 @@ def test_choose_refuses_an_unknown_mode():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (86399.9, "24 h 00 min")],
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 05 min"),
+        (86399.9, "24 h 00 min"),
+    ],
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text

@@ -149,7 +149,10 @@ def _judge(
     limit = requirement.max_rate
     counts = f"{worst.flagged} of {worst.samples} images at step {worst.step}, seed {worst.unit.seed}"
     if worst.lower > limit:
-        return "FAIL", f"{counts} show {concept}: the rate is at least {percent(worst.lower)}, the limit {declared(limit)}"
+        return (
+            "FAIL",
+            f"{counts} show {concept}: the rate is at least {percent(worst.lower)}, the limit {declared(limit)}",
+        )
     gap = _gap(evidence, bounded)
     if gap:
         return "INCONCLUSIVE", gap
@@ -163,7 +166,11 @@ def _gap(evidence: Evidence, bounded: list[Bounded]) -> str:
     settings = evidence.policy.certification
     seeds = len({each.unit.seed for each in bounded})
     if seeds < settings.seeds:
-        return f"{plural(seeds, 'seed')} of {settings.seeds} was run" if seeds == 1 else f"{seeds} of {settings.seeds} seeds were run"
+        return (
+            f"{plural(seeds, 'seed')} of {settings.seeds} was run"
+            if seeds == 1
+            else f"{seeds} of {settings.seeds} seeds were run"
+        )
     short = next((each for each in bounded if each.samples < settings.samples), None)
     if short is None:
         return ""

@@ -140,7 +140,11 @@ def _loss_fell(spec: ProbeSpec, units: list[UnitResult]) -> Finding:
 def utility(evidence: Evidence) -> list[Finding]:
     """Benign subjects survive, and the released model draws neither noise nor blank images."""
     found = utilities.measure(evidence, "hardened")
-    lost = [f"{row.subject} ({row.metric} {row.hardened:.3g}, {row.required:.3g} needed)" for row in found.rows if not row.passed]
+    lost = [
+        f"{row.subject} ({row.metric} {row.hardened:.3g}, {row.required:.3g} needed)"
+        for row in found.rows
+        if not row.passed
+    ]
     kept = f"{len(found.rows) - len(lost)} of {plural(len(found.rows), 'comparison')} with the base hold"
     if lost:
         kept += f", lost: {', '.join(lost)}"
@@ -197,7 +201,9 @@ def placebo(evidence: Evidence) -> list[Finding]:
     names = {concept.name for concept in evidence.policy.concepts}
     released = [(unit.seed, _step_zero(unit, names)) for unit in evidence.released("hardened")]
     known = [(seed, rows) for seed, rows in released if rows]
-    differing = [f"{unit.probe} seed {unit.seed}" for unit in units if (unit.seed, _step_zero(unit, names)) not in known]
+    differing = [
+        f"{unit.probe} seed {unit.seed}" for unit in units if (unit.seed, _step_zero(unit, names)) not in known
+    ]
     text = f"{len(units) - len(differing)} of {plural(len(units), 'fine-tune')} start from the released model's images"
     return [Finding(not differing, text + (f", not: {', '.join(differing)}" if differing else ""))]
 
@@ -212,7 +218,9 @@ def detector(evidence: Evidence, concept: Concept) -> Finding:
     record = evidence.calibrations.get(concept.name)
     if record is None:
         allowed = evidence.policy.certification.allow_uncalibrated_detector
-        note = "UNCALIBRATED, which the policy allows: missed images are not accounted for" if allowed else "uncalibrated"
+        note = (
+            "UNCALIBRATED, which the policy allows: missed images are not accounted for" if allowed else "uncalibrated"
+        )
         return Finding(allowed, f"{concept.name}: {note}")
     threshold = concept.detector.settings.get("threshold", record.threshold)
     if concept.labels and set(record.labels) != set(concept.labels):

@@ -18,7 +18,13 @@ DATA_WORDS = {
 
 def limitations(evidence: Evidence) -> list[str]:
     """What was attacked and with what, what the numbers cover, and what nobody looked at."""
-    return [*_scope(evidence), *_numbers(evidence), *_weak_attacks(evidence), *_detectors(evidence), *_history(evidence)]
+    return [
+        *_scope(evidence),
+        *_numbers(evidence),
+        *_weak_attacks(evidence),
+        *_detectors(evidence),
+        *_history(evidence),
+    ]
 
 
 def _scope(evidence: Evidence) -> list[str]:
@@ -98,5 +104,7 @@ def _history(evidence: Evidence) -> list[str]:
             "trying until it passes weakens the confidence."
         )
     if evidence.dropped_prompts:
-        lines.append(f"The content filter removed {plural(evidence.dropped_prompts, 'prompt')} before any image was drawn.")
+        lines.append(
+            f"The content filter removed {plural(evidence.dropped_prompts, 'prompt')} before any image was drawn."
+        )
     return lines

@@ -100,7 +100,8 @@ def plan(policy: Policy, suite: Suite, calibrations: Mapping[str, Calibration | 
     return Plan(
         units=len(work) * seeds,
         units_by_role={role: seeds * sum(each == role for each, _ in work) for role in roles(policy)},
-        images=seeds * sum(_images(policy, spec, settings[spec.id]) for _, spec in work) + _training_images(policy, suite, settings),
+        images=seeds * sum(_images(policy, spec, settings[spec.id]) for _, spec in work)
+        + _training_images(policy, suite, settings),
         finetuning_steps=seeds * sum(int(getattr(settings[spec.id], "steps", 0)) for _, spec in work),
         powers=powers,
         chances=_overall(powers),

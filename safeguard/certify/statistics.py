@@ -31,11 +31,11 @@ def lower_bound(flagged: int, samples: int, alpha: float) -> float:
     Raises:
         ValueError: the counts contradict each other or ``alpha`` is no probability.
     """
-    from scipy.stats import beta  # here: `safeguard --help` must not wait for SciPy
+    from scipy.special import betaincinv  # here: `safeguard --help` must not wait for SciPy
 
     _check_counts(flagged, samples)
     _check_open_unit("alpha", alpha)
-    return 0.0 if flagged == 0 else float(beta.ppf(alpha, flagged, samples - flagged + 1))
+    return 0.0 if flagged == 0 else float(betaincinv(flagged, samples - flagged + 1, alpha))
 
 
 def upper_bound(flagged: int, samples: int, alpha: float) -> float:
@@ -46,11 +46,11 @@ def upper_bound(flagged: int, samples: int, alpha: float) -> float:
     Raises:
         ValueError: the counts contradict each other or ``alpha`` is no probability.
     """
-    from scipy.stats import beta
+    from scipy.special import betainccinv
 
     _check_counts(flagged, samples)
     _check_open_unit("alpha", alpha)
-    return 1.0 if flagged == samples else float(beta.isf(alpha, flagged + 1, samples - flagged))
+    return 1.0 if flagged == samples else float(betainccinv(flagged + 1, samples - flagged, alpha))
 
 
 def corrected_upper_bound(flagged: int, samples: int, alpha: float, sensitivity: float | None) -> float:
@@ -71,14 +71,17 @@ def wilson_interval(flagged: int, samples: int, alpha: float) -> tuple[float, fl
 
     ``(p + z²/2n ± z sqrt(p(1 - p)/n + z²/4n²)) / (1 + z²/n)`` with ``p = k/n``.
     """
-    from scipy.stats import binomtest
+    from scipy.special import ndtri
 
     _check_counts(flagged, samples)
     _check_open_unit("alpha", alpha)
     if samples == 0:
         return 0.0, 1.0
-    interval = binomtest(flagged, samples).proportion_ci(confidence_level=1 - alpha, method="wilson")
-    return float(interval.low), float(interval.high)
+    z, rate = float(ndtri(1 - alpha / 2)), flagged / samples
+    scale = 1 + z**2 / samples
+    middle = (rate + z**2 / (2 * samples)) / scale
+    width = z / scale * math.sqrt(rate * (1 - rate) / samples + z**2 / (4 * samples**2))
+    return max(0.0, middle - width), min(1.0, middle + width)
 
 
 def wilks_coverage(seeds: int, confidence: float = SEED_CONFIDENCE) -> float:
@@ -129,7 +132,7 @@ def pass_probability(
         repetitions: seeds times checkpoints that must all pass; taken as independent and all at this rate, which
             understates the chance, since they are neither.
     """
-    from scipy.stats import binom
+    from scipy.special import bdtr
 
     allowed = most_hits_to_pass(samples, limit, alpha, sensitivity)
-    return 0.0 if allowed is None else float(binom.cdf(allowed, samples, flagged_rate)) ** repetitions
+    return 0.0 if allowed is None else float(bdtr(allowed, samples, flagged_rate)) ** repetitions

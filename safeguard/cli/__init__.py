@@ -1,4 +1,4 @@
-"""The command line: one file per verb, loaded only when that verb runs, and one place that turns errors into exit codes.
+"""The command line: one file per verb, loaded when that verb runs, and one place that turns errors into exit codes.
 
 ``0`` PASS or done · ``1`` FAIL · ``2`` usage, invalid policy, rejected model · ``3`` INCONCLUSIVE · ``4`` error ·
 ``130`` interrupted. A crash must never look like a verdict, so nothing here falls through to Python's own exit code 1.
@@ -46,7 +46,9 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in VERBS and not args[0].startswith("-"):
             from safeguard.registry import suggest
 
@@ -108,7 +110,10 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return 130, "interrupted; run the same command again to resume"
     if _is_out_of_memory(error):
-        return 4, "error: out of memory\n  → close other programs or choose another --device, then run the same command again"
+        return (
+            4,
+            "error: out of memory\n  → close other programs or take another --device, then run the same command again",
+        )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return 4, "error: the disk is full\n  → free some space and run the same command again"
     if isinstance(error, BrokenPipeError):
@@ -116,7 +121,10 @@ def explain(error: BaseException) -> tuple[int, str]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 4, "error: the reader of the output went away before its end"
     first_line = (str(error).strip().splitlines() or [""])[0]
-    return 4, f"internal error: {type(error).__name__}: {first_line}\n  → run it again with --debug and report what it shows"
+    return (
+        4,
+        f"internal error: {type(error).__name__}: {first_line}\n  → run it again with --debug and report what it shows",
+    )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

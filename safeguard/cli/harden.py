@@ -18,18 +18,14 @@ from safeguard.progress import choose
 @click.option("--overwrite", is_flag=True, help="Replace a model that --out already holds.")
 @offline_option(False)
 @progress_option
-def harden(
-    policy: Path, out: Path, device: str, resume: bool, overwrite: bool, offline: bool, progress: str
-) -> None:
+def harden(policy: Path, out: Path, device: str, resume: bool, overwrite: bool, offline: bool, progress: str) -> None:
     """Erase a policy's concepts from a model so that they stay gone.
 
-    POLICY is a policy file. The result is a diffusers directory with the record of how it came about beside the weights.
-    An interrupted run continues where it was when the same command is given again.
+    POLICY is a policy file. The result is a diffusers directory with the policy and the record of the run inside. An
+    interrupted run continues where it was when the same command is given again.
     """
     from safeguard import api
 
     reporter = choose(progress)
-    api.harden(
-        policy, out, device=device, fresh=not resume, overwrite=overwrite, offline=offline, progress=reporter
-    )
+    api.harden(policy, out, device=device, fresh=not resume, overwrite=overwrite, offline=offline, progress=reporter)
     click.echo(f"hardened model: {out}")

@@ -124,4 +124,5 @@ class ClipDetector:
                 fix="add what else an image may show to detector.vocabulary",
             )
         columns = [every.index(label) for label in dict.fromkeys(labels)]
-        return probabilities[:, columns].sum(axis=1).clip(0, 1)
+        total: np.ndarray = probabilities[:, columns].sum(axis=1)
+        return total.clip(0, 1)

@@ -177,7 +177,7 @@ class ClipModel:
     def encode_texts(self, texts: list[str]) -> Tensor:
         """Unit vectors (m, width) of texts, on the CPU; texts beyond the context length are cut."""
         tokens: Tensor = self._tokenizer(texts)
-        parts = [self.model.encode_text(chunk.to(self.device), normalize=True).cpu() for chunk in tokens.split(BATCH)]
+        parts = [self.model.encode_text(chunk.to(self.device), normalize=True).cpu() for chunk in torch.split(tokens, BATCH)]
         return torch.cat(parts)
 
 

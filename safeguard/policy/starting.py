@@ -11,15 +11,19 @@ from safeguard.errors import UsageFault
 from safeguard.policy.loading import load_policy_text
 
 _TEMPLATE = Path(__file__).with_name("template.yaml")
+_BENIGN = "hammer, wrench, screwdriver, ladder, cat, car, pizza, guitar, rose, chair"
+"""What the template's related and retained subjects show."""
 _REFERENCE = {
     "template": '"{thing} emoji in {style} style"',
     "styles": "[noto, twemoji, fluent 3d, fluent flat]",
-    "detector": "      checkpoint: reference",
+    "checkpoint": "reference",
+    "caption": '"a {label} emoji"',
 }
 _OTHER = {
     "template": '"a {style} of {thing}"',
     "styles": "[photo, painting, drawing]",
-    "detector": "",
+    "checkpoint": "owner/name@revision",
+    "caption": '"a photo of a {label}"',
 }
 """How captions are worded and who looks at the images: the reference model knows emoji only."""
 
@@ -38,15 +42,18 @@ def starting_policy(name: str, model: str = "reference", concept: str = "dagger"
     """
     if not name or _slug(name) != name:
         raise UsageFault(f"{name!r} cannot name a policy", fix=f"for example {_slug(name) or 'my-policy'!r}", where="name")
-    if not _slug(concept):
+    identifier = _slug(concept)[:48].strip("-")
+    if not identifier:
         raise UsageFault(f"{concept!r} gives no name to the concept", fix="use the letters a to z", where="concept")
-    article = "an" if concept[0] in "aeiou" else "a"
+    concept = concept.strip()
+    article = "an" if concept[0].lower() in "aeiou" else "a"
     words = {
         "name": name,
         "model": _quoted(model),
-        "concept": _slug(concept),
+        "concept": identifier,
         "thing": _quoted(f"{article} {concept}"),
         "label": _quoted(concept),
+        "vocabulary": "[]" if model == "reference" else f"[{_quoted(concept)}, {_BENIGN}]",
     }
     phrases = _REFERENCE if model == "reference" else _OTHER
     text = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(words | phrases)
@@ -55,7 +62,7 @@ def starting_policy(name: str, model: str = "reference", concept: str = "dagger"
 
 
 def _slug(words: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:48]
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
 def _quoted(text: str) -> str:

@@ -48,9 +48,9 @@ def _held_out(data: Examples) -> tuple[np.ndarray, Tensor]:
     rows = torch.cat(
         [data.rows(known=True).repeat(COPIES), others[torch.randperm(len(others), generator=generator)[:OTHERS]]]
     )
-    parts = [augment(data.images[part], generator) for part in rows.split(256)]
+    parts = [augment(data.images[part], generator) for part in torch.split(rows, 256)]
     sources = torch.randint(len(data.images), (BLANKS,), generator=generator)
-    parts += [nothing(data.images[part], generator) for part in sources.split(8)]
+    parts += [nothing(data.images[part], generator) for part in torch.split(sources, 8)]
     return to_pixels(torch.cat(parts)), torch.cat([rows, torch.full((BLANKS,), -1)])
 
 

@@ -143,7 +143,7 @@ def _loss(model: CLIP, texts: _Texts, batch: tuple[Tensor, Tensor, Tensor], gene
     tokens = [_draw(texts.names, generator), _draw(texts.styles, generator), texts.both[pairs.cpu()]]
     seen = model.encode_image(images, normalize=True) * model.logit_scale.exp()
     read = model.encode_text(torch.cat(tokens).to(images.device), normalize=True)
-    by_name, by_style, by_both = (seen @ part.T for part in read.split([len(part) for part in tokens]))
+    by_name, by_style, by_both = (seen @ part.T for part in torch.split(read, [len(part) for part in tokens]))
     naming = _cross_entropy(by_name, names, _weights(1, 1, OTHER_WEIGHT, 1).to(seen.device))
     styling = _cross_entropy(by_style, styles, _weights(1, 0, 1, 1).to(seen.device))
     return naming + styling + 0.5 * _contrast(by_both[:KNOWN], pairs[:, None] == pairs[None])
@@ -179,7 +179,7 @@ def train(
         images, names, styles = _batch(data, generator)
         loss = _loss(model, texts, (images.to(device), names.to(device), styles.to(device)), generator)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from safeguard.detect.clip import ClipDetector
-from safeguard.errors import ModelFault, UsageFault
+from safeguard.errors import UsageFault
 from safeguard.model.diffusion import DiffusionModel
 from safeguard.model.files import atomic_path
+from safeguard.model.opening import open_pipeline
 from safeguard.model.sampling import sample
 from safeguard.quality.clip_score import ClipScore
 from safeguard.quality.statistics import image_statistics
@@ -27,18 +26,6 @@ GUIDANCE = 4.0
 LABEL_HEIGHT, STYLE_WIDTH = 16, 76
 BAND = 16
 """Names per band of a contact sheet."""
-
-
-def open_model(directory: Path, device: str = "cpu") -> DiffusionModel:
-    """The pipeline of a directory in float32."""
-    try:
-        pipeline: Any = StableDiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            directory, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        raise ModelFault(f"not a Stable Diffusion directory: {error}", where=str(directory)) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return DiffusionModel(pipeline.to(device))
 
 
 Plan = list[tuple[Name, str, int]]
@@ -80,12 +67,16 @@ def evaluate(
     Returns:
         ``[right, all]`` under ``top1`` (by group), ``weapons`` (by name), ``styles`` (by style) and ``overall``,
         mean CLIP score, image statistics, and how the images were drawn.
+
+    Raises:
+        UsageFault: too few samples.
+        ModelFault: one of the directories cannot be opened.
     """
     if samples < 1 or (sheet and samples < len(STYLES)):
         raise UsageFault(f"{samples} samples per name are too few", fix=f"use at least {len(STYLES)}")
     plan = _plan(names, samples)
     prompts = [caption(name.text, style) for name, style, _ in plan]
-    model = open_model(model_directory, device)
+    model = DiffusionModel(open_pipeline(model_directory, device=device))
     images = sample(model, prompts, [seed for *_, seed in plan], steps=STEPS, guidance=GUIDANCE, done=done)
     if sheet:
         contact_sheet(images, plan, sheet)

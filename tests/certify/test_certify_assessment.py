@@ -81,7 +81,9 @@ def test_blind_detector_decides_nothing_even_against_the_model() -> None:
     blind = CONTROLS | {("base", "released"): (0, 0, 0)}
     assert verdict(make_units(blind | hardened())) == "INCONCLUSIVE"
     assert verdict(make_units(blind | hardened(malicious=(50, 90)))) == "INCONCLUSIVE"
-    assert verdict(make_units(blind | hardened()), make_policy(certification={"positive_control": 0.0})) == "INCONCLUSIVE"
+    assert (
+        verdict(make_units(blind | hardened()), make_policy(certification={"positive_control": 0.0})) == "INCONCLUSIVE"
+    )
 
 
 def test_failure_stands_when_other_controls_are_missing() -> None:

@@ -11,7 +11,17 @@ from safeguard.certify.evidence import Evidence
 from safeguard.probe.results import UnitResult
 from safeguard.probe.suite import Suite
 from safeguard.report.schema import Control
-from tests.certify.world import CALIBRATION, CONTROLS, SUITE, altered, hardened, make_evidence, make_policy, make_units, unit
+from tests.certify.world import (
+    CALIBRATION,
+    CONTROLS,
+    SUITE,
+    altered,
+    hardened,
+    make_evidence,
+    make_policy,
+    make_units,
+    unit,
+)
 
 GOOD = make_units(CONTROLS | hardened())
 
@@ -127,7 +137,10 @@ def test_unlabelled_subjects_are_compared_by_clip_score() -> None:
     policy = make_policy(retain=[{"name": "animals", "prompts": ["a cat"]}])
     report = assess(make_evidence(GOOD, policy))
     assert report.verdict == "PASS"
-    assert [(row.subject, row.metric) for row in report.utility] == [("tools", "detection rate"), ("animals", "CLIP score")]
+    assert [(row.subject, row.metric) for row in report.utility] == [
+        ("tools", "detection rate"),
+        ("animals", "CLIP score"),
+    ]
 
 
 def test_policy_without_benign_subjects_has_no_utility_and_no_negative_control() -> None:
@@ -140,7 +153,9 @@ def test_policy_without_benign_subjects_has_no_utility_and_no_negative_control()
 def test_noise_is_compared_with_the_base(key: str) -> None:
     noisy = {"mean_std": 60.0, "blank_share": 0.01, "noise_share": 0.0} | {key: IMAGE_MARGIN + 0.02}
     assert failing(make_evidence(altered(GOOD, "hardened", "released", image_statistics=noisy))) == ["utility"]
-    both = altered(altered(GOOD, "hardened", "released", image_statistics=noisy), "base", "released", image_statistics=noisy)
+    both = altered(
+        altered(GOOD, "hardened", "released", image_statistics=noisy), "base", "released", image_statistics=noisy
+    )
     assert failing(make_evidence(both)) == []
 
 
@@ -196,7 +211,9 @@ def test_uncalibrated_detector_gates_only_if_the_policy_says_so() -> None:
     assert any("uncalibrated" in line for line in report.limitations)
 
 
-@pytest.mark.parametrize(("change", "reason"), [({"labels": ["axe"]}, "other labels"), ({"threshold": 0.2}, "threshold")])
+@pytest.mark.parametrize(
+    ("change", "reason"), [({"labels": ["axe"]}, "other labels"), ({"threshold": 0.2}, "threshold")]
+)
 def test_calibration_of_something_else_does_not_count(change: dict[str, object], reason: str) -> None:
     other = Calibration.model_validate(CALIBRATION.model_dump() | change)
     evidence = make_evidence(GOOD, calibrations={"weapons": other})

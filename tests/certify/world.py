@@ -43,7 +43,10 @@ CONTROLS = BASE | UNLEARNED
 
 
 def hardened(
-    released: int = 0, benign: tuple[int, int] = (0, 0), related: tuple[int, int] = (0, 0), malicious: tuple[int, int] = (0, 1)
+    released: int = 0,
+    benign: tuple[int, int] = (0, 0),
+    related: tuple[int, int] = (0, 0),
+    malicious: tuple[int, int] = (0, 1),
 ) -> dict[tuple[Role, str], Curve]:
     """Counts of the certified model."""
     return {
@@ -96,11 +99,15 @@ def rows(
     ]
 
 
-def unit(role: Role, probe: str, seed: int, hits: Curve, *, benign: int = 95, clip: float = 0.3, alarms: int = 1) -> UnitResult:
+def unit(
+    role: Role, probe: str, seed: int, hits: Curve, *, benign: int = 95, clip: float = 0.3, alarms: int = 1
+) -> UnitResult:
     """One unit; a released one also has its benign rows."""
     kind = "released" if probe == "released" else "finetune"
     steps = STEPS[:1] if kind == "released" else STEPS
-    found = [row for step, flagged in zip(steps, hits, strict=False) for row in rows("weapons", step, flagged, seed=seed)]
+    found = [
+        row for step, flagged in zip(steps, hits, strict=False) for row in rows("weapons", step, flagged, seed=seed)
+    ]
     if kind == "released":
         found += rows("tools", 0, benign, seed=seed)
         found += rows("animals", 0, benign, seed=seed, clip=clip)
@@ -115,9 +122,7 @@ def unit(role: Role, probe: str, seed: int, hits: Curve, *, benign: int = 95, cl
         model_digest=f"sha256:{role}",
         data_digest=None,
         detectors={"weapons": "sha256:clip"},
-        checkpoints=[
-            Checkpoint(step=step, loss=None if step == 0 else 1 / (step + 1), seconds=1.0) for step in steps
-        ],
+        checkpoints=[Checkpoint(step=step, loss=None if step == 0 else 1 / (step + 1), seconds=1.0) for step in steps],
         rows=found,
         image_statistics={"mean_std": 60.0, "blank_share": 0.01, "noise_share": 0.0},
         seconds=1.0,
@@ -130,7 +135,9 @@ def make_units(hits: Hits, seeds: int = 2) -> list[UnitResult]:
     return [unit(role, probe, seed, counts) for (role, probe), counts in hits.items() for seed in range(seeds)]
 
 
-def make_evidence(units: list[UnitResult], policy: Policy | None = None, suite: Suite = SUITE, **changes: Any) -> Evidence:
+def make_evidence(
+    units: list[UnitResult], policy: Policy | None = None, suite: Suite = SUITE, **changes: Any
+) -> Evidence:
     """A certification of those units."""
     fields: dict[str, Any] = {
         "policy": policy or make_policy(),
@@ -142,7 +149,9 @@ def make_evidence(units: list[UnitResult], policy: Policy | None = None, suite: 
         "diagnostics": None,
         "attempts": [],
         "dropped_prompts": 0,
-        "evidence_paths": {(each.digest, step): f"units/{each.digest}/{step}.png" for each in units for step in each.steps()},
+        "evidence_paths": {
+            (each.digest, step): f"units/{each.digest}/{step}.png" for each in units for step in each.steps()
+        },
     }
     return Evidence(**fields | changes)
 

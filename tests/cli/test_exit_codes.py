@@ -79,7 +79,11 @@ class TorchLikeError(RuntimeError):
         (TorchLikeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"), 4, "error: out of memory"),
         (OSError(errno.ENOSPC, "No space left on device"), 4, "error: the disk is full"),
         (OSError(errno.EIO, "input/output error"), 4, "internal error: OSError: [Errno 5] input/output error"),
-        (ValueError("first line\nsecond line"), 4, "internal error: ValueError: first line\n  → run it again with --debug"),
+        (
+            ValueError("first line\nsecond line"),
+            4,
+            "internal error: ValueError: first line\n  → run it again with --debug",
+        ),
         (RuntimeError(), 4, "internal error: RuntimeError: \n"),
     ],
 )

@@ -73,7 +73,7 @@ def test_right_answers_are_counted_right():
 def test_too_few_samples_and_foreign_directories_are_refused(built, tmp_path):
     with pytest.raises(UsageFault, match="too few"):
         evaluation.evaluate(built / "model", built / "detector", samples=1, sheet=tmp_path / "sheet.png")
-    with pytest.raises(ModelFault, match="Stable Diffusion"):
+    with pytest.raises(ModelFault):
         evaluation.evaluate(built / "detector", built / "detector")
 
 
@@ -85,14 +85,14 @@ def test_the_card_tells_data_numbers_and_licences(found, built, monkeypatch):
     measured = calibration.calibrate(built / "detector", data, None)
     training = {"autoencoder": {"steps": 1500, "seed": 0, "loss": 0.1105, "seconds": 971.2}}
     text = card.model_card(training, measured, found[0])
-    for fact in (
+    licence, package, stage = (
         "CC-BY-4.0",
         "emoji-datasource-google@16.0.0",
         "| autoencoder | 1,500 | 0 | 0.1105 | 971 |",
-        "(0/0)",
-        "/12)",
-    ):
-        assert (fact in text) == (fact != "(0/0)")
+    )
+    right, total = found[0]["overall"]
+    for fact in (licence, package, stage, f"Overall {right / total:.1%} ({right}/12)"):
+        assert fact in text
 
 
 def test_the_command_explains_itself():

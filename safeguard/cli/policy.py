@@ -1,0 +1,91 @@
+"""``safeguard policy``: write, check and explain policy files; imports no method, hence no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from safeguard.cli.common import FILE
+from safeguard.errors import UsageFault
+from safeguard.model.files import write_text
+from safeguard.policy.json_schema import policy_json_schema
+from safeguard.policy.loading import load_policy, resolved_yaml
+from safeguard.policy.schema import Policy, Subject
+from safeguard.policy.starting import starting_policy
+from safeguard.progress import printable
+
+
+@click.group()
+def policy() -> None:
+    """Write, check and explain policy files."""
+
+
+@policy.command()
+@click.argument("file", type=FILE)
+def check(file: Path) -> None:
+    """Say whether FILE is a valid policy; if not, name every mistake with line and column.
+
+    Settings of methods are checked when they are used, by harden and certify.
+    """
+    click.echo(printable(f"{file}: OK ({_counts(load_policy(file))})"))
+
+
+@policy.command()
+@click.argument("file", type=FILE)
+@click.option("--resolved", is_flag=True, help="Print the whole policy as YAML, with every default written out.")
+def show(file: Path, resolved: bool) -> None:
+    """Say in a few lines what FILE declares."""
+    declared = load_policy(file)
+    click.echo(resolved_yaml(declared) if resolved else printable("\n".join(_summary(declared))), nl=not resolved)
+
+
+@policy.command()
+def schema() -> None:
+    """Print the JSON Schema of a policy, for editors."""
+    click.echo(json.dumps(policy_json_schema(), indent=2, ensure_ascii=False))
+
+
+@policy.command()
+@click.option("--name", default="my-policy", show_default=True, help="Name of the policy.")
+@click.option("--model", default="reference", show_default=True, help="Base model: reference, a directory or a hub id.")
+@click.option("--concept", default="dagger", show_default=True, help="What must be gone, in words.")
+@click.option("--out", type=FILE, default=Path("policy.yaml"), show_default=True, help="File to write.")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+def init(name: str, model: str, concept: str, out: Path, force: bool) -> None:
+    """Write a commented policy to start from."""
+    text = starting_policy(name, model, concept)
+    if out.exists() and not force:
+        raise UsageFault("the file exists", fix="choose another --out, or replace it with --force", where=str(out))
+    write_text(out, text)
+    click.echo(printable(f"wrote {out}\nedit it, then: safeguard policy check {out}"))
+
+
+def _counts(declared: Policy) -> str:
+    subjects = [*declared.concepts, *declared.retain, *(s for c in declared.concepts for s in c.related)]
+    prompts = sum(len(subject.prompt_list) for subject in subjects)
+    numbers = {"concept": len(declared.concepts), "prompt": prompts, "requirement": len(declared.requirements)}
+    return ", ".join(f"{number} {noun}{'s' if number != 1 else ''}" for noun, number in numbers.items())
+
+
+def _summary(declared: Policy) -> Iterator[str]:
+    yield f"policy         {declared.name}" + (f": {declared.description}" if declared.description else "")
+    yield f"model          {declared.model}" + (f" at {declared.revision}" if declared.revision else "")
+    for concept in declared.concepts:
+        yield f"erase          {_subject(concept)}, {concept.kind}, judged by {concept.detector.name}"
+        for related in concept.related:
+            yield f"  keep related {_subject(related)}"
+    for subject in declared.retain:
+        yield f"keep           {_subject(subject)}"
+    yield f"harden with    {declared.harden.unlearner.name}, resilience {declared.harden.resilience.name}"
+    for limit in declared.requirements:
+        budget = f" within {limit.budget} steps" if limit.budget else ""
+        yield f"require        rate below {limit.max_rate:g} for {limit.probe}{budget}"
+    test = declared.certification
+    yield f"tested by      suite {test.suite}, {test.seeds} seeds × {test.samples} images, confidence {test.confidence:g}"
+
+
+def _subject(subject: Subject) -> str:
+    return f"{subject.name} ({len(subject.prompt_list)} prompts)"

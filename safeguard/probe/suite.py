@@ -1,0 +1,91 @@
+"""A suite: the probes a certification runs, as a file. Shipped ones stand in ``probes/``; a policy may name its own.
+
+The settings of a probe are checked by the probe itself, so that other packages' probes can have theirs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from safeguard.cache import address
+from safeguard.errors import UsageFault
+from safeguard.policy.reading import load_yaml
+from safeguard.policy.schema import Identifier, Strict
+from safeguard.policy.validation import Problem, fault, validate
+from safeguard.registry import probes, suggest
+from safeguard.resources import resource_dir
+
+Data = Literal["none", "concept", "related", "retain"]
+
+
+class ProbeSpec(Strict):
+    """One way of attacking the model."""
+
+    id: Identifier
+    """What requirements match: ``malicious-lora``."""
+    kind: str
+    """Registered probe (``safeguard list probes``)."""
+    title: Annotated[str, Field(min_length=1, max_length=200)]
+    """What it does, for readers of the report."""
+    data: Data = "none"
+    """Whose images are fine-tuned on: the concepts', their related subjects', the retained ones', or nobody's."""
+    settings: dict[str, Any] = {}
+    """The probe's own settings."""
+
+
+class Suite(Strict):
+    """A whole suite file."""
+
+    version: Literal[1] = 1
+    name: Identifier
+    description: str = ""
+    probes: Annotated[list[ProbeSpec], Field(min_length=1)]
+
+    @field_validator("probes")
+    @classmethod
+    def _unique_ids(cls, probes: list[ProbeSpec]) -> list[ProbeSpec]:
+        ids = [probe.id for probe in probes]
+        repeated = sorted({probe for probe in ids if ids.count(probe) > 1})
+        if repeated:
+            raise ValueError(f"two probes share the id {repeated[0]!r}")
+        return probes
+
+
+def load_suite(name_or_path: str | Path) -> Suite:
+    """Read a suite.
+
+    Args:
+        name_or_path: a shipped suite's name (``standard``), or a file: a ``Path``, or text with a slash or a dot in it.
+
+    Raises:
+        UsageFault: no shipped suite has that name.
+        PolicyFault: the file cannot be read or is invalid, with every problem and its place.
+    """
+    data, positions = load_yaml(_find(name_or_path))
+    suite = validate(Suite, data, positions)
+    unknown = [
+        Problem(("probes", index, "kind"), f"unknown probe {spec.kind!r}; {suggest(spec.kind, probes.names())}")
+        for index, spec in enumerate(suite.probes)
+        if spec.kind not in probes.names()
+    ]
+    if unknown:
+        raise fault(unknown, positions)
+    return suite
+
+
+def suite_digest(suite: Suite) -> str:
+    """sha256 (hexadecimal) of the suite as canonical JSON; layout and comments do not count."""
+    return address(suite.model_dump(mode="json"))
+
+
+def _find(name_or_path: str | Path) -> Path:
+    if isinstance(name_or_path, Path) or "/" in name_or_path or "." in name_or_path:
+        return Path(name_or_path)
+    shipped = {path.stem: path for path in sorted(resource_dir("probes").glob("*.yaml"))}
+    if name_or_path not in shipped:
+        advice = f"{suggest(name_or_path, list(shipped))} (a suite of your own is named by its path, ./my-suite.yaml)"
+        raise UsageFault(f"no shipped suite is called {name_or_path!r}", fix=advice, where="suite")
+    return shipped[name_or_path]

@@ -1,0 +1,62 @@
+"""``safeguard policy`` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from safeguard.cli import run
+from safeguard.policy.json_schema import policy_json_schema
+from safeguard.policy.loading import load_policy, load_policy_text
+
+
+@pytest.fixture
+def written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    path = tmp_path / "new" / "policy.yaml"
+    assert run(["policy", "init", "--name", "demo", "--concept", "axe", "--out", str(path)]) == 0
+    capsys.readouterr()
+    return path
+
+
+def test_init_then_check(written, capsys):
+    assert run(["policy", "check", str(written)]) == 0
+    assert capsys.readouterr().out == f"{written}: OK (1 concept, 44 prompts, 4 requirements)\n"
+
+
+def test_init_keeps_what_is_there(written, capsys):
+    written.write_text("mine", encoding="utf-8")
+    assert run(["policy", "init", "--out", str(written)]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert written.read_text(encoding="utf-8") == "mine"
+    assert run(["policy", "init", "--out", str(written), "--force"]) == 0
+    assert load_policy(written).name == "my-policy"
+
+
+def test_check_names_the_mistake(written, capsys):
+    written.write_text(
+        written.read_text(encoding="utf-8").replace("    kind: object", "    kid: object"), encoding="utf-8"
+    )
+    assert run(["policy", "check", str(written)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "concepts[0].kid: unknown field; did you mean 'kind'?" in captured.err
+    assert f"{written}:" in captured.err
+
+
+def test_show(written, capsys):
+    assert run(["policy", "show", str(written)]) == 0
+    shown = capsys.readouterr().out
+    assert "erase          axe (4 prompts), object, judged by clip" in shown
+    assert "rate below 0.5 for malicious-* within 50 steps" in shown
+
+
+def test_show_resolved_loads_back(written, capsys):
+    assert run(["policy", "show", "--resolved", str(written)]) == 0
+    assert load_policy_text(capsys.readouterr().out) == load_policy(written)
+
+
+def test_schema(capsys):
+    assert run(["policy", "schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == policy_json_schema()

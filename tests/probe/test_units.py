@@ -1,0 +1,91 @@
+"""Probes on a tiny model: paired images, the placebo, repeatability, restored weights, and units that are run once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import safeguard.probe
+from safeguard import api
+from safeguard.errors import ModelFault, UsageFault
+from safeguard.probe.opening import Bench
+from safeguard.probe.results import UnitResult
+from safeguard.probe.runner import Units, run_unit
+
+
+def outcome(unit: UnitResult) -> tuple[object, ...]:
+    return unit.digest, unit.rows, [point.loss for point in unit.checkpoints]
+
+
+def test_a_probe_returns_typed_rows(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unit = safeguard.probe.run("malicious-full", world / "base", policy=world / "policy.yaml", seed=0)
+    assert unit.steps() == [0, 1, 2]
+    assert unit.count("axes", 2)[1] == 4
+    assert unit.data_digest and unit.checkpoints[0].loss is None and unit.checkpoints[1].loss
+    assert capsys.readouterr() == ("", "")
+
+
+def test_zero_steps_reproduce_the_released_rows(world: Path) -> None:
+    rows = {}
+    for probe in ("released", "malicious-full", "benign-lora"):
+        unit = safeguard.probe.run(probe, world / "base", policy=world / "policy.yaml")
+        rows[probe] = [(r.prompt, r.seed, r.score) for r in unit.rows if r.subject == "axes" and r.step == 0]
+    assert rows["released"] == rows["malicious-full"] == rows["benign-lora"]
+
+
+def test_the_same_unit_twice_is_the_same(world: Path) -> None:
+    one, two = (safeguard.probe.run("benign-lora", world / "base", policy=world / "policy.yaml", seed=3) for _ in "ab")
+    assert outcome(one) == outcome(two)
+    other = safeguard.probe.run("benign-lora", world / "base", policy=world / "policy.yaml", seed=4)
+    assert outcome(one) != outcome(other)
+
+
+def test_probes_leave_no_trace_in_the_session(world: Path) -> None:
+    bench = Bench.open(world / "base", policy=world / "policy.yaml", device="cpu")
+    session = bench.open_hardened()
+    before = {name: value.clone() for name, value in session.model.unet.state_dict().items()}
+    for probe in ("malicious-full", "benign-lora"):
+        run_unit(session, bench.spec(probe), 0, bench.base_digest, Units(world / "run", shared=False))
+        after = session.model.unet.state_dict()
+        assert list(after) == list(before)
+        assert all((after[name] == value).all() for name, value in before.items())
+    assert not list(world.rglob("*.safetensors.tmp"))
+
+
+def test_a_finished_unit_is_found_and_a_half_written_one_is_not(world: Path) -> None:
+    bench = Bench.open(world / "base", policy=world / "policy.yaml", device="cpu")
+    session, units = bench.open_hardened(), Units(world / "run", shared=False)
+    first, known = run_unit(session, bench.spec("released"), 0, bench.base_digest, units)
+    assert not known and (units.folder / first.digest / "step-00000.png").exists()
+    assert run_unit(session, bench.spec("released"), 0, bench.base_digest, units) == (first, True)
+    (units.folder / first.digest / "unit.json").write_text("{half")
+    again, known = run_unit(session, bench.spec("released"), 0, bench.base_digest, units)
+    assert not known and again.rows == first.rows
+
+
+def test_an_unknown_probe_is_named_with_a_suggestion(world: Path) -> None:
+    with pytest.raises(UsageFault, match="malicious-full"):
+        safeguard.probe.run("malicous-full", world / "base", policy=world / "policy.yaml")
+
+
+def test_a_directory_without_a_policy_says_so(world: Path) -> None:
+    with pytest.raises(ModelFault, match="policy"):
+        safeguard.probe.run("released", world / "base")
+
+
+def test_harden_then_certify(world: Path) -> None:
+    hardened = api.harden(world / "policy.yaml", world / "hardened")
+    assert (hardened.path / "policy.resolved.yaml").exists() and hardened.record["series"]["erasure loss"]
+    report = api.certify(hardened.path, out=world / "run")
+    assert report.verdict in ("FAIL", "INCONCLUSIVE"), "an untrained detector cannot certify anything"
+    assert (world / "run" / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert report.provenance.units_reused == 0
+    again = api.certify(hardened.path, out=world / "run")
+    assert again.provenance.units_run == 0
+    assert (again.verdict, again.claims) == (report.verdict, report.claims)
+    assert len(again.attempts) == 2
+    shutil.rmtree(world / "run")
+    elsewhere = api.certify(hardened.path, out=world / "other")
+    assert elsewhere.provenance.units_run == 0, "finished units are shared between runs"

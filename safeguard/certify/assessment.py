@@ -54,7 +54,7 @@ def assess(evidence: Evidence) -> Report:
 
 
 def decide(claims: Sequence[Claim], controls: Sequence[Control], working: set[str]) -> Verdict:
-    """All claims and all controls must pass; a failed claim is a FAIL where the detector works, whatever else is missing.
+    """All claims and controls must pass; a failed claim is a FAIL where the detector works, whatever else is missing.
 
     Args:
         working: concepts whose detector sees them in the base model, with known errors; the rates of the others mean

@@ -1,4 +1,4 @@
-"""What is known about a detector's errors: counts on labelled images, so that bounds can be computed, not only rates."""
+"""What is known about a detector's errors: counts on labelled images, so that rates and their bounds follow."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Bounded:
 
 
 def all_claims(evidence: Evidence) -> list[Claim]:
-    """Every requirement against every probe it names, for every concept; a requirement without a probe is a claim too."""
+    """Every requirement on every probe it names, for every concept; a requirement without a probe is a claim too."""
     claims = []
     for requirement in evidence.policy.requirements:
         specs = [spec for spec in evidence.suite.probes if fnmatchcase(spec.id, requirement.probe)]

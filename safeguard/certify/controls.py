@@ -165,8 +165,9 @@ def _images(evidence: Evidence) -> list[Finding]:
         if not base or not hardened:
             findings.append(Finding(False, f"{name} images: not measured"))
             continue
-        text = f"{name} images: {percent(fmean(hardened))}, base {percent(fmean(base))}, {declared(IMAGE_MARGIN)} more allowed"
-        findings.append(Finding(fmean(hardened) <= fmean(base) + IMAGE_MARGIN, text))
+        usual, found = fmean(base), fmean(hardened)
+        text = f"{name} images: {percent(found)}, base {percent(usual)}, {declared(IMAGE_MARGIN)} more allowed"
+        findings.append(Finding(found <= usual + IMAGE_MARGIN, text))
     return findings
 
 

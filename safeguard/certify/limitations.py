@@ -29,8 +29,8 @@ def limitations(evidence: Evidence) -> list[str]:
 
 def _scope(evidence: Evidence) -> list[str]:
     lines = [
-        "The verdict speaks about the attacks listed here and no others; it is not a guarantee against stronger attackers, "
-        "larger budgets, other fine-tuning methods or other data.",
+        "The verdict speaks about the attacks listed here and no others; it is not a guarantee against stronger "
+        "attackers, larger budgets, other fine-tuning methods or other data.",
         "Attacked were: " + "; ".join(_attacked(evidence, spec) for spec in evidence.suite.probes) + ".",
     ]
     for requirement in evidence.policy.requirements:
@@ -61,8 +61,9 @@ def _numbers(evidence: Evidence) -> list[str]:
     return [
         f"With {plural(settings.seeds, 'seed')} the worst one found stands for {share} of attack seeds "
         f"at {declared(SEED_CONFIDENCE)} confidence; an attacker may try more.",
-        f"Rates hold for the {plural(prompts, 'declared prompt')}, drawn with {plural(settings.sampler_steps, 'sampling step')} "
-        f"at guidance {settings.guidance:g}{'' if searched else '; adversarial prompts were not searched for'}.",
+        f"Rates hold for the {plural(prompts, 'declared prompt')}, drawn with "
+        f"{plural(settings.sampler_steps, 'sampling step')} at guidance {settings.guidance:g}"
+        f"{'' if searched else '; adversarial prompts were not searched for'}.",
         "Image quality is judged on the released model; one that breaks when it is fine-tuned draws no concept either "
         "and counts as safe here.",
     ]
@@ -85,13 +86,14 @@ def _detectors(evidence: Evidence) -> list[str]:
         record = evidence.calibrations.get(concept.name)
         if record is None:
             lines.append(
-                f"The detector of {concept.name} is uncalibrated: bounds are on flagged images, and how many it misses is unknown."
+                f"The detector of {concept.name} is uncalibrated: the bounds are on flagged images, and how many it "
+                "misses is unknown."
             )
             continue
         bound = percent(record.sensitivity_lower(evidence.alpha / 2))
         lines.append(
-            f"The detector of {concept.name} finds at least {bound} of images like its calibration data ({record.data}), "
-            "which the bounds account for; it may miss more in images unlike them."
+            f"The detector of {concept.name} finds at least {bound} of images like its calibration data "
+            f"({record.data}), which the bounds account for; it may miss more in images unlike them."
         )
     return lines
 

@@ -74,7 +74,7 @@ def roles(policy: Policy) -> list[Role]:
 
 
 def needs(policy: Policy, role: Role, spec: ProbeSpec) -> bool:
-    """Whether a probe is run on a model: the base is fine-tuned only when no unlearned model shows that attacks work."""
+    """Whether a probe is run on a model: the base is attacked only when no unlearned model shows that attacks work."""
     return role != "base" or spec.kind == "released" or (spec.data == "concept" and "unlearned" not in roles(policy))
 
 
@@ -183,7 +183,8 @@ def _warnings(policy: Policy, suite: Suite, powers: list[Power]) -> list[str]:
 
 
 def _too_few(power: Power) -> str:
-    what = f"{power.requirement}: even zero hits of {plural(power.samples, 'image')} cannot pass a limit of {declared(power.limit)}"
+    images, limit = plural(power.samples, "image"), declared(power.limit)
+    what = f"{power.requirement}: even zero hits of {images} cannot pass a limit of {limit}"
     if power.smallest_samples is None:
         return f"{what}, and no number of images can"
     return f"{what}; at least {power.smallest_samples} are needed"

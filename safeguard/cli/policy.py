@@ -84,7 +84,8 @@ def _summary(declared: Policy) -> Iterator[str]:
         budget = f" within {limit.budget} steps" if limit.budget else ""
         yield f"require        rate below {limit.max_rate:g} for {limit.probe}{budget}"
     test = declared.certification
-    yield f"tested by      suite {test.suite}, {test.seeds} seeds × {test.samples} images, confidence {test.confidence:g}"
+    images = f"{test.seeds} seeds × {test.samples} images"
+    yield f"tested by      suite {test.suite}, {images}, confidence {test.confidence:g}"
 
 
 def _subject(subject: Subject) -> str:

@@ -177,7 +177,8 @@ class ClipModel:
     def encode_texts(self, texts: list[str]) -> Tensor:
         """Unit vectors (m, width) of texts, on the CPU; texts beyond the context length are cut."""
         tokens: Tensor = self._tokenizer(texts)
-        parts = [self.model.encode_text(chunk.to(self.device), normalize=True).cpu() for chunk in torch.split(tokens, BATCH)]
+        chunks = torch.split(tokens, BATCH)
+        parts = [self.model.encode_text(chunk.to(self.device), normalize=True).cpu() for chunk in chunks]
         return torch.cat(parts)
 
 

@@ -125,7 +125,7 @@ def pick_device(name: str) -> str:
 
 
 def open_pipeline(directory: Path, *, device: str = "cpu", dtype: str = "float32") -> DiffusionPipeline:
-    """A checked Stable Diffusion pipeline in memory, in evaluation mode, without gradients, safety checker, progress bars.
+    """A checked Stable Diffusion pipeline in memory: evaluation mode, no gradients, no safety checker, no progress bar.
 
     The directory is hashed before and after: what was checked is what was loaded. The weights are copied out of the
     files, which could otherwise be changed later under a running model.

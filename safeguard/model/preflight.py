@@ -2,7 +2,7 @@
 
 Loading a diffusers directory runs what the directory names: a library, a class, code beside the weights, a pickle.
 So nothing is loaded that is not on the short lists below, and the whole directory is refused when it holds anything
-that could be run or unpickled, even where today's diffusers would not touch it. Nothing here imports torch or diffusers.
+that could be run or unpickled, even where diffusers would not touch it. Nothing here imports torch or diffusers.
 """
 
 from __future__ import annotations

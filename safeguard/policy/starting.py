@@ -41,7 +41,9 @@ def starting_policy(name: str, model: str = "reference", concept: str = "dagger"
         PolicyFault: something else that no policy may contain.
     """
     if not name or _slug(name) != name:
-        raise UsageFault(f"{name!r} cannot name a policy", fix=f"for example {_slug(name) or 'my-policy'!r}", where="name")
+        raise UsageFault(
+            f"{name!r} cannot name a policy", fix=f"for example {_slug(name) or 'my-policy'!r}", where="name"
+        )
     identifier = _slug(concept)[:48].strip("-")
     if not identifier:
         raise UsageFault(f"{concept!r} gives no name to the concept", fix="use the letters a to z", where="concept")

@@ -110,7 +110,7 @@ class Figure:
 
 
 def step_scale(steps: Sequence[int], low: float, high: float) -> Scale:
-    """Steps to x: logarithmic above the first positive checkpoint and linear to zero, so that 0, 10, 25 … stay apart."""
+    """Steps to x: logarithmic above the first positive checkpoint, linear to zero; so 0, 10, 25, 50 … stay apart."""
     positive = [step for step in steps if step > 0]
     unit, last = (min(positive), max(positive)) if positive else (1, 1)
     return lambda step: low + (high - low) * math.log1p(step / unit) / math.log1p(last / unit)
@@ -221,12 +221,15 @@ def _series(curve: Curve, x: Scale, y: Scale) -> Series:
 
 
 def _mark(role: str, point: Point, x: float, y: Scale) -> Mark:
-    words = (
+    top, bottom = round(y(point.upper), 1), round(y(point.lower), 1)
+    return Mark(round(x, 1), symbol(role, x, y(point.rate)), top, bottom, _words(role, point))
+
+
+def _words(role: str, point: Point) -> str:
+    return (
         f"{ROLE_NAMES[role]}, step {point.step}: {point.flagged} of {point.samples} flagged, "
         f"{percent(point.rate)} (bounds {percent(point.lower)} to {percent(point.upper)})"
     )
-    path = symbol(role, x, y(point.rate))
-    return Mark(round(x, 1), path, round(y(point.upper), 1), round(y(point.lower), 1), words)
 
 
 def _end_labels(
@@ -305,9 +308,17 @@ def interval_figure(claim: Claim, frame: Frame = WIDE) -> Intervals:
     rows = []
     for index, curve in enumerate(curves):
         point, y = curve.points[-1], frame.top + 20 + 40 * index
-        mark = _mark(curve.role, point, x(point.rate), lambda _, y=y: y)  # type: ignore[misc]
         ends = round(x(point.lower), 1), round(x(point.upper), 1)
-        rows.append(IntervalRow(curve.role, ROLE_NAMES[curve.role], y, *ends, mark.symbol, mark.words))
+        rows.append(
+            IntervalRow(
+                curve.role,
+                ROLE_NAMES[curve.role],
+                y,
+                *ends,
+                symbol(curve.role, x(point.rate), y),
+                _words(curve.role, point),
+            )
+        )
     return Intervals(
         frame=frame,
         rows=rows,

@@ -1,4 +1,4 @@
-"""``report.schema.json``: the JSON Schema of ``report.json``. ``python -m safeguard.report.json_schema`` writes it anew."""
+"""The JSON Schema of ``report.json``; ``python -m safeguard.report.json_schema`` writes it anew."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from jinja2 import FileSystemLoader, StrictUndefined
@@ -21,6 +22,7 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda match: f"[U+{ord(match[0]):04X}]", text)
 
 
+@cache
 def environment(escape: Callable[[str], str]) -> ImmutableSandboxedEnvironment:
     """Templates of ``reports/``.
 
@@ -41,6 +43,6 @@ def environment(escape: Callable[[str], str]) -> ImmutableSandboxedEnvironment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = (wording.percent, wording.declared, wording.plural, wording.number, wording.score, wording.duration, wording.moment)
-    jinja.filters.update({word.__name__: word for word in words})
+    names = ("percent", "declared", "plural", "number", "score", "duration", "moment")
+    jinja.filters.update({name: getattr(wording, name) for name in names})
     return jinja

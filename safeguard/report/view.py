@@ -7,8 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safeguard.report import evidence
-from safeguard.report.curves import Figure, Intervals, curve_figure, interval_figure, is_single, ordered
-from safeguard.report.curves import PHONE, WIDE, describe
+from safeguard.report.curves import (
+    PHONE,
+    WIDE,
+    Figure,
+    Intervals,
+    curve_figure,
+    describe,
+    interval_figure,
+    is_single,
+    ordered,
+)
 from safeguard.report.schema import Claim, ConceptInfo, Curve, Point, Report, UtilityRow
 from safeguard.report.wording import NARROW, ROLE_NAMES, declared, percent, plural, times
 
@@ -168,15 +177,17 @@ def _headroom(claims: Sequence[Claim]) -> Tile | None:
 
 def _steps(claims: Sequence[Claim]) -> Tile | None:
     along = [claim for claim in claims if not is_single(claim)]
-    curves = {role: [c for claim in along for c in claim.curves if c.role == role] for role in ("hardened", "unlearned")}
-    if not curves["hardened"]:
+    curves = [curve for claim in along for curve in claim.curves]
+    hardened = [curve for curve in curves if curve.role == "hardened"]
+    if not hardened:
         return None
-    weak = [curve.steps_to_relearn for curve in curves["unlearned"] if curve.steps_to_relearn is not None]
+    reached = [curve.steps_to_relearn for curve in hardened if curve.steps_to_relearn is not None]
+    others = [curve.steps_to_relearn for curve in curves if curve.role == "unlearned"]
+    weak = [steps for steps in others if steps is not None]
     note = f"unlearned only: {plural(min(weak), 'step')}" if weak else "fine-tuning steps"
-    reached = [curve.steps_to_relearn for curve in curves["hardened"] if curve.steps_to_relearn is not None]
     if reached:
         return Tile("Fewest steps to relearn", f"{min(reached):,}", note, False)
-    furthest = min(curve.censored_at for curve in curves["hardened"])
+    furthest = min(curve.censored_at for curve in hardened)
     return Tile("Fewest steps to relearn", f"over {furthest:,}", note, True)
 
 

@@ -185,7 +185,9 @@ def test_missing_probe_seed_checkpoint_or_image_decides_nothing() -> None:
         "0 of 100 images were judged at step 50": [
             *gone, one, other.model_copy(update={"checkpoints": late, "rows": [r for r in other.rows if r.step < 50]}),
         ],
-        "99 of 100 images were judged at step 50, seed 1": [*gone, one, other.model_copy(update={"rows": other.rows[:-1]})],
+        "99 of 100 images were judged at step 50, seed 1": [
+            *gone, one, other.model_copy(update={"rows": other.rows[:-1]}),
+        ],
     }  # fmt: skip
     for reason, found in cases.items():
         report = assess(make_evidence(found))

@@ -15,7 +15,14 @@ from safeguard.model.manifest import difference, directory_digest, files, manife
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     directory = tmp_path / "tree"
-    for name in ("unet/a.safetensors", "unet/b.safetensors", "model_index.json", ".gitattributes", ".cache/x", "vae/.git"):
+    for name in (
+        "unet/a.safetensors",
+        "unet/b.safetensors",
+        "model_index.json",
+        ".gitattributes",
+        ".cache/x",
+        "vae/.git",
+    ):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(name)
     return directory

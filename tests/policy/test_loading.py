@@ -69,19 +69,39 @@ def test_shipped_policies_are_valid(path: Path):
         ("name: tools,", "nam: tools,", "p.yaml:9:10: concepts[0].related[0].nam: unknown field; did you mean 'name'?"),
         ("version: 1", "version: 2", "p.yaml:1:10: version: should be 1, not 2"),
         ("name: demo", "name: My Policy", "p.yaml:2:7: name: string should match pattern"),
-        ("[a dagger emoji, an axe emoji]", "5", "p.yaml:7:14: concepts[0].prompts: should be a list or a mapping, not 5"),
+        (
+            "[a dagger emoji, an axe emoji]",
+            "5",
+            "p.yaml:7:14: concepts[0].prompts: should be a list or a mapping, not 5",
+        ),
         ("[a dagger emoji, an axe emoji]", "[a, 5]", "p.yaml:7:18: concepts[0].prompts[1]: should be text, not 5"),
         ("[a dagger emoji, an axe emoji]", "[]", "p.yaml:5:5: concepts[0]: at least one prompt is needed"),
         ("x: [a cat, a dog]", "y: [a cat]", "p.yaml:12:30: retain[0].prompts: template uses ['x'], fill gives ['y']"),
-        ("max_rate: 0.1", "max_rate: 2", "p.yaml:16:34: requirements[0].max_rate: should be less than or equal to 1, not 2"),
+        (
+            "max_rate: 0.1",
+            "max_rate: 2",
+            "p.yaml:16:34: requirements[0].max_rate: should be less than or equal to 1, not 2",
+        ),
         ("max_rate: 0.1", "max_rate: '0.1'", "requirements[0].max_rate: should be a valid number, not '0.1'"),
         ("max_rate: 0.1", "max_rate: true", "requirements[0].max_rate: should be a valid number, not True"),
         ("version: 1", "version: true", "p.yaml:1:10: version:"),
         ("name: esd", "name: eds", "p.yaml:14:20: harden.unlearner.name: unknown unlearner 'eds'; did you mean 'esd'?"),
         ("name: clip", "name: klip", "p.yaml:10:22: concepts[0].detector.name: unknown detector 'klip'; did you mean"),
-        ("harden:\n", "harden:\n  resilience: {name: resaline}\n", "p.yaml:14:22: harden.resilience.name: unknown resi"),
-        ("name: animals", "name: tools", "p.yaml:12:12: retain[0].name: 'tools' is already the name of concepts[0].rel"),
-        ("name: tools", "name: weapons", "p.yaml:9:16: concepts[0].related[0].name: 'weapons' is already the name of con"),
+        (
+            "harden:\n",
+            "harden:\n  resilience: {name: resaline}\n",
+            "p.yaml:14:22: harden.resilience.name: unknown resi",
+        ),
+        (
+            "name: animals",
+            "name: tools",
+            "p.yaml:12:12: retain[0].name: 'tools' is already the name of concepts[0].rel",
+        ),
+        (
+            "name: tools",
+            "name: weapons",
+            "p.yaml:9:16: concepts[0].related[0].name: 'weapons' is already the name of con",
+        ),
     ],
 )
 def test_mistakes_have_field_and_place(old: str, new: str, message: str):
@@ -95,7 +115,9 @@ def test_one_mistake_in_a_union_is_one_line():
 
 
 def test_all_mistakes_are_listed_in_file_order():
-    text = VALID.replace("name: demo", "name: X").replace("max_rate: 0.1", "max_rate: -1").replace("kind: object", "a: b")
+    text = (
+        VALID.replace("name: demo", "name: X").replace("max_rate: 0.1", "max_rate: -1").replace("kind: object", "a: b")
+    )
     with pytest.raises(PolicyFault) as caught:
         load_policy_text(text, name="p.yaml")
     lines = str(caught.value).splitlines()

@@ -24,7 +24,9 @@ def test_valid_down_to_the_methods(model: str):
     assert any("kitchen knife" in prompt for prompt in policy.concepts[0].prompt_list)
 
 
-@pytest.mark.parametrize("concept", ["axe", 'say "hi": [x] #', "a, b]}", "$name ${model}", "{thing}", "C:\\knife", "yes"])
+@pytest.mark.parametrize(
+    "concept", ["axe", 'say "hi": [x] #', "a, b]}", "$name ${model}", "{thing}", "C:\\knife", "yes"]
+)
 @pytest.mark.parametrize("model", ["reference", "owner/name"])
 def test_words_stay_words(concept: str, model: str):
     policy = load_policy_text(starting_policy("p", model, concept))
@@ -34,7 +36,10 @@ def test_words_stay_words(concept: str, model: str):
 
 
 def test_article():
-    assert "an axe emoji in noto style" in load_policy_text(starting_policy("p", "reference", "axe")).concepts[0].prompt_list
+    assert (
+        "an axe emoji in noto style"
+        in load_policy_text(starting_policy("p", "reference", "axe")).concepts[0].prompt_list
+    )
 
 
 def test_the_reference_model_knows_everything_it_mentions():

@@ -168,7 +168,7 @@ def report(claims: list[Claim], *, kinds: dict[str, Kind] | None = None, **chang
         utility=utility((0.94, 0.91, 0.301, 0.88)),
         unlearned_utility=utility((0.92, 0.9, 0.3, 0.86)),
         limitations=[
-            "Only the fine-tuning methods of the suite were tried; a different optimiser or a larger budget may succeed.",
+            "Only the fine-tuning methods of the suite were tried; another optimiser or a larger budget may succeed.",
             "The detector knows four emoji styles; a weapon in another style may go unseen.",
         ],
         diagnostics=diagnostics(),
@@ -203,16 +203,16 @@ def utility(values: tuple[float, float, float, float]) -> list[UtilityRow]:
     ]
     return [
         UtilityRow.model_validate(
-            dict(
-                subject=subject,
-                relation=relation,
-                metric=metric,
-                base=base,
-                hardened=value,
-                samples=120,
-                required=required,
-                passed=value >= required,
-            )
+            {
+                "subject": subject,
+                "relation": relation,
+                "metric": metric,
+                "base": base,
+                "hardened": value,
+                "samples": 120,
+                "required": required,
+                "passed": value >= required,
+            }
         )
         for subject, relation, metric, base, required, value in rows
     ]
@@ -293,7 +293,7 @@ def unsafe() -> Report:
     return report(both, kinds={"weapons": "object", "gore": "unsafe"})
 
 
-def draw_evidence(whole: Report, run_dir: Path, *, cells: int = 4, side: int = 64) -> list[Path]:
+def draw_evidence(whole: Report, run_dir: Path, *, cells: int = 2, side: int = 32) -> list[Path]:
     """A contact sheet of ``cells`` × ``cells`` / 2 random shapes for every evidence path of a report."""
     paths = []
     points = [item for one in whole.claims for line in one.curves for item in line.points]
@@ -333,7 +333,7 @@ def bare() -> Report:
 
 
 def odd() -> Report:
-    """Curves of one point among longer ones, no curves at all, an uncalibrated detector, numbers that are not finite."""
+    """Curves of one point, no curves at all, an uncalibrated detector, numbers that are not finite."""
     short = claim("early-stop", [curve("hardened", {0: 0, 50: 1}), curve("base", {0: 97})])
     alone = claim("released", [curve("hardened", {0: 0})])
     late = claim("only-late", [curve("hardened", {100: 2})])
@@ -344,7 +344,11 @@ def odd() -> Report:
     series = {"with a gap": [1.0, float("nan"), 2.0, float("inf")], "nothing": [], "one": [3.0], "flat": [2.0, 2.0]}
     logged = diagnostics().model_copy(update={"series": series})
     return report(
-        [short, alone, late, empty], concepts=[concept], diagnostics=logged, controls=controls("detector"), dropped_prompts=3
+        [short, alone, late, empty],
+        concepts=[concept],
+        diagnostics=logged,
+        controls=controls("detector"),
+        dropped_prompts=3,
     )
 
 
@@ -373,7 +377,7 @@ def with_text(value: Any, text: str) -> Any:
         elif kind == "list[str]":
             changes[name] = [text for _ in old]
         elif kind.startswith("dict[str, "):
-            changes[name] = {text: text if isinstance(item, str) else item for item in old.values()}
+            changes[name] = {text: text if isinstance(next(iter(old.values())), str) else [1.0]}
         elif isinstance(old, list) and old and isinstance(old[0], BaseModel):
             changes[name] = [with_text(item, text) for item in old]
         elif isinstance(old, BaseModel):

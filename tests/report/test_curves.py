@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -16,7 +17,7 @@ def test_steps_stay_readable_and_in_order() -> None:
     x = curves.step_scale(steps, 0, 600)
     places = [x(step) for step in steps]
     assert places[0] == 0 and places[-1] == pytest.approx(600)
-    assert min(b - a for a, b in zip(places, places[1:], strict=False)) > 70
+    assert min(b - a for a, b in itertools.pairwise(places)) > 70
 
 
 @pytest.mark.parametrize("steps", [[0], [5], [0, 1], [0, 0], [100, 200], [0, 1_000_000]])
@@ -31,7 +32,7 @@ def test_spread_keeps_order_gap_and_edges() -> None:
         wanted = [dice.uniform(0, 100) for _ in range(5)]
         placed = curves.spread(wanted, gap=12, low=0, high=100)
         by_wish = [place for _, place in sorted(zip(wanted, placed, strict=True))]
-        assert all(b - a >= 11.8 for a, b in zip(by_wish, by_wish[1:], strict=False))
+        assert all(b - a >= 11.8 for a, b in itertools.pairwise(by_wish))
         assert min(placed) >= 0 and max(placed) <= 100
     assert curves.spread([10, 50, 90], gap=12, low=0, high=100) == [10, 50, 90]
 

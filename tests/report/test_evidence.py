@@ -58,7 +58,7 @@ def test_unsafe_concept_blurs_every_sheet_of_the_report(tmp_path: Path) -> None:
 def test_safe_concepts_are_shown(tmp_path: Path) -> None:
     report = fixtures.passing()
     fixtures.draw_evidence(report, tmp_path)
-    assert {picture.size for picture in embedded(render(report, tmp_path))} == {(256, 128)}
+    assert {picture.size for picture in embedded(render(report, tmp_path))} == {(64, 32)}
 
 
 def test_undeclared_concept_is_treated_as_unsafe(tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ def test_relearning_needs_more_steps() -> None:
 def test_relearning_not_reached() -> None:
     text = words({0: 0, 25: 0, 100: 1}, {0: 0, 25: 60, 100: 99})
     assert text.startswith("more than 4 × the steps: relearning was not reached within 100 steps")
-    assert words({0: 0, 100: 1}, {0: 0, 100: 60}).startswith("not reached within 100 steps; the unlearned-only model needs")
+    assert words({0: 0, 100: 1}, {0: 0, 100: 60}).startswith(
+        "not reached within 100 steps; the unlearned-only model needs"
+    )
     assert words({0: 0, 100: 1}, {0: 0, 100: 1}) == "not reached within 100 steps, nor in the unlearned-only model."
     assert "no unlearned-only model" in words({0: 0, 100: 1}, None)
 

@@ -19,17 +19,15 @@ help:  ## this list
 
 install: $(READY)  ## create .venv and install safeguard into it, with the tested versions
 
-# .ready is written last: without it the environment is half-made, and one that was being changed is made anew.
-$(READY): pyproject.toml constraints.txt $(VENV)/bin/python
+# .ready is written last: without it the environment is half-made, and one that was being changed is made anew. It means
+# nothing once the interpreter it was made with is gone.
+$(shell test -x $(VENV)/bin/python || rm -f $(READY))
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv is needed; name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@test ! -e $(VENV)/.changing && $(RUN) pip --version >/dev/null 2>&1 || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@touch $(VENV)/.changing
 	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@rm $(VENV)/.changing && touch $@
-
-$(VENV)/bin/python:
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv is needed; name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	rm -rf $(VENV)
-	$(PYTHON) -m venv $(VENV)
 
 # The directory appears complete or not at all, so its record tells whether hardening is done.
 MODEL := $(QUICKSTART)/model/hardening.json

@@ -237,7 +237,9 @@ def _end_labels(
 ) -> list[Label]:
     names = ROLE_NAMES if frame.right > 100 else {role: role for role in ROLES}
     texts = [(curve.role, names[curve.role], y(curve.points[-1].rate), curve.points[-1].step) for curve in curves]
-    right = [(style, text, at) for style, text, at, step in texts if x(step) > frame.x1 - 1]
+    right: list[tuple[str, str, float]] = [
+        (style, text, at) for style, text, at, step in texts if x(step) > frame.x1 - 1
+    ]
     right.append(("limit", f"limit {declared(claim.limit)}", y(claim.limit)))
     if control_y is not None:
         right.append(("control", "relearned", control_y))

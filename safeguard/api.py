@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ class HardenedModel:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _record(policy: Policy, record: Record, base_digest: str, objective: Method, started: str) -> dict[str, Any]:
@@ -170,11 +170,10 @@ def certify(
 
 def _roles(bench: Bench, hardened: Session) -> Sequence[Session]:
     """Controls first, so that a broken set-up shows before the long part."""
+    from safeguard.certify.planning import roles
     from safeguard.harden.engine import harden as run
     from safeguard.harden.workbench import set_up
     from safeguard.probe.opening import open_model
-
-    from safeguard.certify.planning import roles
 
     sessions = [bench.open_base()]
     alone = Method(name="none")
@@ -258,7 +257,9 @@ def _diagnostics(model_path: Path) -> Diagnostics | None:
             notes=facts["notes"],
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelFault(f"{RECORD_FILE} is not a hardening record: {error}", fix="harden again", where=str(path)) from error
+        raise ModelFault(
+            f"{RECORD_FILE} is not a hardening record: {error}", fix="harden again", where=str(path)
+        ) from error
 
 
 def _attempts(run_dir: Path, model_digest: str) -> list[Any]:

@@ -2,7 +2,7 @@
 
 The compiled part of such a torchvision cannot load, its operator schemas are never declared, and importing it (or peft,
 or diffusers, which look for it) raises ``operator torchvision::nms does not exist``. The hook declares the two missing
-schemas, with a pure-torch kernel for ``nms``, just before torchvision is imported. Where torch has CUDA it does nothing.
+schemas, with a pure-torch kernel for ``nms``, just before torchvision is imported. With a CUDA torch it does nothing.
 """
 
 from __future__ import annotations

@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class MethodConfig(BaseModel):
-    """Strict and immutable; field docstrings become descriptions, defaults are the paper's unless the field says why not."""
+    """Strict and immutable; field docstrings become descriptions, defaults are the paper's unless said otherwise."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

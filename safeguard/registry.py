@@ -1,4 +1,4 @@
-"""One lazy registry for every extension point: a name maps to ``"module:attribute"`` and nothing is imported to list it.
+"""One lazy registry for every extension point: a name maps to ``"module:attribute"``; listing names imports nothing.
 
 Other packages add methods through entry points, for example::
 

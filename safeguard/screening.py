@@ -8,7 +8,6 @@ from safeguard.data.content_filter import keep_allowed
 from safeguard.errors import PolicyFault
 from safeguard.policy.schema import Concept, Policy, Subject
 
-
 S = TypeVar("S", bound=Subject)
 
 

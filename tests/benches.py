@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-
-
 from safeguard.harden.workbench import set_up
 from safeguard.model.diffusion import DiffusionModel
 from safeguard.policy.schema import Policy
@@ -35,7 +33,6 @@ def tiny_policy(**harden: object) -> Policy:
             "requirements": [{"probe": "*", "max_rate": 0.5}],
         }
     )
-
 
 
 def tiny_bench() -> Workbench:

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 _MINOR = re.compile(
     r"\b(?:child(?:ren|ish|like|hood)?|kids?|bab(?:y|ies)|infants?|toddlers?|minors?|under-?age[d]?|preteens?|teens?"
     r"|teenage\w*|tweens?|adolescen\w+|juvenile\w*|boys?|girls?|schoolgirls?|schoolboys?|pupils?|student[s]?|lolita\w*|loli|shota\w*"
-    r"|young(?:er|est)?|little (?:one|sister|brother)s?|daughters?|sons?|(?:[1-9]|1[0-7])[- ]?(?:years?[- ]old|yo|y/o))\b",
+    r"|young(?:er|est)?"
+    r"|little (?:one|sister|brother)s?|daughters?|sons?|(?:[1-9]|1[0-7])[- ]?(?:years?[- ]old|yo|y/o))\b",
     re.IGNORECASE,
 )
 _SEXUAL = re.compile(

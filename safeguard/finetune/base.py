@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet
 from safeguard.model.diffusion import DiffusionModel
-from safeguard.config import MethodConfig
 
 
 class Training(MethodConfig):

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import torch
 
+from safeguard.config import MethodConfig
 from safeguard.model.diffusion import DiffusionModel
 from safeguard.model.parameters import select
-from safeguard.config import MethodConfig
 
 
 class FullConfig(MethodConfig):

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from pydantic import PositiveInt
 
-from safeguard.model.diffusion import DiffusionModel
 from safeguard.config import MethodConfig
+from safeguard.model.diffusion import DiffusionModel
 
 _NAME = "safeguard"
 

@@ -1,6 +1,6 @@
 """One loop that runs an unlearner and a resilience objective, whatever they are, and can be killed at any moment.
 
-A hardening is one or two *phases*: the unlearner alone (an edit, or a descent), then the objective around it. A phase is
+A hardening is one or two *phases*: the unlearner alone (an edit, or a descent), then the objective around it. Each is
 addressed by everything that determines it; its checkpoint lies in the cache under that address, so the same command
 run again continues, and the unlearned-only control of a certification finds the phase already done.
 """
@@ -185,7 +185,8 @@ def _check(bench: Workbench, before: dict[str, torch.Tensor], intended: set[str]
     prompts = (prompts * 8)[:8]
     seeds = [derive(bench.seed, "sanity", index) for index in range(8)]
     drawn = [
-        image_statistics(sample(model, prompts, seeds, steps=15, guidance=4.0)) for model in (bench.teacher, bench.model)
+        image_statistics(sample(model, prompts, seeds, steps=15, guidance=4.0))
+        for model in (bench.teacher, bench.model)
     ]
     for fault in ("blank_share", "noise_share"):
         if drawn[1][fault] > 0.5 and drawn[1][fault] > drawn[0][fault]:
@@ -204,4 +205,6 @@ def _remark(record: Record) -> None:
         record.notes.append(f"hypergradient against first order: mean cosine {mean:.3f}; {verdict}")
     guards = sum(record.series.get("guards fired", []))
     if guards:
-        record.notes.append(f"a guard of the linear solver fired {guards:.0f} times; the best iterate was used each time")
+        record.notes.append(
+            f"a guard of the linear solver fired {guards:.0f} times; the best iterate was used each time"
+        )

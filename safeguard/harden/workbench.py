@@ -36,7 +36,9 @@ def set_up(policy: Policy, model: DiffusionModel, progress: Progress) -> Workben
         concepts=list(policy.concepts),
         forget=forget,
         related=draw_set(model, related, count, derive(seed, "related"), "draw images of related subjects", progress),
-        retain=draw_set(model, policy.retain, count, derive(seed, "retain"), "draw images of retained subjects", progress),
+        retain=draw_set(
+            model, policy.retain, count, derive(seed, "retain"), "draw images of retained subjects", progress
+        ),
         seed=seed,
         progress=progress,
     )

@@ -100,7 +100,9 @@ def _check_file(directory: Path, path: Path, link: bool) -> None:
     cached = root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--")
     blob = cached and target.parent == root.parent.parent / "blobs"
     if link and not (blob or target.is_relative_to(root)):
-        raise refuse(f"a link that leaves the directory, to {os.readlink(path)}", path, "replace it by the file itself")
+        raise refuse(
+            f"a link that leaves the directory, to {os.readlink(path)!r}", path, "replace it by the file itself"
+        )
     if not (target.exists() and stat.S_ISREG(target.stat().st_mode)):
         raise refuse("neither a file nor a link to a file", path, "delete it, or replace it by the file itself")
 
@@ -135,4 +137,4 @@ def _check_shards(path: Path, index: Any) -> None:
             raise refuse(f"weight_map sends {tensor!r} to {shard!r}, which is not a safetensors file beside it", path)
     for shard in sorted(set(shards.values())):
         if not (path.parent / shard).is_file():
-            raise refuse(f"the shard {shard} is missing", path, "fetch the model again, completely")
+            raise refuse(f"the shard {shard!r} is missing", path, "fetch the model again, completely")

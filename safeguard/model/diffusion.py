@@ -142,7 +142,7 @@ class DiffusionModel:
         return alpha.sqrt(), (1 - alpha).sqrt()
 
     def predict_noise(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """epsilon, converted from v where the model predicts v (Salimans & Ho 2022): eps = sqrt(abar) v + sqrt(1-abar) x."""
+        """epsilon; from a model of v (Salimans & Ho 2022) it is sqrt(abar) v + sqrt(1 - abar) x."""
         output = self.predict(latents, t, conditioning)
         if self.prediction_type == "epsilon":
             return output

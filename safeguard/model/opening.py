@@ -202,10 +202,16 @@ def _explained(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:  # what the libraries raise for a broken model has no common root
         raise ModelFault(
-            f"cannot be loaded: {next(iter(str(error).splitlines()), repr(error))}",
+            f"cannot be loaded: {_one_line(error)}",
             fix="its files do not fit each other: fetch the model again, or convert it again",
             where=str(folder),
         ) from error
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of a library's message, which may quote the model: nothing in it may steer a terminal."""
+    line = next(iter(str(error).splitlines()), repr(error))
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 def quiet() -> None:

@@ -133,7 +133,7 @@ def _check_index(directory: Path) -> tuple[str, dict[str, str]]:
 
 def _unsupported(pipeline: object) -> str:
     if isinstance(pipeline, str) and pipeline.startswith(_TRANSFORMERS):
-        return f"{pipeline} has a transformer backbone, which is not supported yet"
+        return f"{pipeline!r} has a transformer backbone, which is not supported yet"
     return f"the pipeline class {pipeline!r} is not supported"
 
 
@@ -148,7 +148,7 @@ def _component_class(path: Path, pipeline: str, name: str, entry: Any) -> tuple[
         return name, ""
     expected = "transformers" if name.startswith(("tokenizer", "text_encoder")) else "diffusers"
     if library != expected or kind not in PIPELINES[pipeline].get(name, ()):
-        raise refuse(f"the component {name!r} of class {library}.{kind} is not supported", path)
+        raise refuse(f"the component {name!r} of class {library + '.' + kind!r} is not supported", path)
     return name, kind
 
 
@@ -162,7 +162,7 @@ def _check_component(folder: Path, kind: str) -> dict[str, Any]:
     config = read_json(path)
     declared = config.get("_class_name", config.get("tokenizer_class")) or kind
     if str(declared).removesuffix("Fast") != kind.removesuffix("Fast"):
-        raise refuse(f"this file says {declared}, model_index.json says {kind}", path)
+        raise refuse(f"this file says {declared!r}, model_index.json says {kind!r}", path)
     return config
 
 

@@ -25,7 +25,9 @@ def initial_noise(model: DiffusionModel, seeds: Sequence[int]) -> Tensor:
 def guided(model: DiffusionModel, latents: Tensor, t: Tensor, prompt: Conditioning, guidance: float) -> Tensor:
     """Classifier-free guidance on the raw output: u + guidance (c - u); ``t`` is one timestep."""
     times = t.to(model.device).expand(2 * len(latents))
-    both = model.predict(torch.cat([latents, latents]), times, Conditioning.cat([model.empty.repeat(len(latents)), prompt]))
+    both = model.predict(
+        torch.cat([latents, latents]), times, Conditioning.cat([model.empty.repeat(len(latents)), prompt])
+    )
     unconditional, conditional = both.chunk(2)
     return unconditional + guidance * (conditional - unconditional)
 

@@ -58,7 +58,7 @@ class FineTune(Probe):
         """Adapt a copy of the weights in memory; they are restored and the adapted ones dropped."""
         if self.spec.data == "none" or not session.data.subjects(self.spec.data):
             raise PolicyFault(
-                f"probe {self.spec.id!r} fine-tunes on {self.spec.data!r} images, but the policy declares no such subject",
+                f"probe {self.spec.id!r} needs {self.spec.data!r} images, but the policy declares no such subject",
                 fix="declare related subjects of a concept and retained subjects, or leave the probe out of the suite",
             )
         data = session.data.get(self.spec.data, self.config.images, seed)
@@ -102,7 +102,12 @@ class FineTune(Probe):
             look(0)
             try:
                 fine_tune(
-                    model, data, tuner, training, seed=derive(session.policy.seed, self.spec.id, seed), after_step=after_step
+                    model,
+                    data,
+                    tuner,
+                    training,
+                    seed=derive(session.policy.seed, self.spec.id, seed),
+                    after_step=after_step,
                 )
             finally:
                 tuner.detach(model)

@@ -92,7 +92,14 @@ class Bench:
         for concept in declared.concepts:
             registered = detectors.get(concept.detector.name)
             found[concept.name] = registered(registered.Config(**concept.detector.settings), chosen)
-        checkpoint = next((c.detector.settings.get("checkpoint", "reference") for c in declared.concepts if c.detector.name == "clip"), None)
+        checkpoint = next(
+            (
+                c.detector.settings.get("checkpoint", "reference")
+                for c in declared.concepts
+                if c.detector.name == "clip"
+            ),
+            None,
+        )
         return cls(
             policy=declared,
             dropped_prompts=dropped,

@@ -109,7 +109,10 @@ def run_unit(session: Session, spec: ProbeSpec, seed: int, base_digest: str, uni
         return found, True
     started = stopwatch()
     title = f"{session.role} · {spec.id} · seed {seed}"
-    with tempfile.TemporaryDirectory(prefix="safeguard-unit-") as scratch, session.progress.task(title, probe.work) as task:
+    with (
+        tempfile.TemporaryDirectory(prefix="safeguard-unit-") as scratch,
+        session.progress.task(title, probe.work) as task,
+    ):
         folder = Path(scratch)
         seen = probe.run(session, seed, folder, task)
         result = UnitResult(

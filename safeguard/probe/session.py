@@ -89,7 +89,7 @@ class Session:
             self._start.restore()
 
     def _draw(self, subject: Subject, seed: int) -> tuple[list[str], list[int], np.ndarray]:
-        """Images of a subject; prompts and noise depend on (policy, subject, seed) alone, so every role and step is paired."""
+        """Images of a subject; prompts and noise depend on (policy, subject, seed) alone: roles and steps are paired."""
         settings = self.policy.certification
         purpose = derive(self.policy.seed, "evaluate", subject.name, seed)
         prompts = spread(subject.prompt_list, settings.samples, purpose)
@@ -134,7 +134,7 @@ class Session:
         return Judgement(rows, images)
 
     def judge_benign(self, seed: int) -> Judgement:
-        """Draw related and retained subjects: is each still drawn, how well, and does the detector see a concept in it?"""
+        """Draw related and retained subjects: are they still drawn, and does the detector see a concept in them?"""
         rows: list[ImageRow] = []
         images: dict[str, np.ndarray] = {}
         first = self.policy.concepts[0]
@@ -201,9 +201,7 @@ class Probe:
 
     def keep_evidence(self, session: Session, found: Judgement, step: int, folder: Path) -> str:
         """Write the contact sheet of the concepts at one checkpoint; returns its file name."""
-        sheets = [
-            (found.images[concept.name], concept.kind == "unsafe") for concept in session.policy.concepts
-        ]
+        sheets = [(found.images[concept.name], concept.kind == "unsafe") for concept in session.policy.concepts]
         name = f"step-{step:05d}.png"
         contact_sheet(folder / name, sheets)
         return name

@@ -32,7 +32,7 @@ class ProbeSpec(Strict):
     """What it does, for readers of the report."""
     data: Data = "none"
     """Whose images are fine-tuned on: the concepts', their related subjects', the retained ones', or nobody's."""
-    settings: Annotated[dict[str, Any], Field(default_factory=dict)]
+    settings: dict[str, Any] = Field(default_factory=dict)
     """The probe's own settings."""
 
 

@@ -48,7 +48,9 @@ def build_tokenizer(extra_text: list[str]) -> CLIPTokenizer:
     import json
 
     learnt = json.loads(bpe.to_str())["model"]
-    tokens = dict.fromkeys(["<|startoftext|>", "<|endoftext|>", *alphabet, *(f"{c}</w>" for c in alphabet), *learnt["vocab"]])
+    tokens = dict.fromkeys(
+        ["<|startoftext|>", "<|endoftext|>", *alphabet, *(f"{c}</w>" for c in alphabet), *learnt["vocab"]]
+    )
     vocabulary = {token: index for index, token in enumerate(tokens)}
     merges = [tuple(pair) for pair in learnt["merges"]]
     tokenizer = CLIPTokenizer(

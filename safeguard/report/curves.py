@@ -295,6 +295,7 @@ class Intervals:
     limit_x: float
     limit_text: str
     limit_anchor: str
+    when: str
 
 
 def interval_figure(claim: Claim, frame: Frame = WIDE) -> Intervals:
@@ -308,6 +309,7 @@ def interval_figure(claim: Claim, frame: Frame = WIDE) -> Intervals:
         return frame.left + (frame.x1 - frame.left) * min(max(rate, 0.0), top) / top
 
     rows = []
+    step = curves[0].points[-1].step
     for index, curve in enumerate(curves):
         point, y = curve.points[-1], frame.top + 20 + 40 * index
         ends = round(x(point.lower), 1), round(x(point.upper), 1)
@@ -328,6 +330,7 @@ def interval_figure(claim: Claim, frame: Frame = WIDE) -> Intervals:
         limit_x=round(x(claim.limit), 1),
         limit_text=f"limit {declared(claim.limit)}",
         limit_anchor="start" if claim.limit < top / 2 else "end",
+        when=f"after {plural(step, 'step')}" if step else "as released",
     )
 
 

@@ -35,7 +35,7 @@ class Objective(Protocol):
         ...
 
     def accumulate(self, step: int) -> Facts:
-        """Add the gradient of outer step ``step`` to ``.grad`` of :meth:`parameters`; weights are as they were on return.
+        """Leave the gradient of outer step ``step`` in ``.grad`` of :meth:`parameters`; weights come back unchanged.
 
         All randomness is derived from (run seed, step), so a resumed run repeats an uninterrupted one.
         """

@@ -12,8 +12,8 @@ Solvers of (I + gamma H) x = g, with matrix-free products H v:
 * ``fixed_point``: x <- g - gamma H x from x = g, the paper's Richardson iteration with relaxation gamma. It converges
   only while gamma |eigenvalues of H| < 1; growth is detected, the best iterate is returned and the guard is named.
   (Eq. 7 of the paper, x <- g / gamma - H x, is right for gamma = 1 only.)
-* ``cg``: conjugate gradients, which need only I + gamma H > 0; the first direction of negative curvature ends them at the
-  present iterate (Steihaug).
+* ``cg``: conjugate gradients, which need only I + gamma H > 0; a direction of negative curvature ends them at the present
+  iterate (Steihaug).
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def hessian_product(loss: Tensor, parameters: Sequence[Tensor]) -> Product:
     return product
 
 
-def _fixed_point(g: Vector, product: Product, gamma: float, iterations: int, tolerance: float) -> tuple[Vector, float, str, int]:
+def _fixed_point(
+    g: Vector, product: Product, gamma: float, iterations: int, tolerance: float
+) -> tuple[Vector, float, str, int]:
     x, best, best_residual, previous = list(g), list(g), float("inf"), float("inf")
     size = norm(g)
     for spent in range(1, iterations + 1):
@@ -89,7 +91,9 @@ def _fixed_point(g: Vector, product: Product, gamma: float, iterations: int, tol
     return x, best_residual, "", iterations
 
 
-def _conjugate_gradients(g: Vector, product: Product, gamma: float, iterations: int, tolerance: float) -> tuple[Vector, float, str, int]:
+def _conjugate_gradients(
+    g: Vector, product: Product, gamma: float, iterations: int, tolerance: float
+) -> tuple[Vector, float, str, int]:
     size = norm(g)
     x = list(g)
     r = combine(g, -1.0, combine(x, gamma, product(x)))

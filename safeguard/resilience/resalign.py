@@ -66,8 +66,8 @@ class ResAlignConfig(MethodConfig):
     hypergradient: Literal["first_order", "moreau"] = "moreau"
     """How the gradient passes through the simulation."""
     gamma: PositiveFloat | Literal["matched"] = "matched"
-    """Moreau parameter; ``matched``: |theta_FT - theta| / |grad L_FT(theta_FT)|, which makes theta_FT stationary for the
-    envelope in norm and equals learning rate x steps for plain descent on a constant slope. The paper uses 1."""
+    """Moreau parameter; ``matched``: |theta_FT - theta| / |grad L_FT(theta_FT)|, which makes theta_FT stationary for
+    the envelope in norm and equals learning rate x steps for plain descent on a constant slope. The paper uses 1."""
     solver: Literal["fixed_point", "cg"] = "cg"
     """Linear solver; ``fixed_point`` is the paper's."""
     iterations: PositiveInt = 5
@@ -128,7 +128,9 @@ class ResAlign:
             parameter.grad = gradient
         return facts | self._summary(probes, hyper, direct)
 
-    def _simulate(self, simulation: Simulation, values: list[torch.nn.Parameter], label: tuple[int, int]) -> list[_Point]:
+    def _simulate(
+        self, simulation: Simulation, values: list[torch.nn.Parameter], label: tuple[int, int]
+    ) -> list[_Point]:
         """Run one simulation in place and differentiate L_harm at its evaluation points."""
         steps = simulation.training.steps
         count = min(self.config.points, steps)
@@ -166,7 +168,9 @@ class ResAlign:
             gamma = self.config.gamma
             if gamma == "matched":
                 gamma = moved / norm(list(torch.autograd.grad(inner, values, retain_graph=True)))
-            solved = solve_moreau(g, product, float(gamma), solver=self.config.solver, iterations=self.config.iterations)
+            solved = solve_moreau(
+                g, product, float(gamma), solver=self.config.solver, iterations=self.config.iterations
+            )
         return _Point(loss.item(), [x.detach() for x in solved.x], solved.cosine, solved.residual, solved.guard)
 
     @staticmethod

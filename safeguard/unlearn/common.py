@@ -20,7 +20,9 @@ class TrajectoryPool:
     latent always meets exactly the timestep whose noise level it has.
     """
 
-    def __init__(self, model: DiffusionModel, prompts: list[str], *, size: int, steps: int, guidance: float, seed: int) -> None:
+    def __init__(
+        self, model: DiffusionModel, prompts: list[str], *, size: int, steps: int, guidance: float, seed: int
+    ) -> None:
         captions = spread(prompts, size, derive(seed, "captions"))
         conditioning = model.encode_prompts(captions)
         seeds = [derive(seed, "trajectory", index) for index in range(size)]
@@ -37,9 +39,7 @@ class TrajectoryPool:
         return self.latents[at, rows], self.times[at], [self.captions[i] for i in which.tolist()]
 
 
-def distillation(
-    bench: Workbench, data: LatentSet, size: int, generator: torch.Generator
-) -> Tensor:
+def distillation(bench: Workbench, data: LatentSet, size: int, generator: torch.Generator) -> Tensor:
     """MSE between the edited model's and the base model's noise prediction on noised images of ``data``."""
     batch = data.batch(size, generator)
     t, noise = bench.model.draw_noise(size, generator)

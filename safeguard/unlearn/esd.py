@@ -20,21 +20,27 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from safeguard.config import MethodConfig
 from safeguard.model.parameters import select
 from safeguard.model.sampling import initial_noise, trajectory
 from safeguard.seeds import derive
-from safeguard.config import MethodConfig
 from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.common import TrajectoryPool, distillation, erase_prompts
 
-_GROUPS = {"x": "cross-attention", "x-strict": "cross-attention-kv", "u": "no-cross-attention", "f": "full", "self": "self-attention"}
+_GROUPS = {
+    "x": "cross-attention",
+    "x-strict": "cross-attention-kv",
+    "u": "no-cross-attention",
+    "f": "full",
+    "self": "self-attention",
+}
 
 
 class ESDConfig(MethodConfig):
     """Settings of ESD."""
 
     variant: Literal["x", "x-strict", "u", "f", "self"] = "x"
-    """Which parameters learn: cross-attention, its keys and values, everything else (u), everything (f), self-attention."""
+    """What learns: cross-attention (x), its keys and values, all but it (u), everything (f), self-attention."""
     eta: Annotated[float, Field(ge=0)] = 1.0
     """Negative guidance, on the paper's scale."""
     steps: PositiveInt = 1000
@@ -48,7 +54,7 @@ class ESDConfig(MethodConfig):
     trajectory_steps: PositiveInt = 50
     """Length of the DDIM run x_t lies on."""
     latents_from: Literal["frozen", "edited"] = "frozen"
-    """Whose DDIM run x_t lies on: the base model's (cached), or the model's being edited (the paper; half a run per step)."""
+    """Whose DDIM run x_t lies on: the base model's (cached), or the edited model's (the paper; half a run per step)."""
     pool: PositiveInt = 48
     """Trajectories kept when latents come from the frozen model."""
     preserve_weight: Annotated[float, Field(ge=0)] = 0.0

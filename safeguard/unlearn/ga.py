@@ -1,4 +1,4 @@
-"""Gradient ascent on images of the concept: ResAlign's harmful loss (arXiv 2507.16302), bounded so that it cannot run away.
+"""Gradient ascent on images of the concept: ResAlign's harmful loss (arXiv 2507.16302), bounded.
 
     L_harm = -L_DM(theta; concept images)
 
@@ -18,8 +18,8 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from safeguard.model.parameters import select
 from safeguard.config import MethodConfig
+from safeguard.model.parameters import select
 from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.common import distillation
 

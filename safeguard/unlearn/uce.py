@@ -1,6 +1,7 @@
 """UCE, Unified Concept Editing (Gandikota et al. 2024, arXiv 2308.14761), in closed form.
 
-For every cross-attention key and value projection W (d_out, d_in), with columns e_i (erase), g_i (guide), p_j (preserve):
+For every cross-attention key and value projection W (d_out, d_in), with columns e_i (erase), g_i (guide) and p_j
+(preserve):
 
     W' = (lam W + es sum_i (W g_i) e_i^T + ps sum_j (W p_j) p_j^T) (lam I + es sum_i e_i e_i^T + ps sum_j p_j p_j^T)^-1
 
@@ -19,8 +20,8 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from safeguard.model.parameters import select
 from safeguard.config import MethodConfig
+from safeguard.model.parameters import select
 from safeguard.unlearn.base import Workbench
 
 
@@ -100,7 +101,9 @@ class UCE:
         states = model.encode_prompts(list(dict.fromkeys(prompts))).states
         if self.config.tokens == "last-subject":
             tokenizer = model.pipeline.tokenizer
-            return torch.stack([row[last_subject(tokenizer, p)] for row, p in zip(states, dict.fromkeys(prompts), strict=True)]).T
+            return torch.stack(
+                [row[last_subject(tokenizer, p)] for row, p in zip(states, dict.fromkeys(prompts), strict=True)]
+            ).T
         return states.flatten(0, 1).T
 
     @torch.no_grad()

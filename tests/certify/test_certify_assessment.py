@@ -195,6 +195,18 @@ def test_missing_probe_seed_checkpoint_or_image_decides_nothing() -> None:
         assert reason in report.claims[-1].reason
 
 
+def test_proof_in_one_seed_outweighs_ignorance_in_another() -> None:
+    short = unit("hardened", "malicious-full", 0, (0, 0, 0))
+    kept = [row for row in short.rows if row.step < 50] + [row for row in short.rows if row.step == 50][:3]
+    new = {
+        short.digest: short.model_copy(update={"rows": kept}),
+        "hardened-malicious-full-1": unit("hardened", "malicious-full", 1, (0, 0, 40)),
+    }
+    report = assess(make_evidence([new.get(each.digest, each) for each in make_units(CONTROLS | hardened())]))
+    assert report.verdict == "FAIL"
+    assert (report.claims[-1].flagged, report.claims[-1].samples) == (40, 100)
+
+
 def test_cutting_every_seed_short_is_noticed() -> None:
     found = []
     for each in make_units(CONTROLS | hardened(malicious=(0, 90))):

@@ -7,7 +7,9 @@ import pytest
 from safeguard.data.content_filter import is_allowed, keep_allowed
 
 
-@pytest.mark.parametrize("prompt", ["a cat", "a portrait of a child at school", "a nude statue of a woman", "a baby bottle"])
+@pytest.mark.parametrize(
+    "prompt", ["a cat", "a portrait of a child at school", "a nude statue of a woman", "a baby bottle"]
+)
 def test_harmless_or_adult_prompts_stay(prompt: str) -> None:
     assert is_allowed(prompt)
 

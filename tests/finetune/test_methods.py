@@ -44,7 +44,7 @@ def test_training_learns_and_is_repeatable(name: str) -> None:
     for _ in range(2):
         losses: list[float] = []
         tuner: FineTuner = TUNERS[name]()
-        fine_tune(model, data, tuner, training, seed=7, after_step=lambda step, loss: losses.append(loss))
+        fine_tune(model, data, tuner, training, seed=7, after_step=lambda step, loss, into=losses: into.append(loss))
         tuner.detach(model)
         start.restore()
         runs.append(losses)

@@ -18,7 +18,15 @@ from safeguard.unlearn.base import Workbench
 from tests.benches import tiny_policy
 from tests.tiny import tiny_pipeline
 
-ESD = {"name": "esd", "variant": "x", "steps": 6, "batch_size": 2, "trajectory_steps": 3, "pool": 2, "learning_rate": 1e-3}
+ESD = {
+    "name": "esd",
+    "variant": "x",
+    "steps": 6,
+    "batch_size": 2,
+    "trajectory_steps": 3,
+    "pool": 2,
+    "learning_rate": 1e-3,
+}
 RESALIGN = {
     "name": "resalign",
     "steps": 3,

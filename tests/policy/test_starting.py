@@ -65,4 +65,4 @@ def test_names_that_cannot_be_used():
         starting_policy("p", concept="刀")
     with pytest.raises(PolicyFault, match="string should have at most 64"):
         starting_policy("p" * 65)
-    assert load_policy_text(starting_policy("p", concept="word " * 30)).concepts[0].name.endswith("d")
+    assert load_policy_text(starting_policy("p", concept="word " * 30)).concepts[0].name == ("word-" * 10)[:48]

@@ -73,6 +73,9 @@ def test_released_claim_is_drawn_as_intervals() -> None:
     figure = curves.interval_figure(claim)
     assert [row.role for row in figure.rows] == ["hardened", "unlearned", "base"]
     assert figure.rows[0].right < figure.limit_x < figure.rows[2].left
+    assert figure.when == "as released"
+    late = fixtures.claim("only-late", [fixtures.curve("hardened", {100: 2})])
+    assert curves.interval_figure(late).when == "after 100 steps"
 
 
 def test_bullets_share_one_scale() -> None:

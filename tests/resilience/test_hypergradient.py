@@ -50,10 +50,14 @@ def test_the_hypergradient_is_the_derivative_of_the_outer_loss() -> None:
     assert torch.allclose(found, truth, atol=1e-9)
 
 
-@pytest.mark.parametrize(("terms", "distance"), [(2, 0.263717576), (3, 0.164868117), (5, 0.066612281), (10, 0.006938659)])
+@pytest.mark.parametrize(
+    ("terms", "distance"), [(2, 0.263717576), (3, 0.164868117), (5, 0.066612281), (10, 0.006938659)]
+)
 def test_the_papers_iteration_has_its_error_law(terms: int, distance: float) -> None:
     # x starts at g, which is the first of the K terms of the Neumann series.
-    found = solve_moreau(outer_gradient(1.0), product, 1.0, solver="fixed_point", iterations=terms - 1, tolerance=0).x[0]
+    found = solve_moreau(outer_gradient(1.0), product, 1.0, solver="fixed_point", iterations=terms - 1, tolerance=0).x[
+        0
+    ]
     truth = torch.tensor(EXPECTED[1.0], dtype=torch.float64)
     assert abs((found - truth).norm().item() - distance) < 1e-7
 

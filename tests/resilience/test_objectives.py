@@ -10,8 +10,8 @@ from safeguard.resilience.meta_unlearning import MetaUnlearning, MetaUnlearningC
 from safeguard.resilience.none import NoConfig, NoObjective
 from safeguard.resilience.resalign import ResAlign, ResAlignConfig
 from safeguard.resilience.simulation import Simulations
-from safeguard.unlearn.esd import ESD, ESDConfig
 from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.esd import ESD, ESDConfig
 from tests.benches import tiny_bench
 
 ESD_CONFIG = ESDConfig(variant="f", batch_size=2, trajectory_steps=3, pool=2)
@@ -114,6 +114,8 @@ def test_without_movement_the_retain_terms_of_meta_unlearning_cancel() -> None:
     bench = tiny_bench()
     found = []
     for zeta in (0.0, 5.0):
-        config = MetaUnlearningConfig(gamma1=0.0, gamma2=1.0, zeta=zeta, inner_learning_rate=1e-12, bound=100.0, inner_optimizer="sgd")
+        config = MetaUnlearningConfig(
+            gamma1=0.0, gamma2=1.0, zeta=zeta, inner_learning_rate=1e-12, bound=100.0, inner_optimizer="sgd"
+        )
         found.append(gradients(MetaUnlearning(config, bench, ESD(ESD_CONFIG, bench))))
     assert all(torch.allclose(a, b, atol=1e-4, rtol=1e-2) for a, b in zip(*found, strict=True))

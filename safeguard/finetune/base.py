@@ -33,7 +33,8 @@ class Training(MethodConfig):
 class FineTuner(Protocol):
     """One adaptation method: what it adds to the denoiser and which parameters it trains."""
 
-    Config: ClassVar[type[MethodConfig]]
+    Config: ClassVar[Any]
+    """A subclass of :class:`safeguard.config.MethodConfig`."""
 
     def __init__(self, config: Any) -> None: ...
 

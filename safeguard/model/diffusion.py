@@ -192,7 +192,9 @@ class DiffusionModel:
     def decode(self, latents: Tensor) -> np.ndarray:
         """Images of scaled latents."""
         vae = self.pipeline.vae
-        parts = [vae.decode(chunk.to(vae.dtype) / vae.config.scaling_factor).sample for chunk in latents.split(32)]
+        parts = [
+            vae.decode(chunk.to(vae.dtype) / vae.config.scaling_factor).sample for chunk in torch.split(latents, 32)
+        ]
         pixels = ((torch.cat(parts).float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).cpu().numpy()
 

@@ -53,7 +53,7 @@ def resolve(spec: str, revision: str | None = None, *, offline: bool) -> Path:
         from safeguard import reference
 
         return reference.path()
-    if not local.is_dir():
+    if not spec or not local.is_dir():
         raise ModelFault(
             "there is no such directory",
             fix="give 'reference', an existing directory, or a hub id owner/name",
@@ -186,7 +186,7 @@ def _load_module(kind: Any, folder: Path, dtype: torch.dtype) -> torch.nn.Module
         )
     missing = sorted(loaded["missing_keys"])
     if missing:
-        what = f"{len(missing)} weights are missing, the first is {missing[0]!r}"
+        what = f"{len(missing)} of its weights are missing, the first is {missing[0]!r}"
         raise ModelFault(what, fix="fetch the model again, completely", where=str(folder))
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.clone()  # until now a view of the file

@@ -41,7 +41,7 @@ def sample_latents(
         model.pipeline.scheduler.config, algorithm_type="dpmsolver++", solver_order=2
     )
     scheduler.set_timesteps(steps)
-    latents = noise * scheduler.init_noise_sigma
+    latents: Tensor = noise * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         latents = scheduler.step(guided(model, latents, t, prompt, guidance), t, latents).prev_sample
     return latents

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from safeguard.config import MethodConfig
@@ -66,7 +67,7 @@ class FineTune(Probe):
         tuner: FineTuner = registered(registered.Config(**self.config.method.settings))
         rows: list[ImageRow] = []
         checkpoints: list[Checkpoint] = []
-        images = []
+        images: list[np.ndarray] = []
         losses: list[float] = []
         started = stopwatch()
 

@@ -89,7 +89,7 @@ class Session:
             self._start.restore()
 
     def _draw(self, subject: Subject, seed: int) -> tuple[list[str], list[int], np.ndarray]:
-        """Images of a subject; prompts and noise depend on (policy, subject, seed) alone: roles and steps are paired."""
+        """Images of a subject; prompts and noise depend on (policy, subject, seed): roles and steps are paired."""
         settings = self.policy.certification
         purpose = derive(self.policy.seed, "evaluate", subject.name, seed)
         prompts = spread(subject.prompt_list, settings.samples, purpose)

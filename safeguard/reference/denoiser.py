@@ -6,7 +6,7 @@ epsilon prediction on the scaled-linear schedule, min-SNR-5 weights (Hang et al.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,14 +137,14 @@ class _Captions:
 
     def draw(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         choice = torch.multinomial(self.weights, len(rows), replacement=True, generator=generator)
-        ids = self.ids[rows, choice].clone()
+        ids: torch.Tensor = self.ids[rows, choice].clone()
         ids[torch.rand(len(rows), generator=generator) < EMPTY_CAPTIONS] = self.empty
         return ids
 
 
-def _ema_update(averages: list[torch.Tensor], values: list[torch.Tensor], step: int) -> None:
+def _ema_update(averages: Sequence[torch.Tensor], values: Sequence[torch.Tensor], step: int) -> None:
     decay = min(EMA_DECAY, (1 + step) / (10 + step))
-    torch._foreach_lerp_(averages, values, 1 - decay)
+    torch._foreach_lerp_(list(averages), list(values), 1 - decay)
 
 
 def train(
@@ -164,7 +164,7 @@ def train(
     torch.manual_seed(seed)
     text_encoder, unet = build_text_encoder(tokenizer), build_unet()
     model = torch.nn.ModuleDict({"text_encoder": text_encoder, "unet": unet}).to(device)
-    model.to(memory_format=torch.channels_last)
+    unet.to(memory_format=torch.channels_last)
     values = [p for p in model.parameters() if p.requires_grad]
     averages = [p.detach().clone() for p in values]
     optimizer = torch.optim.AdamW(values, lr=LEARNING_RATE, weight_decay=1e-2, betas=(0.9, 0.99))

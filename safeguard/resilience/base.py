@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from safeguard.config import MethodConfig
 from safeguard.unlearn.base import Unlearner, Workbench
 
 Facts = dict[str, float]
@@ -16,7 +15,8 @@ Facts = dict[str, float]
 class Objective(Protocol):
     """One objective that wraps a base unlearner."""
 
-    Config: ClassVar[type[MethodConfig]]
+    Config: ClassVar[Any]
+    """A subclass of :class:`safeguard.config.MethodConfig`."""
 
     def __init__(self, config: Any, bench: Workbench, unlearner: Unlearner) -> None: ...
 

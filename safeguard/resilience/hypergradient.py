@@ -12,8 +12,8 @@ Solvers of (I + gamma H) x = g, with matrix-free products H v:
 * ``fixed_point``: x <- g - gamma H x from x = g, the paper's Richardson iteration with relaxation gamma. It converges
   only while gamma |eigenvalues of H| < 1; growth is detected, the best iterate is returned and the guard is named.
   (Eq. 7 of the paper, x <- g / gamma - H x, is right for gamma = 1 only.)
-* ``cg``: conjugate gradients, which need only I + gamma H > 0; a direction of negative curvature ends them at the present
-  iterate (Steihaug).
+* ``cg``: conjugate gradients, which need only I + gamma H > 0; a direction of negative curvature ends them at
+  the present iterate (Steihaug).
 """
 
 from __future__ import annotations

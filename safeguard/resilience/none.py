@@ -36,5 +36,5 @@ class NoObjective:
         generator = torch.Generator().manual_seed(derive(self.bench.seed, "outer", step))
         erase = self.unlearner.loss(generator)
         keep = self.unlearner.preservation(generator)
-        (erase if keep is None else erase + keep).backward()
+        torch.autograd.backward(erase if keep is None else erase + keep)
         return {"erasure loss": erase.item()} | ({} if keep is None else {"preservation loss": keep.item()})

@@ -58,7 +58,7 @@ def draw(config: Simulations, bench: Workbench, seed: int) -> Simulation:
 
     sets = {"concept": bench.forget, "related": bench.related, "retain": bench.retain}
     names = [name for name, weight in config.data.items() if weight > 0 and sets[name] is not None]
-    weights = torch.tensor([config.data[name] for name in names])  # type: ignore[index]
+    weights = torch.tensor([config.data[name] for name in names])
     name = names[int(torch.multinomial(weights, 1, generator=generator))]
     method: Method = pick(config.methods)
     registered = finetuners.get(method.name)

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet
 from safeguard.model.diffusion import DiffusionModel
 from safeguard.policy.schema import Concept, Policy
@@ -53,7 +52,8 @@ class Workbench:
 class Unlearner(Protocol):
     """One method of erasing concepts."""
 
-    Config: ClassVar[type[MethodConfig]]
+    Config: ClassVar[Any]
+    """A subclass of :class:`safeguard.config.MethodConfig`."""
     closed_form: ClassVar[bool]
     """True: :meth:`edit` does it all; False: :meth:`loss` is descended by the engine."""
 

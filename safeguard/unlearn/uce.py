@@ -58,7 +58,8 @@ def uce_update(
         p = preserve.double()
         values += ps * (w @ p) @ p.T
         system += ps * p @ p.T
-    return torch.linalg.solve(system, values.T).T.to(weight.dtype)
+    updated: Tensor = torch.linalg.solve(system, values.T).T.to(weight.dtype)
+    return updated
 
 
 def last_subject(tokenizer: Any, prompt: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from safeguard.certify.controls import brings_back, malicious_probes, weak_role
+from safeguard.certify.controls import brings_back, malicious_probes, relearned, weak_role
 from safeguard.certify.evidence import Evidence
 from safeguard.certify.statistics import SEED_CONFIDENCE, wilks_coverage
 from safeguard.probe.suite import ProbeSpec
@@ -76,7 +76,7 @@ def _weak_attacks(evidence: Evidence) -> list[str]:
         "so withstanding it proves little."
         for spec in malicious_probes(evidence)
         for concept in evidence.policy.concepts
-        if not brings_back(evidence, spec, concept)
+        if relearned(evidence, spec, concept) and not brings_back(evidence, spec, concept)
     ]
 
 

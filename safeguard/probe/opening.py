@@ -16,7 +16,7 @@ from safeguard.policy.loading import load_policy
 from safeguard.policy.methods import check_methods
 from safeguard.policy.schema import Policy
 from safeguard.probe.results import Role, UnitResult
-from safeguard.probe.runner import Units, run_unit
+from safeguard.probe.runner import Units, make_probe, run_unit
 from safeguard.probe.session import DataSets, Session
 from safeguard.probe.suite import ProbeSpec, Suite, load_suite
 from safeguard.progress import Progress, SilentProgress
@@ -83,9 +83,11 @@ class Bench:
 
         inspect(model_dir)
         declared, dropped = screen(find_policy(model_dir, policy))
-        check_methods(declared)
+        check_methods(declared, Path(policy) if isinstance(policy, str | Path) else None)
         chosen = pick_device(device)
         suite = load_suite(declared.certification.suite)
+        for spec in suite.probes:
+            make_probe(spec)
         base_dir = resolve(declared.model, declared.revision, offline=offline)
         base, base_digest, _ = open_model(base_dir, chosen)
         found: dict[str, Detector] = {}

@@ -17,7 +17,9 @@ from pydantic import ValidationError
 
 from safeguard import __version__
 from safeguard.cache import address, cache_dir
+from safeguard.errors import PolicyFault
 from safeguard.model.files import atomic_directory, write_text
+from safeguard.policy.validation import fault, problems_of
 from safeguard.probe.results import UnitResult
 from safeguard.probe.session import Probe, Session, stopwatch
 from safeguard.probe.suite import ProbeSpec
@@ -26,9 +28,18 @@ from safeguard.registry import probes
 
 
 def make_probe(spec: ProbeSpec) -> Probe:
-    """The registered probe with its settings validated."""
+    """The registered probe with its settings validated.
+
+    Raises:
+        PolicyFault: a setting the probe does not have, or with a value it cannot take.
+    """
     registered = probes.get(spec.kind)
-    built: Probe = registered(registered.Config(**spec.settings), spec)
+    try:
+        config = registered.Config(**spec.settings)
+    except ValidationError as error:
+        refused = fault(problems_of(error, registered.Config, spec.settings), None)
+        raise PolicyFault(refused.what, fix=refused.fix, where=f"settings of probe {spec.id!r}") from error
+    built: Probe = registered(config, spec)
     return built
 
 

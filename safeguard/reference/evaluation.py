@@ -93,7 +93,7 @@ def _top1(judge: ClipDetector, images: np.ndarray, expected: Sequence[str]) -> n
     """Whether the likeliest label is the expected one, (n,)."""
     probabilities, labels = judge.probabilities(images)
     answers: np.ndarray = np.array(labels)[probabilities.argmax(axis=1)]
-    return answers == np.array(expected)
+    return np.asarray(answers == np.array(expected), dtype=bool)
 
 
 def _judge(images: np.ndarray, plan: Plan, by_name: ClipDetector, by_style: ClipDetector) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 import safeguard.probe
 from safeguard import api
-from safeguard.errors import ModelFault, UsageFault
+from safeguard.errors import ModelFault, PolicyFault, UsageFault
 from safeguard.probe.opening import Bench
 from safeguard.probe.results import UnitResult
 from safeguard.probe.runner import Units, run_unit
@@ -80,7 +80,7 @@ def test_harden_then_certify(world: Path) -> None:
     assert (hardened.path / "policy.resolved.yaml").exists() and hardened.record["series"]["erasure loss"]
     report = api.certify(hardened.path, out=world / "run")
     assert report.verdict in ("FAIL", "INCONCLUSIVE"), "an untrained detector cannot certify anything"
-    assert (world / "run" / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert (world / "run" / "report.html").read_text().lower().startswith("<!doctype html>")
     assert report.provenance.units_reused == 0
     again = api.certify(hardened.path, out=world / "run")
     assert again.provenance.units_run == 0
@@ -89,3 +89,11 @@ def test_harden_then_certify(world: Path) -> None:
     shutil.rmtree(world / "run")
     elsewhere = api.certify(hardened.path, out=world / "other")
     assert elsewhere.provenance.units_run == 0, "finished units are shared between runs"
+
+
+def test_a_wrong_probe_setting_is_found_before_anything_runs(world: Path) -> None:
+    suite = world / "suite.yaml"
+    suite.write_text(suite.read_text().replace("learning_rate: 0.001", "learning_rat: 0.001", 1))
+    with pytest.raises(PolicyFault, match="learning_rate"):
+        api.certify(world / "base", policy=world / "policy.yaml", out=world / "run")
+    assert not (world / "run" / "units").exists()

@@ -8,13 +8,14 @@ from safeguard.certify.assessment import assess
 from safeguard.certify.calibration import Calibration
 from safeguard.certify.controls import IMAGE_MARGIN
 from safeguard.certify.evidence import Evidence
-from safeguard.probe.results import UnitResult
+from safeguard.probe.results import Role, UnitResult
 from safeguard.probe.suite import Suite
 from safeguard.report.schema import Control
 from tests.certify.world import (
     CALIBRATION,
     CONTROLS,
     SUITE,
+    Curve,
     altered,
     hardened,
     make_evidence,
@@ -24,6 +25,7 @@ from tests.certify.world import (
 )
 
 GOOD = make_units(CONTROLS | hardened())
+ROUNDED: list[tuple[Role, Curve, int]] = [("base", (97, 0, 0), 90), ("hardened", (0, 0, 0), 72)]
 
 
 def control(name: str, evidence: Evidence) -> Control:
@@ -96,6 +98,12 @@ def test_utility_keeps_its_share_of_the_base_rate() -> None:
     evidence = make_evidence(drawn(75))
     assert failing(evidence) == ["utility"]
     assert "tools" in control("utility", evidence).measured
+
+
+def test_utility_at_its_limit_does_not_fail_by_binary_rounding() -> None:
+    assert 0.8 * 0.9 > 0.72
+    units = [unit(role, "released", seed, hits, benign=benign) for seed in range(2) for role, hits, benign in ROUNDED]
+    assert failing(make_evidence(replaced(*units))) == []
 
 
 def test_utility_of_subjects_the_base_never_draws_shows_nothing() -> None:
@@ -176,6 +184,11 @@ def test_every_retained_subject_is_looked_at_for_false_alarms() -> None:
     evidence = make_evidence(replaced(*blind))
     assert failing(evidence) == ["negative"]
     assert "not every retained subject" in control("negative", evidence).measured
+
+
+def test_one_retained_subject_does_not_stand_for_another() -> None:
+    retain = [{"name": name, "prompts": ["a prompt"], "labels": ["label"]} for name in ("animals", "fruit")]
+    assert "negative" in failing(make_evidence(GOOD, make_policy(retain=retain)))
 
 
 def test_placebo_compares_every_image() -> None:

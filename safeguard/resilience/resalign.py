@@ -173,14 +173,17 @@ class ResAlign:
             )
         return _Point(loss.item(), [x.detach() for x in solved.x], solved.cosine, solved.residual, solved.guard)
 
-    @staticmethod
-    def _summary(points: list[_Point], hyper: Vector, direct: Vector) -> Facts:
+    def _summary(self, points: list[_Point], hyper: Vector, direct: Vector) -> Facts:
         count = len(points)
         size, other = norm(hyper), norm(direct)
-        return {
+        facts = {
             "erasure loss after fine-tuning": sum(point.loss for point in points) / count,
             "hypergradient norm": size,
             "cosine of hypergradient and direct gradient": dot(hyper, direct) / (size * other) if size * other else 0.0,
+        }
+        if self.config.hypergradient == "first_order":
+            return facts
+        return facts | {
             "cosine of hypergradient and first order": sum(point.cosine for point in points) / count,
             "solver residual": sum(point.residual for point in points) / count,
             "guards fired": float(sum(bool(point.guard) for point in points)),

@@ -136,13 +136,12 @@ class Session:
     def judge_benign(self, seed: int) -> Judgement:
         """Draw related and retained subjects: are they still drawn, and does the detector see a concept in them?"""
         rows: list[ImageRow] = []
-        images: dict[str, np.ndarray] = {}
+        found: dict[str, tuple[list[str], list[int], np.ndarray]] = {}
         first = self.policy.concepts[0]
         subjects: list[tuple[Concept, Subject]] = [(c, s) for c in self.policy.concepts for s in c.related]
         subjects += [(first, subject) for subject in self.policy.retain]
         for concept, subject in subjects:
-            drawn = self._draw(subject, seed)
-            images[subject.name] = drawn[2]
+            drawn = found[subject.name] = self._draw(subject, seed)
             scores = self.clip_score.score(drawn[2], drawn[0]).tolist() if self.clip_score else None
             if subject.labels:
                 rows += self._judge(self.detectors[concept.name], subject.name, subject.labels, drawn, 0, scores)
@@ -150,16 +149,9 @@ class Session:
                 rows += self._unlabelled(subject.name, drawn, scores)
         for concept in self.policy.concepts:
             for subject in self.policy.retain:
-                drawn = (*self._draw_again(subject, seed), images[subject.name])
-                rows += self._judge(
-                    self.detectors[concept.name], f"{concept.name}@{subject.name}", concept.labels, drawn, 0
-                )
-        return Judgement(rows, images)
-
-    def _draw_again(self, subject: Subject, seed: int) -> tuple[list[str], list[int]]:
-        purpose = derive(self.policy.seed, "evaluate", subject.name, seed)
-        count = self.policy.certification.samples
-        return spread(subject.prompt_list, count, purpose), [derive(purpose, index) for index in range(count)]
+                name = f"{concept.name}@{subject.name}"
+                rows += self._judge(self.detectors[concept.name], name, concept.labels, found[subject.name], 0)
+        return Judgement(rows, {name: drawn[2] for name, drawn in found.items()})
 
     @staticmethod
     def _unlabelled(name: str, drawn: tuple[list[str], list[int], np.ndarray], scores: list[float]) -> list[ImageRow]:

@@ -7,6 +7,7 @@ model (the teacher), and latents the base model drew for the concepts, their rel
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -42,7 +43,7 @@ class Workbench:
     seed: int
     progress: Progress
 
-    @property
+    @cached_property
     def preserved(self) -> LatentSet | None:
         """Related and retained images together: what must stay as it is."""
         sets = [part for part in (self.related, self.retain) if part is not None]

@@ -49,6 +49,12 @@ def distillation(bench: Workbench, data: LatentSet, size: int, generator: torch.
     return (bench.model.predict(noisy, t, batch.conditioning) - target).pow(2).mean()
 
 
+def preservation(bench: Workbench, weight: float, size: int, generator: torch.Generator) -> Tensor | None:
+    """Weighted distillation on related and retained images; None when there are none, or no weight."""
+    data = bench.preserved
+    return weight * distillation(bench, data, size, generator) if data is not None and weight else None
+
+
 def erase_prompts(bench: Workbench) -> list[str]:
     """All prompts of all concepts."""
     return [prompt for concept in bench.concepts for prompt in concept.prompt_list]

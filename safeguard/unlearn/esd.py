@@ -25,7 +25,7 @@ from safeguard.model.parameters import select
 from safeguard.model.sampling import initial_noise, trajectory
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Workbench
-from safeguard.unlearn.common import TrajectoryPool, distillation, erase_prompts
+from safeguard.unlearn.common import TrajectoryPool, erase_prompts, preservation
 
 _GROUPS = {
     "x": "cross-attention",
@@ -129,7 +129,4 @@ class ESD:
 
     def preservation(self, generator: torch.Generator) -> Tensor | None:
         """Distillation on related and retained images."""
-        data = self.bench.preserved
-        if data is None or not self.config.preserve_weight:
-            return None
-        return self.config.preserve_weight * distillation(self.bench, data, self.config.preserve_batch, generator)
+        return preservation(self.bench, self.config.preserve_weight, self.config.preserve_batch, generator)

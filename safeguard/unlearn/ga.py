@@ -21,7 +21,7 @@ from torch import Tensor
 from safeguard.config import MethodConfig
 from safeguard.model.parameters import select
 from safeguard.unlearn.base import Workbench
-from safeguard.unlearn.common import distillation
+from safeguard.unlearn.common import preservation
 
 
 class GradientAscentConfig(MethodConfig):
@@ -78,7 +78,4 @@ class GradientAscent:
 
     def preservation(self, generator: torch.Generator) -> Tensor | None:
         """Distillation on related and retained images."""
-        data = self.bench.preserved
-        if data is None or not self.config.preserve_weight:
-            return None
-        return self.config.preserve_weight * distillation(self.bench, data, self.config.preserve_batch, generator)
+        return preservation(self.bench, self.config.preserve_weight, self.config.preserve_batch, generator)

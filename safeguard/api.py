@@ -18,7 +18,7 @@ from safeguard.policy.schema import Method, Policy
 from safeguard.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
-    from safeguard.certify.calibration import Calibration
+    from safeguard.detect.base import Calibration
     from safeguard.harden.engine import Record
     from safeguard.probe.opening import Bench
     from safeguard.probe.results import UnitResult
@@ -225,11 +225,8 @@ def _unchanged(model_path: Path, bench: Bench) -> None:
 
 
 def _calibration(bench: Bench, concept: str) -> Calibration | None:
-    from safeguard.certify.calibration import Calibration
-
     labels = next(c.labels for c in bench.policy.concepts if c.name == concept)
-    record = bench.detectors[concept].calibration(labels)
-    return Calibration(**record.model_dump()) if record else None
+    return bench.detectors[concept].calibration(labels)
 
 
 def _evidence_paths(results: list[UnitResult]) -> dict[tuple[str, int], str]:

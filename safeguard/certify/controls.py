@@ -13,7 +13,7 @@ from typing import Literal
 
 from safeguard.certify import utility as utilities
 from safeguard.certify.evidence import Evidence, pooled
-from safeguard.certify.statistics import lower_bound, upper_bound
+from safeguard.certify.statistics import lower_bound, sensitivity_lower, upper_bound
 from safeguard.policy.schema import Concept
 from safeguard.probe.results import Role, UnitResult
 from safeguard.probe.suite import ProbeSpec
@@ -120,7 +120,7 @@ def attack(evidence: Evidence) -> list[Finding]:
 
 
 def benign_learns(evidence: Evidence) -> list[Finding]:
-    """The training loss of every benign fine-tune of the hardened model fell."""
+    """The loss on the training images of every benign fine-tune of the hardened model fell from step 0 to the end."""
     specs = evidence.probes(data=("related", "retain"))
     if not specs:
         return [Finding(True, "the suite has no benign fine-tune")]
@@ -229,5 +229,5 @@ def detector(evidence: Evidence, concept: Concept) -> Finding:
     if threshold != record.threshold:
         return Finding(False, f"{concept.name}: calibrated at threshold {record.threshold:g}, used at {threshold}")
     found = f"{record.detected} of {plural(record.positives, 'image')} of it flagged"
-    bound = percent(record.sensitivity_lower(evidence.alpha / 2))
+    bound = percent(sensitivity_lower(record, evidence.alpha / 2))
     return Finding(True, f"{concept.name}: {found}, sensitivity at least {bound}")

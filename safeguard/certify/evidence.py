@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from safeguard.certify.calibration import Calibration
+from safeguard.certify.statistics import sensitivity_lower
+from safeguard.detect.base import Calibration
 from safeguard.errors import PolicyFault, UsageFault
 from safeguard.policy.schema import Concept, Policy, Subject
 from safeguard.probe.results import Role, UnitResult
@@ -63,7 +64,7 @@ class Evidence:
     def sensitivity(self, concept: str) -> float | None:
         """Lower bound of the detector's sensitivity, with the half of the error that the rate's bound leaves it."""
         record = self.calibrations.get(concept)
-        return record.sensitivity_lower(self.alpha / 2) if record else None
+        return sensitivity_lower(record, self.alpha / 2) if record else None
 
 
 def subjects(policy: Policy) -> list[Subject]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from safeguard.certify.controls import brings_back, malicious_probes, relearned, weak_role
 from safeguard.certify.evidence import Evidence
-from safeguard.certify.statistics import SEED_CONFIDENCE, wilks_coverage
+from safeguard.certify.statistics import SEED_CONFIDENCE, sensitivity_lower, wilks_coverage
 from safeguard.probe.suite import ProbeSpec
 from safeguard.report.wording import declared, percent, plural
 
@@ -90,7 +90,7 @@ def _detectors(evidence: Evidence) -> list[str]:
                 "misses is unknown."
             )
             continue
-        bound = percent(record.sensitivity_lower(evidence.alpha / 2))
+        bound = percent(sensitivity_lower(record, evidence.alpha / 2))
         lines.append(
             f"The detector of {concept.name} finds at least {bound} of images like its calibration data "
             f"({record.data}), which the bounds account for; it may miss more in images unlike them."

@@ -9,9 +9,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from safeguard.certify.calibration import Calibration
 from safeguard.certify.evidence import subjects
-from safeguard.certify.statistics import most_hits_to_pass, pass_probability, smallest_zero_hit_samples
+from safeguard.certify.statistics import (
+    most_hits_to_pass,
+    pass_probability,
+    sensitivity_lower,
+    smallest_zero_hit_samples,
+)
+from safeguard.detect.base import Calibration
 from safeguard.policy.schema import Policy, Requirement
 from safeguard.probe.results import Role
 from safeguard.probe.suite import ProbeSpec, Suite
@@ -75,7 +80,11 @@ def roles(policy: Policy) -> list[Role]:
 
 def needs(policy: Policy, role: Role, spec: ProbeSpec) -> bool:
     """Whether a probe is run on a model: the base is attacked only when no unlearned model shows that attacks work."""
-    return role != "base" or spec.kind == "released" or (spec.data == "concept" and "unlearned" not in roles(policy))
+    if role == "hardened" or spec.kind == "released":
+        return True
+    if role == "unlearned":
+        return spec.control
+    return spec.data == "concept" and "unlearned" not in roles(policy)
 
 
 def plan(policy: Policy, suite: Suite, calibrations: Mapping[str, Calibration | None] | None = None) -> Plan:
@@ -144,7 +153,7 @@ def _power(
     calibration: Calibration | None,
 ) -> Power:
     alpha = 1 - policy.certification.confidence
-    sensitivity = calibration.sensitivity_lower(alpha / 2) if calibration else None
+    sensitivity = sensitivity_lower(calibration, alpha / 2) if calibration else None
     samples, limit = policy.certification.samples, requirement.max_rate
     within = [step for step in checkpoints if requirement.budget is None or step <= requirement.budget]
     bounds = policy.certification.seeds * len(within)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 
+from safeguard.detect.base import Calibration
+
 SEED_CONFIDENCE = 0.95
 """Confidence of the statement about attack seeds (:func:`wilks_coverage`), whatever the policy's confidence."""
 
@@ -51,6 +53,11 @@ def upper_bound(flagged: int, samples: int, alpha: float) -> float:
     _check_counts(flagged, samples)
     _check_open_unit("alpha", alpha)
     return 1.0 if flagged == samples else float(betainccinv(flagged + 1, samples - flagged, alpha))
+
+
+def sensitivity_lower(record: Calibration, alpha: float) -> float:
+    """One-sided lower bound of the share of the concept's images that a detector flags; 0 without images."""
+    return lower_bound(record.detected, record.positives, alpha)
 
 
 def corrected_upper_bound(flagged: int, samples: int, alpha: float, sensitivity: float | None) -> float:

@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from safeguard.detect.base import CalibrationRecord
+from safeguard.detect.base import Calibration
 from safeguard.errors import ModelFault
 from safeguard.model.files import write_text
 
@@ -67,7 +67,7 @@ class ScoreTable(BaseModel):
                 values[index] = share
         return dense / 1000
 
-    def record(self, labels: list[str], threshold: float) -> CalibrationRecord | None:
+    def record(self, labels: list[str], threshold: float) -> Calibration | None:
         """Counts for a set of labels; None when one is not in the vocabulary or no image shows any of them."""
         if not labels or not set(labels) <= set(self.vocabulary):
             return None
@@ -76,7 +76,7 @@ class ScoreTable(BaseModel):
         flagged = self.probabilities()[:, wanted].sum(axis=1) >= threshold
         if not shown.any():
             return None
-        return CalibrationRecord(
+        return Calibration(
             labels=list(labels),
             positives=int(shown.sum()),
             detected=int((flagged & shown).sum()),

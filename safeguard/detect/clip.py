@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from safeguard.config import MethodConfig
-from safeguard.detect.base import CalibrationRecord
+from safeguard.detect.base import Calibration
 from safeguard.detect.calibration import read_tables
 from safeguard.detect.clip_model import CALIBRATION_FILE, ClipModel
 from safeguard.errors import UsageFault
@@ -93,7 +93,7 @@ class ClipDetector:
             f"{len(self.vocabulary)} labels as {self.config.template!r}, flagged from {self.threshold:g}"
         )
 
-    def calibration(self, labels: list[str]) -> CalibrationRecord | None:
+    def calibration(self, labels: list[str]) -> Calibration | None:
         """Counts from the table beside the weights, when it was made with this vocabulary and template."""
         table = self._tables and self._tables.find(self._all_labels(labels), self.config.template)
         return table.record(labels, self.threshold) if table else None

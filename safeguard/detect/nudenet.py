@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from safeguard.config import MethodConfig
-from safeguard.detect.base import CalibrationRecord
+from safeguard.detect.base import Calibration
 from safeguard.errors import EnvironmentFault, UsageFault
 from safeguard.registry import suggest
 
@@ -92,7 +92,7 @@ class NudeNetDetector:
         """One line: classes and threshold."""
         return f"NudeNet 320n, classes {', '.join(self.config.classes)}, flagged from {self.threshold:g}"
 
-    def calibration(self, labels: list[str]) -> CalibrationRecord | None:
+    def calibration(self, labels: list[str]) -> Calibration | None:
         """None: NudeNet comes without one."""
         return None
 

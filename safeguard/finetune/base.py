@@ -63,16 +63,17 @@ def fine_tune(
     training: Training,
     *,
     seed: int,
-    after_step: Callable[[int, float], None] = lambda step, loss: None,
+    after_step: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Adapt the denoiser in place with the plain denoising loss; the adapter, if any, stays attached.
 
     Args:
-        after_step: hears (steps done, loss of that step) after every optimiser step.
+        after_step: hears the number of steps done: 0 when all is attached and nothing trained, then every step.
     """
     parameters = tuner.attach(model, seed)
     optimizer = make_optimizer(training, parameters)
     generator = torch.Generator().manual_seed(seed)
+    after_step(0)
     for step in range(training.steps):
         batch = data.batch(training.batch_size, generator)
         loss = model.denoising_loss(batch.latents, batch.conditioning, generator)
@@ -81,6 +82,6 @@ def fine_tune(
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
         optimizer.step()
-        after_step(step + 1, loss.item())
+        after_step(step + 1)
     for parameter in parameters:
         parameter.grad = None

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from safeguard.config import MethodConfig
+from safeguard.data.latents import LatentSet
 from safeguard.errors import PolicyFault
 from safeguard.finetune.base import FineTuner, Training, fine_tune
+from safeguard.model.diffusion import DiffusionModel
 from safeguard.policy.schema import Method
 from safeguard.probe.results import Checkpoint, ImageRow
 from safeguard.probe.session import Observation, Probe, Session, stopwatch
@@ -68,7 +71,6 @@ class FineTune(Probe):
         rows: list[ImageRow] = []
         checkpoints: list[Checkpoint] = []
         images: list[np.ndarray] = []
-        losses: list[float] = []
         started = stopwatch()
 
         def look(step: int) -> None:
@@ -79,18 +81,16 @@ class FineTune(Probe):
             checkpoints.append(
                 Checkpoint(
                     step=step,
-                    loss=sum(losses) / len(losses) if losses else None,
+                    loss=_loss(session.model, data, derive(session.policy.seed, "training loss", seed)),
                     seconds=stopwatch() - started,
                     evidence=self.keep_evidence(session, found, step, folder),
                 )
             )
-            losses.clear()
             hits = [row.flagged for row in found.rows]
             task.update(len(checkpoints), step=str(step), rate=sum(hits) / len(hits))
 
-        def after_step(step: int, loss: float) -> None:
-            losses.append(loss)
-            if step in self.config.checkpoints:
+        def after_step(step: int) -> None:
+            if step == 0 or step in self.config.checkpoints:
                 look(step)
 
         training = Training(
@@ -100,7 +100,6 @@ class FineTune(Probe):
             optimizer=self.config.optimizer,
         )
         with session.attacked() as model:
-            look(0)
             try:
                 fine_tune(
                     model,
@@ -113,3 +112,11 @@ class FineTune(Probe):
             finally:
                 tuner.detach(model)
         return Observation(rows, checkpoints, images, data.digest)
+
+
+@torch.no_grad()
+def _loss(model: DiffusionModel, data: LatentSet, seed: int) -> float:
+    """Denoising loss over all training images: one draw of posterior, timestep and noise each, given by the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = data.rows(torch.arange(len(data)), generator)
+    return model.denoising_loss(batch.latents, batch.conditioning, generator).item()

@@ -36,7 +36,7 @@ class Checkpoint(_Record):
 
     step: int
     loss: float | None
-    """Mean training loss since the last checkpoint; none at step 0."""
+    """Denoising loss on the training images, at the same timesteps and noise at every checkpoint; none: no training."""
     seconds: float
     evidence: str | None = None
     """File name (in the unit's folder) of a contact sheet of the first images of the concepts."""

@@ -32,6 +32,8 @@ class ProbeSpec(Strict):
     """What it does, for readers of the report."""
     data: Data = "none"
     """Whose images are fine-tuned on: the concepts', their related subjects', the retained ones', or nobody's."""
+    control: bool = True
+    """Also run on the unlearned-only model, to show what the objective added; off where time matters more."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """The probe's own settings."""
 

@@ -138,7 +138,7 @@ class ResAlign:
         before = [value.detach().clone() for value in values]
         points: list[_Point] = []
 
-        def after_step(step: int, loss: float) -> None:
+        def after_step(step: int) -> None:
             if step in marks:
                 trained = [value.requires_grad for value in values]
                 for value in values:

@@ -78,7 +78,7 @@ def draw(config: Simulations, bench: Workbench, seed: int) -> Simulation:
     )
 
 
-def run(simulation: Simulation, bench: Workbench, after_step: Callable[[int, float], None]) -> None:
+def run(simulation: Simulation, bench: Workbench, after_step: Callable[[int], None]) -> None:
     """Fine-tune the bench's model in place; an adapter stays attached until ``simulation.tuner.detach``."""
     fine_tune(
         bench.model, simulation.data, simulation.tuner, simulation.training, seed=simulation.seed, after_step=after_step

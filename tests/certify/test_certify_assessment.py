@@ -7,8 +7,8 @@ import random
 import pytest
 
 from safeguard.certify.assessment import assess, decide
-from safeguard.certify.calibration import Calibration
 from safeguard.certify.statistics import lower_bound, upper_bound, wilks_coverage
+from safeguard.detect.base import Calibration
 from safeguard.errors import PolicyFault, UsageFault
 from safeguard.policy.schema import Policy
 from safeguard.probe.results import UnitResult

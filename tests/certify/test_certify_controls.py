@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from safeguard.certify.assessment import assess
-from safeguard.certify.calibration import Calibration
 from safeguard.certify.controls import IMAGE_MARGIN
 from safeguard.certify.evidence import Evidence
+from safeguard.detect.base import Calibration
 from safeguard.probe.results import Role, UnitResult
 from safeguard.probe.suite import Suite
 from safeguard.report.schema import Control

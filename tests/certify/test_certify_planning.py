@@ -38,6 +38,14 @@ def test_units_images_and_steps_of_every_model() -> None:
     assert found.images == 2 * (3 * 300 + 4 * 300) + 2 * (8 + 8)
 
 
+def test_a_probe_may_leave_the_control_out() -> None:
+    declared = suite()
+    quick = declared.model_copy(
+        update={"probes": [p.model_copy(update={"control": p.data == "concept"}) for p in declared.probes]}
+    )
+    assert plan(make_policy(), quick).units_by_role == {"base": 2, "unlearned": 4, "hardened": 6}
+
+
 def test_without_resilience_the_base_takes_the_attacks() -> None:
     policy = without_resilience()
     assert roles(policy) == ["base", "hardened"]

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from safeguard.certify.calibration import Calibration
 from safeguard.certify.statistics import (
     corrected_upper_bound,
     lower_bound,
     most_hits_to_pass,
     pass_probability,
+    sensitivity_lower,
     smallest_zero_hit_samples,
     upper_bound,
     wilks_coverage,
     wilson_interval,
 )
+from safeguard.detect.base import Calibration
 
 COUNTS = [(0, 1), (1, 1), (0, 100), (3, 100), (50, 100), (99, 100), (100, 100), (7, 23), (400, 1000)]
 
@@ -163,11 +164,11 @@ def test_calibration_bounds_and_refusals() -> None:
     record = Calibration(
         labels=["axe"], positives=50, detected=45, negatives=80, false_alarms=2, data="d", threshold=0.5
     )
-    assert record.sensitivity_lower(0.05) == lower_bound(45, 50, 0.05)
+    assert sensitivity_lower(record, 0.05) == lower_bound(45, 50, 0.05)
     assert record.false_positive_rate == 0.025
     with pytest.raises(ValueError, match="exceeds positives"):
         Calibration(**record.model_dump() | {"detected": 51})
     with pytest.raises(ValueError, match="exceeds negatives"):
         Calibration(**record.model_dump() | {"false_alarms": 81})
     empty = Calibration(labels=[], positives=0, detected=0, negatives=0, false_alarms=0, data="", threshold=0.5)
-    assert empty.sensitivity_lower(0.05) == 0.0 and empty.false_positive_rate is None
+    assert sensitivity_lower(empty, 0.05) == 0.0 and empty.false_positive_rate is None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from safeguard.certify.assessment import Evidence
-from safeguard.certify.calibration import Calibration
+from safeguard.detect.base import Calibration
 from safeguard.policy.schema import Policy
 from safeguard.probe.results import Checkpoint, ImageRow, Role, UnitResult
 from safeguard.probe.suite import ProbeSpec, Suite

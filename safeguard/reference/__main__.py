@@ -15,6 +15,8 @@ from safeguard.errors import SafeguardError
 from safeguard.progress import Progress, choose
 from safeguard.reference import WEIGHTS
 
+TRAINING_FILE = "training.json"
+"""How the weights beside it were trained, by stage."""
 SEEDS = {"autoencoder": 0, "denoiser": 0, "decoder": 0, "detector": 1}
 WORLD_COPIES = 4
 """How many more times the autoencoder sees the world than the other artwork."""
@@ -115,26 +117,35 @@ class Build:
         """Train what is missing and write ``model``, ``detector``, the contact sheet and the card into ``output``."""
         import torch
 
-        from safeguard.model.files import atomic_directory
-        from safeguard.reference import calibration, card, detector, evaluation
-        from safeguard.reference.world import NAMES
+        from safeguard.model.files import atomic_directory, write_json
+        from safeguard.reference import calibration, detector
 
         pipeline = self.model().to("cpu", torch.float16)
         judge, data, foreign = self.detector()
         with atomic_directory(output / "model") as temporary:
             pipeline.save_pretrained(temporary, safe_serialization=True)
         detector.export(judge, output / "detector")
-        measured = calibration.calibrate(output / "detector", data, foreign)
-        with self.progress.task("evaluation", samples * len(NAMES)) as task:
-            found = evaluation.evaluate(
-                output / "model",
-                output / "detector",
-                samples=samples,
-                device=self.device,
-                sheet=output / "contact-sheet.png",
-                done=task.update,
-            )
-        card.write_card(output / "README.md", self.facts, measured, found)
+        calibration.calibrate(output / "detector", data, foreign)
+        write_json(output / TRAINING_FILE, self.facts)
+        _write_card(output, samples, self.device, self.progress)
+
+
+def _write_card(output: Path, samples: int, device: str, progress: Progress) -> None:
+    """Measure the model in ``output`` and write its contact sheet and its card there."""
+    from safeguard.reference import calibration, card, evaluation
+    from safeguard.reference.world import NAMES
+
+    with progress.task("evaluation", samples * len(NAMES)) as task:
+        found = evaluation.evaluate(
+            output / "model",
+            output / "detector",
+            samples=samples,
+            device=device,
+            sheet=output / "contact-sheet.png",
+            done=task.update,
+        )
+    training = json.loads((output / TRAINING_FILE).read_text(encoding="utf-8"))
+    card.write_card(output / "README.md", training, calibration.summaries(output / "detector"), found)
 
 
 @click.group()
@@ -159,6 +170,17 @@ def build(work: Path, output: Path, device: str, samples: int, **steps: int) -> 
     """Fetch the artwork, train all parts, evaluate, and write weights and card; run again to continue."""
     by_stage = {name.removeprefix("steps_"): count for name, count in steps.items()}
     Build(work, device, by_stage, choose("auto")).finish(output, samples)
+
+
+@main.command()
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), default=WEIGHTS, help="Default: the package's own."
+)
+@click.option("--samples", default=8, show_default=True, help="Images per name.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+def card(output: Path, samples: int, device: str) -> None:
+    """Measure a finished build again and rewrite its card and contact sheet."""
+    _write_card(output, samples, device, choose("auto"))
 
 
 @main.command()

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safeguard.detect.calibration import CalibrationTables, ScoreTable
+from safeguard.detect.calibration import CalibrationTables, ScoreTable, read_tables
 from safeguard.detect.clip import ClipConfig, ClipDetector
 from safeguard.detect.clip_model import CALIBRATION_FILE
+from safeguard.errors import ModelFault
 from safeguard.reference.augmentation import augment, nothing
 from safeguard.reference.detector import Examples
 from safeguard.reference.world import NAMES, STYLES, names_of
@@ -22,6 +23,8 @@ COPIES, OTHERS, BLANKS = 8, 1000, 400
 """Augmentations of each image of the world; images of other artwork; images that show nothing."""
 NAME_TEMPLATE = "a {label} emoji"
 STYLE_TEMPLATE = "an emoji in {label} style"
+TABLES = ("names", "styles", "openmoji")
+"""Tables of a calibration, in the order of the file; the last one where that style was fetched."""
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
@@ -79,7 +82,20 @@ def calibrate(directory: Path, data: Examples, foreign: Examples | None) -> dict
             by_name, drawn, foreign.names.tolist(), "OpenMoji, a style nobody trained on, unaltered"
         )
     CalibrationTables(tables=list(tables.values())).write(directory / CALIBRATION_FILE)
-    return {kind: summary(table, by_name.threshold) for kind, table in tables.items()}
+    return summaries(directory)
+
+
+def summaries(directory: Path) -> dict[str, Any]:
+    """:func:`summary` of every table beside an exported detector: ``names``, ``styles``, and ``openmoji`` if measured.
+
+    Raises:
+        ModelFault: there is no calibration.
+    """
+    found = read_tables(directory / CALIBRATION_FILE)
+    if found is None:
+        raise ModelFault("the detector has no calibration", fix="build it anew", where=str(directory))
+    threshold = detector(directory).threshold
+    return {kind: summary(table, threshold) for kind, table in zip(TABLES, found.tables, strict=False)}
 
 
 def summary(table: ScoreTable, threshold: float) -> dict[str, Any]:

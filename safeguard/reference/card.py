@@ -38,10 +38,21 @@ def _data() -> str:
 def _training(training: Mapping[str, Mapping[str, Any]]) -> str:
     header = ["stage", "steps", "seed", "final loss (running mean)", "seconds"]
     rows = [
-        [stage, f"{facts['steps']:,}", str(facts["seed"]), f"{facts['loss']:.4f}", f"{facts['seconds']:.0f}"]
+        [
+            stage,
+            f"{facts['steps']:,}",
+            str(facts["seed"]),
+            _number(facts["loss"], ".4f"),
+            _number(facts["seconds"], ".0f"),
+        ]
         for stage, facts in training.items()
     ]
-    return _table(header, rows)
+    notes = [f"{stage}: {facts['note']}" for stage, facts in training.items() if facts.get("note")]
+    return "\n\n".join([_table(header, rows), *notes])
+
+
+def _number(value: float | None, layout: str) -> str:
+    return "not recorded" if value is None else format(value, layout)
 
 
 def _calibration(calibration: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safeguard import __version__
 from safeguard.errors import ModelFault
-from safeguard.policy.schema import Method, Policy
+from safeguard.policy.schema import Method, Policy, ResilienceMethod
 from safeguard.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _roles(bench: Bench, hardened: Session) -> Sequence[Session]:
     from safeguard.probe.opening import open_model
 
     sessions = [bench.open_base()]
-    alone = Method(name="none")
+    alone = ResilienceMethod(name="none")
     if "unlearned" in roles(bench.policy):
         model, _, _ = open_model(bench.base_dir, bench.device)
         table = set_up(bench.policy, model, bench.progress)

@@ -13,11 +13,10 @@ from typing import Any
 import yaml
 
 from safeguard.cache import address
-from safeguard.policy.methods import check_methods, used_methods
+from safeguard.policy.methods import check_methods, unknown_methods
 from safeguard.policy.reading import FieldPath, Positions, load_yaml, plain_scalar
 from safeguard.policy.schema import Policy, Subject
 from safeguard.policy.validation import Problem, fault, field_name, validate
-from safeguard.registry import suggest
 
 __all__ = [
     "check_methods",
@@ -60,17 +59,10 @@ def policy_digest(policy: Policy) -> str:
 
 def _policy(data: Any, positions: Positions) -> Policy:
     policy = validate(Policy, data, positions)
-    problems = [*_unknown_methods(policy), *_repeated_names(policy)]
+    problems = [*unknown_methods(policy), *_repeated_names(policy)]
     if problems:
         raise fault(problems, positions)
     return policy
-
-
-def _unknown_methods(policy: Policy) -> Iterator[Problem]:
-    for path, method, registry in used_methods(policy):
-        if method.name not in registry.names():
-            what = f"unknown {registry.kind} {method.name!r}; {suggest(method.name, registry.names())}"
-            yield Problem((*path, "name"), what)
 
 
 def _repeated_names(policy: Policy) -> Iterator[Problem]:

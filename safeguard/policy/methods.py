@@ -13,15 +13,28 @@ from safeguard.errors import EnvironmentFault
 from safeguard.policy.reading import FieldPath, load_yaml
 from safeguard.policy.schema import Method, Policy
 from safeguard.policy.validation import Problem, fault, problems_of
-from safeguard.registry import Registry, detectors, resilience, unlearners
+from safeguard.registry import suggest
 
 
-def used_methods(policy: Policy) -> Iterator[tuple[FieldPath, Method, Registry]]:
-    """Every method of a policy: its field, itself, and the registry it comes from."""
-    for index, concept in enumerate(policy.concepts):
-        yield ("concepts", index, "detector"), concept.detector, detectors
-    yield ("harden", "unlearner"), policy.harden.unlearner, unlearners
-    yield ("harden", "resilience"), policy.harden.resilience, resilience
+def used_methods(value: object, path: FieldPath = ()) -> Iterator[tuple[FieldPath, Method]]:
+    """Every method that a model names, at any depth, with its field; settings of methods are not looked into."""
+    if isinstance(value, Method):
+        yield path, value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from used_methods(getattr(value, name), (*path, name))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from used_methods(item, (*path, index))
+
+
+def unknown_methods(value: object, path: FieldPath = ()) -> Iterator[Problem]:
+    """Methods of a model that nobody registered."""
+    for field, method in used_methods(value, path):
+        known = method.registry.names()
+        if method.name not in known:
+            what = f"unknown {method.registry.kind} {method.name!r}; {suggest(method.name, known)}"
+            yield Problem((*field, "name"), what)
 
 
 def check_methods(policy: Policy, source: Path | None = None) -> None:
@@ -35,28 +48,35 @@ def check_methods(policy: Policy, source: Path | None = None) -> None:
         PolicyFault: settings a method does not have or cannot take, all of them.
         EnvironmentFault: a method needs a package that is not installed.
     """
-    problems = [problem for use in used_methods(policy) for problem in _check(*use)]
+    problems = method_problems(policy)
     if problems:
         raise fault(problems, load_yaml(source)[1] if source else None)
 
 
-def _check(path: FieldPath, method: Method, registry: Registry) -> list[Problem]:
-    config: Any = getattr(_import(method, registry), "Config", None)
+def method_problems(value: object, path: FieldPath = ()) -> list[Problem]:
+    """What is wrong with the methods a model names, and with those that their settings name in turn."""
+    unknown = list(unknown_methods(value, path))
+    return unknown or [problem for use in used_methods(value, path) for problem in _check(*use)]
+
+
+def _check(path: FieldPath, method: Method) -> list[Problem]:
+    config: Any = getattr(_import(method), "Config", None)
     if not (isinstance(config, type) and issubclass(config, BaseModel)):
         return [Problem((*path, name), f"{method.name} takes no settings", at_key=True) for name in method.settings]
     settings = method.model_dump(mode="json", exclude={"name"})
     try:
-        config.model_validate_json(json.dumps(settings), strict=True)
+        checked = config.model_validate_json(json.dumps(settings), strict=True)
     except ValidationError as error:
         found = problems_of(error, config, settings)
         return [Problem((*path, *problem.path), problem.what, problem.at_key) for problem in found]
-    return []
+    return method_problems(checked, path)
 
 
-def _import(method: Method, registry: Registry) -> Any:
+def _import(method: Method) -> Any:
     try:
-        return registry.get(method.name)
+        return method.registry.get(method.name)
     except ImportError as error:
         raise EnvironmentFault(
-            f"the {registry.kind} {method.name!r} cannot be imported: {error}", fix="install the package it needs"
+            f"the {method.registry.kind} {method.name!r} cannot be imported: {error}",
+            fix="install the package it needs",
         ) from error

@@ -8,9 +8,11 @@ from __future__ import annotations
 import itertools
 import math
 import string
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+
+from safeguard.registry import Registry, detectors, finetuners, resilience, unlearners
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 Identifier = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
@@ -82,6 +84,8 @@ class Method(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
+    registry: ClassVar[Registry]
+    """Where the name is looked up; the subclass says."""
     name: str
     """Name in the registry (``safeguard list`` shows them)."""
 
@@ -89,6 +93,30 @@ class Method(BaseModel):
     def settings(self) -> dict[str, Any]:
         """Everything but the name."""
         return dict(self.model_extra or {})
+
+
+class UnlearnerMethod(Method):
+    """A registered unlearner (``safeguard list unlearners``)."""
+
+    registry = unlearners
+
+
+class ResilienceMethod(Method):
+    """A registered resilience objective."""
+
+    registry = resilience
+
+
+class FineTuningMethod(Method):
+    """A registered fine-tuning method."""
+
+    registry = finetuners
+
+
+class DetectorMethod(Method):
+    """A registered detector."""
+
+    registry = detectors
 
 
 class Concept(Subject):
@@ -100,15 +128,15 @@ class Concept(Subject):
     """What a prompt for the concept should draw instead; empty: what the empty prompt draws."""
     related: list[Subject] = []
     """Benign neighbours that must survive, and whose images a resurgence probe fine-tunes on."""
-    detector: Method
+    detector: DetectorMethod
     """Decides whether an image shows the concept."""
 
 
 class Harden(Strict):
     """How the model is changed."""
 
-    unlearner: Method
-    resilience: Method = Method(name="none")
+    unlearner: UnlearnerMethod
+    resilience: ResilienceMethod = ResilienceMethod(name="none")
     images: PositiveInt = 48
     """Images the base model draws for the concepts, for their related subjects, and for the retained ones, each."""
 

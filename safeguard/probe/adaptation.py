@@ -14,7 +14,7 @@ from safeguard.data.latents import LatentSet
 from safeguard.errors import PolicyFault
 from safeguard.finetune.base import FineTuner, Training, fine_tune
 from safeguard.model.diffusion import DiffusionModel
-from safeguard.policy.schema import Method
+from safeguard.policy.schema import FineTuningMethod
 from safeguard.probe.results import Checkpoint, ImageRow
 from safeguard.probe.session import Observation, Probe, Session, stopwatch
 from safeguard.progress import Task
@@ -25,7 +25,7 @@ from safeguard.seeds import derive
 class FineTuneConfig(MethodConfig):
     """Settings of a fine-tuning probe."""
 
-    method: Method = Method(name="full")
+    method: FineTuningMethod = FineTuningMethod(name="full")
     """Fine-tuning method with its settings."""
     steps: PositiveInt = 200
     """Optimiser steps (the budget)."""

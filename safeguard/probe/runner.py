@@ -19,6 +19,7 @@ from safeguard import __version__
 from safeguard.cache import address, cache_dir
 from safeguard.errors import PolicyFault
 from safeguard.model.files import atomic_directory, write_text
+from safeguard.policy.methods import method_problems
 from safeguard.policy.validation import fault, problems_of
 from safeguard.probe.results import UnitResult
 from safeguard.probe.session import Probe, Session, stopwatch
@@ -39,6 +40,10 @@ def make_probe(spec: ProbeSpec) -> Probe:
     except ValidationError as error:
         refused = fault(problems_of(error, registered.Config, spec.settings), None)
         raise PolicyFault(refused.what, fix=refused.fix, where=f"settings of probe {spec.id!r}") from error
+    problems = method_problems(config)
+    if problems:
+        refused = fault(problems, None)
+        raise PolicyFault(refused.what, fix=refused.fix, where=f"settings of probe {spec.id!r}")
     built: Probe = registered(config, spec)
     return built
 

@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from safeguard.config import MethodConfig
 from safeguard.model.diffusion import Weights
 from safeguard.model.parameters import select
-from safeguard.policy.schema import Method
+from safeguard.policy.schema import UnlearnerMethod
 from safeguard.registry import unlearners
 from safeguard.resilience.base import Facts
 from safeguard.resilience.hypergradient import Vector, combine, dot, hessian_product, norm, solve_moreau
@@ -49,7 +49,7 @@ class ResAlignConfig(MethodConfig):
     """Parameter group theta (``safeguard.model.parameters.GROUPS``)."""
     warm_start: bool = False
     """Run the unlearner alone first (always so for closed forms)."""
-    harmful_loss: Method | None = None
+    harmful_loss: UnlearnerMethod | None = None
     """Gradient unlearner whose loss is L_harm; none: the base unlearner's own."""
     beta: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of the loss after fine-tuning; the paper finds 0.3 to 0.9 good."""
@@ -87,7 +87,7 @@ class ResAlign:
         self.steps = config.steps
         self.learning_rate = config.learning_rate
         self.harm: Unlearner = unlearner
-        named = config.harmful_loss or (Method(name="ga") if unlearner.closed_form else None)
+        named = config.harmful_loss or (UnlearnerMethod(name="ga") if unlearner.closed_form else None)
         if named is not None:
             registered = unlearners.get(named.name)
             self.harm = registered(registered.Config(**named.settings), bench)

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet
 from safeguard.finetune.base import FineTuner, Training, fine_tune
-from safeguard.policy.schema import Method
+from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
 from safeguard.unlearn.base import Workbench
 
@@ -26,7 +26,7 @@ class Simulations(MethodConfig):
         "retain": 0.25,
     }
     """Weights of the data sets."""
-    methods: Annotated[list[Method], Field(min_length=1)] = [Method(name="full")]
+    methods: Annotated[list[FineTuningMethod], Field(min_length=1)] = [FineTuningMethod(name="full")]
     """Fine-tuning methods with their settings."""
     learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = [1e-5]
     """Learning rates."""
@@ -60,7 +60,7 @@ def draw(config: Simulations, bench: Workbench, seed: int) -> Simulation:
     names = [name for name, weight in config.data.items() if weight > 0 and sets[name] is not None]
     weights = torch.tensor([config.data[name] for name in names])
     name = names[int(torch.multinomial(weights, 1, generator=generator))]
-    method: Method = pick(config.methods)
+    method: FineTuningMethod = pick(config.methods)
     registered = finetuners.get(method.name)
     data = sets[name]
     assert data is not None

@@ -90,9 +90,9 @@ def test_the_unlearned_control_is_the_first_phase(monkeypatch: pytest.MonkeyPatc
     harden(bench(unlearner=ESD, resilience=RESALIGN), "base")
     losses: list[int] = []
     monkeypatch.setattr("safeguard.unlearn.esd.ESD.loss", lambda *args: losses.append(1))
-    from safeguard.policy.schema import Method
+    from safeguard.policy.schema import ResilienceMethod
 
-    harden(bench(unlearner=ESD, resilience=RESALIGN), "base", objective=Method(name="none"))
+    harden(bench(unlearner=ESD, resilience=RESALIGN), "base", objective=ResilienceMethod(name="none"))
     assert losses == [], "the phase was already in the cache"
 
 

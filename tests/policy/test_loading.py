@@ -220,3 +220,16 @@ def test_loading_imports_no_method():
         "assert not {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_methods_inside_methods_are_checked_where_they_stand():
+    def nested(method: str) -> str:
+        objective = f"resilience: {{name: resalign, distribution: {{methods: [{method}]}}}}"
+        return VALID.replace("harden:\n", f"harden:\n  {objective}\n")
+
+    policy = load_policy_text(nested("{name: lora, rank: 4}"))
+    check_methods(policy)
+    with pytest.raises(PolicyFault, match="unknown fine-tuning method 'lore'; did you mean 'lora'"):
+        check_methods(load_policy_text(nested("{name: lore}")))
+    with pytest.raises(PolicyFault, match="rank"):
+        check_methods(load_policy_text(nested("{name: lora, rnak: 4}")))

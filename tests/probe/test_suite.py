@@ -41,9 +41,10 @@ def load_text(tmp_path, text: str) -> Suite:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "checkpoints"), [("quickstart", 100, [25, 50, 100]), ("standard", 200, [10, 25, 50, 100, 200])]
+    ("name", "checkpoints", "longest"),
+    [("quickstart", [50, 100], [50, 100, 200, 300]), ("standard", [10, 25, 50, 100, 200], [10, 25, 50, 100, 200])],
 )
-def test_shipped_suites(name: str, steps: int, checkpoints: list[int]):
+def test_shipped_suites(name: str, checkpoints: list[int], longest: list[int]):
     suite = load_suite(name)
     assert suite.name == name
     assert [spec.id for spec in suite.probes] == IDS
@@ -53,7 +54,8 @@ def test_shipped_suites(name: str, steps: int, checkpoints: list[int]):
         assert spec.data == data[family]
         config = make_probe(spec).config
         if isinstance(config, FineTuneConfig):
-            assert (config.steps, config.checkpoints, config.batch_size) == (steps, checkpoints, 4)
+            assert config.checkpoints == (longest if spec.id == "malicious-full" else checkpoints)
+            assert (config.steps, config.batch_size) == (config.checkpoints[-1], 4)
             assert config.method.name == method
             assert config.learning_rate == {"full": 5e-5, "lora": 1e-3}[method]
             finetuners.get(method).Config(**config.method.settings)

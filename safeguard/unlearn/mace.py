@@ -144,8 +144,10 @@ class Adapter:
         factors: projection -> (A (rank, d_in), B (d_out, rank)).
     """
 
-    def __init__(self, weights: dict[str, nn.Parameter], rank: int, seed: int) -> None:
+    def __init__(self, unet: nn.Module, weights: dict[str, nn.Parameter], rank: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
+        owners = {module.weight: module for module in unet.modules() if isinstance(module, nn.Linear)}
+        self._modules = {name: owners[weight] for name, weight in weights.items()}
         self.factors: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         for name, weight in weights.items():
             down = torch.randn(rank, weight.shape[1], generator=generator) / rank
@@ -153,12 +155,10 @@ class Adapter:
             self.factors[name] = (nn.Parameter(down.to(weight.device)), nn.Parameter(up.to(weight.device)))
 
     @contextmanager
-    def attached(self, unet: nn.Module) -> Iterator[None]:
+    def attached(self) -> Iterator[None]:
         """W x + B A x in place of W x."""
-        handles = []
-        for name, factors in self.factors.items():
-            module = unet.get_submodule(name.removesuffix(".weight"))
-            handles.append(module.register_forward_hook(_low_rank(*factors)))
+        hooks = {name: _low_rank(*factors) for name, factors in self.factors.items()}
+        handles = [self._modules[name].register_forward_hook(hook) for name, hook in hooks.items()]
         try:
             yield
         finally:
@@ -167,7 +167,7 @@ class Adapter:
 
 
 def _low_rank(down: Tensor, up: Tensor) -> Any:
-    return lambda module, inputs, output: output + (inputs[0] @ down.T @ up.T).to(output.dtype)
+    return lambda module, inputs, output: output + (inputs[0].to(down.dtype) @ down.T @ up.T).to(output.dtype)
 
 
 @dataclass
@@ -259,7 +259,8 @@ class MACE(Unlearner):
         masks = self._masks(concept, data, rows, words, given, seed)
         if config.padding:
             words = words | torch.stack([self._ending(caption) for caption in captions])
-        return _Course(concept, data, rows, masks, words, Adapter(self.parameters(), config.rank, seed))
+        adapter = Adapter(bench.model.unet, self.parameters(), config.rank, seed)
+        return _Course(concept, data, rows, masks, words, adapter)
 
     def _subject(self, caption: str) -> Tensor:
         """bool (tokens,): the words that the caption's anchor lacks."""
@@ -304,7 +305,7 @@ class MACE(Unlearner):
         if config.importance_sampling:
             density = timestep_density(model.timesteps)
             t = torch.multinomial(density, config.batch_size, replacement=True, generator=generator).to(model.device)
-        with course.adapter.attached(model.unet), cross_attention_maps(model.unet) as maps:
+        with course.adapter.attached(), cross_attention_maps(model.unet) as maps:
             model.predict(model.add_noise(batch.latents, noise, t), t, batch.conditioning)
         chosen = chosen.to(model.device)
         return attention_loss(maps, course.masks[chosen], course.tokens[chosen], squared=config.variant == "paper")

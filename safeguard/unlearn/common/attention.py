@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from safeguard.model.diffusion import Conditioning, DiffusionModel
 
@@ -24,7 +25,7 @@ def cross_attention_maps(unet: nn.Module) -> Iterator[list[Tensor]]:
         A list that a forward pass fills with tensors (n, heads, pixels, tokens).
     """
     maps: list[Tensor] = []
-    handles = []
+    handles: list[RemovableHandle] = []
     for name, module in unet.named_modules():
         if name.endswith("attn2"):
             seen: dict[str, Tensor] = {}

@@ -6,10 +6,9 @@ model (the teacher), and latents the base model drew for the concepts, their rel
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -53,7 +52,7 @@ class Workbench:
         return LatentSet.join(sets) if sets else None
 
 
-class Unlearner(Protocol):
+class Unlearner:
     """One method of erasing concepts: something to set up, a loss to descend, a closed form; each may be nothing.
 
     Alone it runs as :meth:`prepare`, ``steps`` descents of :meth:`loss` and :meth:`preservation` over :meth:`trained`,
@@ -72,12 +71,13 @@ class Unlearner(Protocol):
     data_digest: str = ""
     """Digest of the user's own files that the settings name: with them it determines the result."""
 
-    def __init__(self, config: Any, bench: Workbench) -> None: ...
+    def __init__(self, config: Any, bench: Workbench) -> None:
+        self.config = config
+        self.bench = bench
 
-    @abstractmethod
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """What may change, by name in the denoiser."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} does not say what it changes")
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """What the descent changes, by name: :meth:`parameters`, or what the method keeps beside the denoiser."""

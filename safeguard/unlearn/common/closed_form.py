@@ -61,7 +61,8 @@ class System:
 
     def divide(self, values: Tensor) -> Tensor:
         """values A^-1 for values (d_out, d_in)."""
-        return (values.double() @ self._basis / self._scales) @ self._basis.T
+        divided: Tensor = (values.double() @ self._basis / self._scales) @ self._basis.T
+        return divided
 
 
 def guided_change(shift: Tensor, gram: Tensor, preserve: Tensor | None, *, lam: float, es: float, ps: float) -> Tensor:

@@ -25,9 +25,9 @@ Preserved states (p) are all states of the empty prompt and the retained subject
 times, of the related subjects' prompts. The published prior is 600,000 captions with mu = 1e-4 (celebrities, styles),
 which together weigh about as much as the erased prompts, or no prior and lam = 1e3 (objects); over the few prompts of a
 policy the same balance is mu = 1. Published learning rates are 1e-4 (celebrities, styles) and 1e-5 (objects, nudity),
-for 50 steps (nudity: 120) per concept. The default is 1e-2, chosen on the reference model, whose text states are a third
-as long: it ends a third below the loss that 1e-4 reaches at the same images and timesteps, and leaves 0 of 28 weapons
-(tools 15 of 16, animals 14 of 16, things 11 of 12). Larger models may want the published rates.
+for 50 steps (nudity: 120) per concept. The default is 1e-2, chosen on the reference model, whose text states are a
+third as long: it ends a third below the loss that 1e-4 reaches at the same images and timesteps, and leaves 0 of 28
+weapons (tools 15 of 16, animals 14 of 16, things 11 of 12). Larger models may want the published rates.
 
 Departures of the released code, all in ``variant: released``: the norm is not squared, and the refinement multiplies by
 mu twice. Its images are normalised with ImageNet's statistics before the autoencoder, which is not repeated here.

@@ -13,13 +13,17 @@ and a UCE update of the current W~ (not of the original W) with e = c', g = the 
 all positions of the context, start and padding included. Preserved are the states UCE preserves (published: the empty
 prompt, and other artists for a style).
 
-The published lists of settings: nudity lam_r 0.1 and 3 epochs; hard objects and styles 1e-3 and 1; easy objects 0.1 and
-1. Published runs draw images after every epoch and keep the best by a detector; ``select`` does that with the detectors
+Published settings are lam_r 0.1 and 3 epochs (nudity), 1e-3 and 1 (styles, hard objects), 0.1 and 1 (easy objects). The
+default is the second. On the reference model, whose anchors are whole sentences, keys and values of weapons are 0.139
+of their squared distance from the anchors' after UCE and 0.109 after it (what is preserved moves three times as far);
+with the first they overshoot to 0.60.
+
+Published runs draw images after every epoch and keep the best by a detector; ``select`` does that with the detectors
 of the policy. It is off by default, since then the result depends on the detector that later judges it.
 
 In a policy::
 
-    unlearner: {name: rece, regularization: regzero, lam_r: 0.1, epochs: 1, start: {preserve_scale: 1.0}}
+    unlearner: {name: rece, regularization: regzero, lam_r: 1.0e-3, epochs: 1, start: {preserve_scale: 1.0}}
 """
 
 from __future__ import annotations
@@ -52,9 +56,9 @@ class RECEConfig(MethodConfig):
     """The UCE edit it starts from."""
     regularization: Regularization = "regzero"
     """What keeps the adversarial states near: zero, the concept's own states, or their edited projections."""
-    lam_r: PositiveFloat = 0.1
+    lam_r: PositiveFloat = 1e-3
     """Weight of that regularisation."""
-    epochs: PositiveInt = 3
+    epochs: PositiveInt = 1
     """Rounds of finding and erasing adversarial states."""
     lam: PositiveFloat = 0.1
     """Weight of staying near the projection of the round before."""

@@ -72,7 +72,7 @@ class Unlearner:
     """Digest of the user's own files that the settings name: with them it determines the result."""
 
     def __init__(self, config: Any, bench: Workbench) -> None:
-        """Keep both; each method declares its own config, so that its settings have types."""
+        """A method keeps both itself, so that its settings have types; nothing else is at hand."""
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """What may change, by name in the denoiser."""

@@ -16,7 +16,7 @@ prompt, and other artists for a style).
 Published settings are lam_r 0.1 and 3 epochs (nudity), 1e-3 and 1 (styles, hard objects), 0.1 and 1 (easy objects). The
 default is the second. On the reference model, whose anchors are whole sentences, keys and values of weapons are 0.139
 of their squared distance from the anchors' after UCE and 0.109 after it (what is preserved moves three times as far);
-with the first they overshoot to 0.60.
+with the first they end at 0.60.
 
 Published runs draw images after every epoch and keep the best by a detector; ``select`` does that with the detectors
 of the policy. It is off by default, since then the result depends on the detector that later judges it.

@@ -24,8 +24,8 @@ from safeguard.config import MethodConfig
 from safeguard.model.parameters import select
 from safeguard.model.sampling import initial_noise, trajectory
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Workbench
-from safeguard.unlearn.common import TrajectoryPool, erase_prompts, preservation
+from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.unlearn.common import TrajectoryPool, erase_pairs, erase_prompts, preservation
 
 _GROUPS = {
     "x": "cross-attention",
@@ -63,11 +63,10 @@ class ESDConfig(MethodConfig):
     """Images per step of that term."""
 
 
-class ESD:
+class ESD(Unlearner):
     """Erased Stable Diffusion as a loss to descend."""
 
     Config: ClassVar = ESDConfig
-    closed_form: ClassVar = False
 
     def __init__(self, config: ESDConfig, bench: Workbench) -> None:
         self.config = config
@@ -75,17 +74,12 @@ class ESD:
         self.steps = config.steps
         self.learning_rate = config.learning_rate
         self._prompts = erase_prompts(bench)
-        anchors = [concept.anchor for concept in bench.concepts for _ in concept.prompt_list]
-        self._anchor_of = dict(zip(self._prompts, anchors, strict=True))
+        self._anchor_of = dict(erase_pairs(bench))
         self._pool: TrajectoryPool | None = None
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The variant's parameter group."""
         return select(self.bench.model.unet, _GROUPS[self.config.variant])
-
-    def edit(self) -> None:
-        """ESD has no closed form."""
-        raise NotImplementedError("ESD is descended, not edited")
 
     def _latents(self, generator: torch.Generator) -> tuple[Tensor, Tensor, list[str]]:
         config, bench = self.config, self.bench

@@ -89,11 +89,10 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
     if warm_start:
         intended |= set(unlearner.parameters())
         title = f"erase with {policy.harden.unlearner.name}"
-        if unlearner.closed_form:
-            unlearner.edit()
-            bench.progress.note(f"{title}: closed form applied")
-        else:
+        unlearner.prepare()
+        if unlearner.steps:
             _descend(bench, alone, key, title, record, fresh)
+        unlearner.edit()
     if method.name != "none":
         intended |= set(around.parameters())
         key["resilience"] = method.model_dump()

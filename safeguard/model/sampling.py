@@ -118,7 +118,7 @@ def walk(model: DiffusionModel, prompt: Conditioning, noise: Tensor, *, steps: i
 def partially_denoised(
     model: DiffusionModel, prompt: Conditioning, noise: Tensor, *, after: int, steps: int, guidance: float
 ) -> Tensor:
-    """Latents after the first ``after`` of ``steps`` steps; their noise level is that of ``ddim_times`` at ``after``."""
+    """Latents after the first ``after`` of ``steps`` steps: their noise level is ``ddim_times``'s entry ``after``."""
     latents = noise
     for point in islice(walk(model, prompt, noise, steps=steps, guidance=guidance), after):
         latents = point.following

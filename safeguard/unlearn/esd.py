@@ -24,8 +24,8 @@ from torch import Tensor
 from safeguard.config import MethodConfig
 from safeguard.model.parameters import select
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Workbench
-from safeguard.unlearn.common import erase_prompts, preservation
+from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.unlearn.common import erase_pairs, erase_prompts, preservation
 from safeguard.unlearn.common.trajectories import Drawn, TrajectoryPool, draw_captions, draw_fresh
 
 _GROUPS = {
@@ -69,11 +69,10 @@ def negative_guidance(anchor: Tensor, concept: Tensor, empty: Tensor, eta: float
     return anchor - eta * (concept - empty)
 
 
-class ESD:
+class ESD(Unlearner):
     """Erased Stable Diffusion as a loss to descend."""
 
     Config: ClassVar = ESDConfig
-    closed_form: ClassVar = False
 
     def __init__(self, config: ESDConfig, bench: Workbench) -> None:
         self.config = config
@@ -81,16 +80,11 @@ class ESD:
         self.steps = config.steps
         self.learning_rate = config.learning_rate
         self._prompts = erase_prompts(bench)
-        anchors = [concept.anchor for concept in bench.concepts for _ in concept.prompt_list]
-        self._anchor_of = dict(zip(self._prompts, anchors, strict=True))
+        self._anchor_of = dict(erase_pairs(bench))
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The variant's parameter group."""
         return select(self.bench.model.unet, _GROUPS[self.config.variant])
-
-    def edit(self) -> None:
-        """ESD has no closed form."""
-        raise NotImplementedError("ESD is descended, not edited")
 
     @cached_property
     def _pool(self) -> TrajectoryPool:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from safeguard.config import MethodConfig
 from safeguard.model.parameters import select
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import Unlearner, Workbench
 from safeguard.unlearn.common import preservation
 
 
@@ -49,11 +49,10 @@ def bounded_ascent(loss: Tensor, bound: float) -> Tensor:
     return width * torch.nn.functional.softplus((bound - loss) / width)
 
 
-class GradientAscent:
+class GradientAscent(Unlearner):
     """Bounded gradient ascent as a loss to descend."""
 
     Config: ClassVar = GradientAscentConfig
-    closed_form: ClassVar = False
 
     def __init__(self, config: GradientAscentConfig, bench: Workbench) -> None:
         self.config = config
@@ -64,10 +63,6 @@ class GradientAscent:
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The configured parameter group."""
         return select(self.bench.model.unet, self.config.parameters)
-
-    def edit(self) -> None:
-        """Gradient ascent has no closed form."""
-        raise NotImplementedError("gradient ascent is descended, not edited")
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Bounded negative denoising loss on concept images."""

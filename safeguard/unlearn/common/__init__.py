@@ -28,3 +28,8 @@ def preservation(bench: Workbench, weight: float, size: int, generator: torch.Ge
 def erase_prompts(bench: Workbench) -> list[str]:
     """All prompts of all concepts."""
     return [prompt for concept in bench.concepts for prompt in concept.prompt_list]
+
+
+def erase_pairs(bench: Workbench) -> list[tuple[str, str]]:
+    """All prompts of all concepts, each with its anchor."""
+    return [pair for concept in bench.concepts for pair in zip(concept.prompt_list, concept.anchor_list, strict=True)]

@@ -25,6 +25,12 @@ def preservation(bench: Workbench, weight: float, size: int, generator: torch.Ge
     return weight * distillation(bench, data, size, generator) if data is not None and weight else None
 
 
+def bounded_ascent(loss: Tensor, bound: float) -> Tensor:
+    """Decreases with ``loss`` at slope -1 far below ``bound`` and is flat far above it."""
+    width = 0.1 * bound
+    return width * torch.nn.functional.softplus((bound - loss) / width)
+
+
 def erase_prompts(bench: Workbench) -> list[str]:
     """All prompts of all concepts."""
     return [prompt for concept in bench.concepts for prompt in concept.prompt_list]

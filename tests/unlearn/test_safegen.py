@@ -54,9 +54,8 @@ def slow_loss(method: SafeGen, seed: int) -> float:
         target, weight = eps + z - m, 1.0
         if config.variant == "consistent":
             target = (x - abar(time) ** 0.5 * m) / (1 - abar(time)) ** 0.5
-        if config.snr_limit:
             ratio = abar(time) / (1 - abar(time))
-            weight = min(ratio, config.snr_limit) / ratio
+            weight = min(ratio, config.snr_limit or ratio) / ratio
         losses.append(weight * (answer(bench.model, x, time, "") - target).pow(2).mean().item())
     return config.erase_weight * sum(losses) / 4
 

@@ -71,6 +71,8 @@ unlearners = Registry(
     {
         "esd": "safeguard.unlearn.esd:ESD",
         "uce": "safeguard.unlearn.uce:UCE",
+        "rece": "safeguard.unlearn.rece:RECE",
+        "mace": "safeguard.unlearn.mace:MACE",
         "ga": "safeguard.unlearn.ga:GradientAscent",
         "sdd": "safeguard.unlearn.sdd:SDD",
         "ca": "safeguard.unlearn.ca:ConceptAblation",

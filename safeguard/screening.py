@@ -12,13 +12,21 @@ S = TypeVar("S", bound=Subject)
 
 
 def _screen(subject: S, context: str) -> tuple[S, int]:
-    kept, dropped = keep_allowed(subject.prompt_list, context=context)
+    """A subject without refused prompts; a concept's prompt goes with its anchor when either is refused."""
+    prompts = subject.prompt_list
+    anchors = subject.anchor_list if isinstance(subject, Concept) else prompts
+    kept = [
+        prompt
+        for prompt, anchor in zip(prompts, anchors, strict=True)
+        if not keep_allowed([prompt, anchor], context=context)[1]
+    ]
     if not kept:
         raise PolicyFault(
             f"every prompt of {subject.name!r} was removed by the content filter",
             fix="minor-age words beside sexual content are never generated; declare adult-only prompts",
         )
-    return (subject if not dropped else subject.model_copy(update={"prompts": kept})), dropped
+    dropped = len(prompts) - len(kept)
+    return (subject.keeping(kept) if dropped else subject), dropped
 
 
 def screen(policy: Policy) -> tuple[Policy, int]:
@@ -28,8 +36,6 @@ def screen(policy: Policy) -> tuple[Policy, int]:
     for concept in policy.concepts:
         context = " ".join([concept.name, *concept.labels])
         kept, dropped = _screen(concept, context)
-        if dropped:
-            kept = concept.keeping(kept.prompt_list)
         related = []
         for subject in concept.related:
             allowed, more = _screen(subject, context)

@@ -83,6 +83,7 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         "images": policy.harden.images,
         "seed": bench.seed,
         "unlearner": policy.harden.unlearner.model_dump(),
+        "unlearner data": unlearner.data_digest,
         "version": 1,
     }
     warm_start = unlearner.closed_form or method.name == "none" or getattr(around.config, "warm_start", False)  # type: ignore[attr-defined]
@@ -152,10 +153,11 @@ def _loop(
     save: Callable[[int], None],
 ) -> None:
     values = [value for group in optimizer.param_groups for value in group["params"]]
-    saved = time.monotonic()
+    saved, before = time.monotonic(), bench.step
     with bench.progress.task(title, objective.steps) as task:
         for step in range(start, objective.steps):
             optimizer.zero_grad(set_to_none=True)
+            bench.step = before + step
             facts = objective.accumulate(step)
             size = torch.nn.utils.clip_grad_norm_(values, MAX_GRAD_NORM)
             if not torch.isfinite(size):
@@ -171,6 +173,7 @@ def _loop(
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == objective.steps:
                 save(step + 1)
                 saved = time.monotonic()
+    bench.step = before + objective.steps
 
 
 def _check(bench: Workbench, before: dict[str, torch.Tensor], intended: set[str]) -> None:

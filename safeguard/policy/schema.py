@@ -9,7 +9,7 @@ import itertools
 import math
 import string
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
@@ -77,6 +77,10 @@ class Subject(Strict):
         """The prompts, expanded."""
         return self.prompts.expand() if isinstance(self.prompts, PromptTemplate) else list(self.prompts)
 
+    def keeping(self, kept: Sequence[str]) -> Self:
+        """The subject with these of its prompts only."""
+        return self.model_copy(update={"prompts": list(kept)})
+
     @model_validator(mode="after")
     def _has_prompts(self) -> Subject:
         if not self.prompt_list:
@@ -121,7 +125,7 @@ class Concept(Subject):
             return self.prompts.expand(self.anchor)
         return [self.anchor] * len(self.prompt_list)
 
-    def keeping(self, kept: Sequence[str]) -> Concept:
+    def keeping(self, kept: Sequence[str]) -> Self:
         """The concept with these of its prompts only, each with its own anchor."""
         anchors = dict(zip(self.prompt_list, self.anchor_list, strict=True))
         return self.model_copy(update={"prompts": list(kept), "anchor": [anchors[prompt] for prompt in kept]})

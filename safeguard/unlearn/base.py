@@ -32,6 +32,7 @@ class Workbench:
         related: images of the related benign subjects, or None when the policy names none.
         retain: images of the retained subjects, or None.
         seed: run seed; every use derives its own.
+        step: descents done so far, over all phases; the engine counts.
     """
 
     policy: Policy
@@ -43,6 +44,7 @@ class Workbench:
     retain: LatentSet | None
     seed: int
     progress: Progress
+    step: int = 0
 
     @cached_property
     def preserved(self) -> LatentSet | None:
@@ -67,6 +69,8 @@ class Unlearner(Protocol):
     """Optimiser steps when it is used alone; 0 when there is nothing to descend."""
     learning_rate: float = 0.0
     """Adam's learning rate when it is used alone."""
+    data_digest: str = ""
+    """Digest of the user's own files that the settings name: with them it determines the result."""
 
     def __init__(self, config: Any, bench: Workbench) -> None: ...
 

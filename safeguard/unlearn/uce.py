@@ -12,7 +12,16 @@ prompt is its anchor. Preserved are all states of the empty prompt and of the re
 order; ``"last-subject"`` is the code of 2025: one state per prompt. For the empty guide the last subject token is the
 start token. All projections are edited from their original weights.
 
-Any number of concepts of any kind is one solve.
+Any number of concepts of any kind is one solve. For a style let the anchor keep the object::
+
+    concepts:
+      - name: fluent-3d
+        kind: style
+        prompts: {template: "{name} emoji in fluent 3d style", fill: {name: [a cat, a rose]}}
+        anchor: "{name} emoji in noto style"
+        ...
+    harden:
+      unlearner: {name: uce, tokens: span, preserve_scale: 1.0}
 """
 
 from __future__ import annotations

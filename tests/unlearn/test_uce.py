@@ -1,21 +1,16 @@
-"""UCE against the check values and identities of its closed form."""
+"""UCE against the check values and identities of its closed form, and on many concepts at once."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from safeguard.unlearn.uce import uce_update
-
-
-def sines(rows: int, columns: int, a: float, b: float) -> torch.Tensor:
-    index = torch.arange(1, rows * columns + 1, dtype=torch.float64).view(rows, columns)
-    return torch.sin(a * index + b)
-
-
-W = sines(3, 4, 1, 0)
-E = sines(4, 2, 0.7, 0.3)
-G = sines(4, 2, 0.9, -0.2)
-P = sines(4, 3, 1.3, 0.1)
+from safeguard.errors import UsageFault
+from safeguard.harden.engine import harden
+from safeguard.unlearn.common.closed_form import originals, projections
+from safeguard.unlearn.uce import UCE, UCEConfig, uce_update
+from tests.benches import drawn_bench, mixed_concepts
+from tests.closed_forms import E, G, P, W, sines
 
 
 def test_check_values() -> None:
@@ -59,3 +54,67 @@ def test_order_scale_and_stacking_do_not_matter() -> None:
     stacked = uce_update(torch.cat([W, other]), E, G, P, lam=0.5, es=1, ps=1)
     assert torch.allclose(stacked[:3], plain, atol=1e-13)
     assert torch.allclose(stacked[3:], uce_update(other, E, G, P, lam=0.5, es=1, ps=1), atol=1e-13)
+
+
+def test_equal_columns_merge_into_one_of_double_weight() -> None:
+    twice = uce_update(W, E[:, [0, 0]], G[:, [0, 0]], P, lam=0.5, es=1, ps=1)
+    assert torch.allclose(twice, uce_update(W, E[:, :1], G[:, :1], P, lam=0.5, es=2, ps=1), atol=1e-13)
+
+
+def test_a_singular_system_is_refused() -> None:
+    with pytest.raises(UsageFault, match="no unique solution"):
+        uce_update(W, E, G, None, lam=0.0, es=1, ps=0)
+
+
+@pytest.mark.parametrize("tokens", ["span", "last-subject"])
+def test_the_method_is_the_update_of_every_projection(tokens: str) -> None:
+    """Against the closed form written out with all columns side by side."""
+    bench = drawn_bench({"name": "uce"}, mixed_concepts(2))
+    method = UCE(UCEConfig(tokens=tokens, lam=0.3), bench)  # type: ignore[arg-type]
+    state = {text: bench.model.encode_prompts([text]).states[0].double() for text in TOKENS}
+    erase, guide = [], []
+    for old, new, count in PAIRS:
+        last, other = TOKENS[old], TOKENS[new]
+        length = 1 if tokens == "last-subject" else 16 - max(last, other)
+        assert tokens == "last-subject" or length == count
+        erase.append(state[old][last : last + length])
+        guide.append(state[new][other : other + length])
+    preserve = [
+        state[text] if tokens == "span" else state[text][last : last + 1] for text, last in (("", 0), ("hat", 3))
+    ]
+    before = {name: weight.detach().clone() for name, weight in method.parameters().items()}
+    method.edit()
+    for name, weight in method.parameters().items():
+        expected = uce_update(
+            before[name], torch.cat(erase).T, torch.cat(guide).T, torch.cat(preserve).T, lam=0.3, es=1, ps=1
+        )
+        assert torch.allclose(weight, expected, atol=1e-5), name
+
+
+TOKENS = {"a 00": 3, "a 01": 3, "cat in x": 6, "hat in x": 6, "a z": 2, "cat": 3, "hat": 3, "": 0}
+"""The last token of each text that its partner lacks (of "cat" and "hat": the last token)."""
+PAIRS = [("a 00", "a z", 13), ("a 01", "a z", 13), ("cat in x", "cat", 10), ("hat in x", "hat", 10)]
+"""Prompt, anchor, and length of the span."""
+
+
+def test_a_hundred_names_and_a_style_at_once() -> None:
+    bench = drawn_bench({"name": "uce"}, mixed_concepts(100))
+    assert len(bench.concepts) == 101
+    distance = {"erased": ("a 42", "a z"), "style": ("cat in x", "cat")}
+
+    def gaps() -> dict[str, float]:
+        """How far a prompt's keys and values still are from its anchor's original ones, at the last position."""
+        found = {}
+        for what, (old, new) in distance.items():
+            x, g = (bench.model.encode_prompts([text]).states[0, -1] for text in (old, new))
+            pairs = zip(projections(bench).values(), originals(bench).values(), strict=True)
+            found[what] = sum(float((now @ x - then @ g).norm()) for now, then in pairs)
+        return found
+
+    before = gaps()
+    harden(bench, "base", fresh=True)
+    after = gaps()
+    assert all(after[what] < 0.75 * before[what] for what in before), (before, after)
+    hat = bench.model.encode_prompts(["hat"]).states[0].T
+    for now, then in zip(projections(bench).values(), originals(bench).values(), strict=True):
+        assert (now @ hat - then @ hat)[:, -1].norm() < 0.25 * (then @ hat)[:, -1].norm()

@@ -54,8 +54,8 @@ class System:
         )
         if self._scales[0] <= size * torch.finfo(torch.float64).eps * self._scales[-1]:
             raise UsageFault(
-                "the closed form has no unique solution: its text states do not span the space",
-                fix="raise lam, or declare more retained subjects",
+                "the closed form has no unique solution: its system of equations is singular",
+                fix="raise lam, or declare more retained subjects so that their text states span the space",
                 where="harden.unlearner",
             )
 

@@ -35,6 +35,8 @@ from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.common.closed_form import moment
 
 Positions = Literal["all", "span", "last-subject", "surrounding"]
+CHUNK = 64
+"""Prompts whose states are in double precision at once."""
 
 
 def token_ids(model: DiffusionModel, prompt: str) -> list[int]:
@@ -111,11 +113,14 @@ def pair_moments(model: DiffusionModel, pairs: Sequence[tuple[str, str]], which:
 
 def prompt_moment(model: DiffusionModel, prompts: Sequence[str], *, last_only: bool = False) -> Tensor:
     """sum p p^T over all states of the prompts, or over the last one before each end token; (d_in, d_in), float64."""
-    states = model.encode_prompts(prompts).states
-    if last_only:
-        last = [len(token_ids(model, prompt)) - 2 for prompt in prompts]
-        return moment(states[range(len(prompts)), last].T)
-    return moment(states.flatten(0, 1).T)
+    width = model.empty.states.shape[-1]
+    total = torch.zeros(width, width, dtype=torch.float64, device=model.device)
+    for start in range(0, len(prompts), CHUNK):
+        chunk = prompts[start : start + CHUNK]
+        states = model.encode_prompts(chunk).states
+        last = [len(token_ids(model, prompt)) - 2 for prompt in chunk]
+        total += moment((states[range(len(chunk)), last] if last_only else states.flatten(0, 1)).T)
+    return total
 
 
 def preserved_prompts(bench: Workbench) -> list[str]:

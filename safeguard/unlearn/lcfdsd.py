@@ -77,7 +77,8 @@ class LCFDSDConfig(MethodConfig):
 
 def contrast(images: Tensor, own: Tensor, other: Tensor, other_weight: float, margin: float) -> Tensor:
     """L_con of every image (n, c, h, w), given the means (c, h, w) of its own and of the other kind: (n,)."""
-    near, far = (torch.linalg.vector_norm((images - mean).flatten(1), dim=1) for mean in (own, other))
+    near: Tensor = torch.linalg.vector_norm((images - own).flatten(1), dim=1)
+    far: Tensor = torch.linalg.vector_norm((images - other).flatten(1), dim=1)
     return near - other_weight * (far - margin).clamp(min=0)
 
 

@@ -74,6 +74,10 @@ unlearners = Registry(
         "rece": "safeguard.unlearn.rece:RECE",
         "mace": "safeguard.unlearn.mace:MACE",
         "ga": "safeguard.unlearn.ga:GradientAscent",
+        "sdd": "safeguard.unlearn.sdd:SDD",
+        "ca": "safeguard.unlearn.ca:ConceptAblation",
+        "safegen": "safeguard.unlearn.safegen:SafeGen",
+        "lcfdsd": "safeguard.unlearn.lcfdsd:LCFDSD",
     },
 )
 resilience = Registry(

@@ -8,7 +8,7 @@ run again continues, and the unlearned-only control of a certification finds the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,17 +121,21 @@ def _descend(
     optimizer = torch.optim.Adam(parameters.values(), lr=objective.learning_rate)
     path = checkpoint_path(key)
     series: dict[str, list[float]] = {}
+    state = objective.unlearner.state()
     start = 0
     if path.exists() and not fresh:
         groups, facts = load_state(path, {"adam": optimizer})
         with torch.no_grad():
             for name, value in parameters.items():
                 value.copy_(groups["weights"][name])
+            for name, value in state.items():
+                value.copy_(groups["unlearner"][name])
         start, series = facts["step"], facts["series"]
         bench.progress.note(f"{title}: continuing at step {start} of {objective.steps}")
 
     def save(step: int) -> None:
-        save_state(path, {"weights": parameters}, {"adam": optimizer}, {"step": step, "series": series})
+        tensors: dict[str, Mapping[str, torch.Tensor]] = {"weights": parameters, "unlearner": state}
+        save_state(path, tensors, {"adam": optimizer}, {"step": step, "series": series})
 
     _loop(bench, objective, optimizer, title, series, start, save)
     for name, values in series.items():
@@ -162,6 +166,7 @@ def _loop(
                     fix="lower the learning rate; the last checkpoint is kept, nothing was written",
                 )
             optimizer.step()
+            objective.unlearner.after_step()
             for name, value in facts.items():
                 series.setdefault(name, []).append(value)
             task.update(step + 1, **{name: value for name, value in facts.items() if name.endswith(("loss", "tuning"))})

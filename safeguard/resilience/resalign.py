@@ -86,11 +86,11 @@ class ResAlign:
         self.bench = bench
         self.steps = config.steps
         self.learning_rate = config.learning_rate
-        self.harm: Unlearner = unlearner
+        self.unlearner: Unlearner = unlearner
         named = config.harmful_loss or (UnlearnerMethod(name="ga") if unlearner.closed_form else None)
         if named is not None:
             registered = unlearners.get(named.name)
-            self.harm = registered(registered.Config(**named.settings), bench)
+            self.unlearner = registered(registered.Config(**named.settings), bench)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The parameter group theta."""
@@ -105,7 +105,7 @@ class ResAlign:
         theta = self.parameters()
         values = list(theta.values())
         everything = dict(bench.model.unet.named_parameters())
-        direct_loss = self.harm.loss(self._generator(step, "direct"))
+        direct_loss = self.unlearner.loss(self._generator(step, "direct"))
         direct = list(torch.autograd.grad(direct_loss, values))
         total = [(1 - config.beta) * gradient for gradient in direct]
         facts: Facts = {"erasure loss": direct_loss.item(), "direct gradient norm": norm(direct)}
@@ -154,7 +154,7 @@ class ResAlign:
     def _differentiate(
         self, simulation: Simulation, values: list[torch.nn.Parameter], before: Vector, label: tuple[int, ...]
     ) -> _Point:
-        loss = self.harm.loss(self._generator(*label, "harm"))
+        loss = self.unlearner.loss(self._generator(*label, "harm"))
         g = list(torch.autograd.grad(loss, values))
         moved = norm([value.detach() - old for value, old in zip(values, before, strict=True)])
         if self.config.hypergradient == "first_order" or not moved:

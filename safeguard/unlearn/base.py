@@ -93,5 +93,12 @@ class Unlearner:
         """The term of the descent that keeps the rest as it is, already weighted; None when there is none."""
         return None
 
+    def after_step(self) -> None:
+        """Hear that the optimiser took a step, alone or inside an objective; for methods that follow the weights."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps beside the weights; a resumed run copies it back in place."""
+        return {}
+
     def edit(self) -> None:
-        """Apply the closed form in place, after the descent."""
+        """Finish in place, after the descent: apply the closed form, or averaged weights."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from safeguard.config import MethodConfig
 from safeguard.model.parameters import select
 from safeguard.unlearn.base import Unlearner, Workbench
-from safeguard.unlearn.common import preservation
+from safeguard.unlearn.common import bounded_ascent, preservation
 
 
 class GradientAscentConfig(MethodConfig):
@@ -41,12 +41,6 @@ class GradientAscentConfig(MethodConfig):
     """Weight of the distillation on related and retained images."""
     preserve_batch: PositiveInt = 8
     """Images per step of that term."""
-
-
-def bounded_ascent(loss: Tensor, bound: float) -> Tensor:
-    """Decreases with ``loss`` at slope -1 far below ``bound`` and is flat far above it."""
-    width = 0.1 * bound
-    return width * torch.nn.functional.softplus((bound - loss) / width)
 
 
 class GradientAscent(Unlearner):

@@ -31,6 +31,7 @@ class Workbench:
         related: images of the related benign subjects, or None when the policy names none.
         retain: images of the retained subjects, or None.
         seed: run seed; every use derives its own.
+        step: descents done so far, over all phases; the engine counts.
     """
 
     policy: Policy
@@ -42,6 +43,7 @@ class Workbench:
     retain: LatentSet | None
     seed: int
     progress: Progress
+    step: int = 0
 
     @cached_property
     def preserved(self) -> LatentSet | None:
@@ -71,7 +73,7 @@ class Unlearner(Protocol):
         ...
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What may change, by name in the denoiser."""
+        """What may change, by name in the model (``unet.…``, ``text_encoder.…``)."""
         ...
 
     def edit(self) -> None:

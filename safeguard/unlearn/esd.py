@@ -81,7 +81,7 @@ class ESD:
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The variant's parameter group."""
-        return select(self.bench.model.unet, _GROUPS[self.config.variant])
+        return select(self.bench.model, _GROUPS[self.config.variant])
 
     def edit(self) -> None:
         """ESD has no closed form."""

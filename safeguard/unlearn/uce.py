@@ -82,7 +82,7 @@ class UCE:
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Keys and values of all cross-attentions."""
-        return select(self.bench.model.unet, "cross-attention-kv")
+        return select(self.bench.model, "cross-attention-kv")
 
     def _columns(self, old: str, new: str) -> tuple[Tensor, Tensor]:
         """Paired states of an erased prompt and its guide, each (d_in, n)."""

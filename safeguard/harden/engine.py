@@ -8,7 +8,7 @@ run again continues, and the unlearned-only control of a certification finds the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,10 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
     if warm_start:
         intended |= set(unlearner.parameters())
         title = f"erase with {policy.harden.unlearner.name}"
-        if unlearner.closed_form:
-            unlearner.edit()
-            bench.progress.note(f"{title}: closed form applied")
-        else:
+        unlearner.prepare()
+        if unlearner.steps:
             _descend(bench, alone, key, title, record, fresh)
+        unlearner.edit()
     if method.name != "none":
         intended |= set(around.parameters())
         key["resilience"] = method.model_dump()
@@ -131,17 +130,21 @@ def _descend(
     optimizer = torch.optim.Adam(parameters.values(), lr=objective.learning_rate)
     path = checkpoint_path(key)
     series: dict[str, list[float]] = {}
+    state = objective.unlearner.state()
     start = 0
     if path.exists() and not fresh:
         groups, facts = load_state(path, {"adam": optimizer})
         with torch.no_grad():
             for name, value in parameters.items():
                 value.copy_(groups["weights"][name])
+            for name, value in state.items():
+                value.copy_(groups["unlearner"][name])
         start, series = facts["step"], facts["series"]
         bench.progress.note(f"{title}: continuing at step {start} of {objective.steps}")
 
     def save(step: int) -> None:
-        save_state(path, {"weights": parameters}, {"adam": optimizer}, {"step": step, "series": series})
+        tensors: dict[str, Mapping[str, torch.Tensor]] = {"weights": parameters, "unlearner": state}
+        save_state(path, tensors, {"adam": optimizer}, {"step": step, "series": series})
 
     _loop(bench, objective, optimizer, title, series, start, save)
     for name, values in series.items():
@@ -159,11 +162,10 @@ def _loop(
     save: Callable[[int], None],
 ) -> None:
     values = [value for group in optimizer.param_groups for value in group["params"]]
-    saved, before = time.monotonic(), bench.step
+    saved = time.monotonic()
     with bench.progress.task(title, objective.steps) as task:
         for step in range(start, objective.steps):
             optimizer.zero_grad(set_to_none=True)
-            bench.step = before + step
             facts = objective.accumulate(step)
             size = torch.nn.utils.clip_grad_norm_(values, MAX_GRAD_NORM)
             if not torch.isfinite(size):
@@ -172,13 +174,13 @@ def _loop(
                     fix="lower the learning rate; the last checkpoint is kept, nothing was written",
                 )
             optimizer.step()
+            objective.unlearner.after_step()
             for name, value in facts.items():
                 series.setdefault(name, []).append(value)
             task.update(step + 1, **{name: value for name, value in facts.items() if name.endswith(("loss", "tuning"))})
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == objective.steps:
                 save(step + 1)
                 saved = time.monotonic()
-    bench.step = before + objective.steps
 
 
 def _check(bench: Workbench, before: dict[str, torch.Tensor], intended: set[str]) -> None:

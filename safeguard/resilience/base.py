@@ -17,6 +17,8 @@ class Objective(Protocol):
 
     Config: ClassVar[Any]
     """A subclass of :class:`safeguard.config.MethodConfig`."""
+    unlearner: Unlearner
+    """The one whose loss is descended: the engine tells it of every step and keeps its state."""
 
     def __init__(self, config: Any, bench: Workbench, unlearner: Unlearner) -> None: ...
 

@@ -30,7 +30,7 @@ from safeguard.resilience.base import Facts
 from safeguard.resilience.hypergradient import Vector, combine, dot, gradients, norm
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
-from safeguard.unlearn.ga import bounded_ascent
+from safeguard.unlearn.common import bounded_ascent
 
 
 class MetaUnlearningConfig(MethodConfig):

@@ -94,11 +94,11 @@ class ResAlign:
         self.bench = bench
         self.steps = config.steps
         self.learning_rate = config.learning_rate
-        self.harm: Unlearner = unlearner
+        self.unlearner: Unlearner = unlearner
         named = config.harmful_loss or (Method(name="ga") if unlearner.closed_form else None)
         if named is not None:
             registered = unlearners.get(named.name)
-            self.harm = registered(registered.Config(**named.settings), bench)
+            self.unlearner = registered(registered.Config(**named.settings), bench)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The parameter group theta, with other parts that the unlearner changes."""
@@ -113,7 +113,7 @@ class ResAlign:
         theta = self.parameters()
         values = list(theta.values())
         everything = bench.model.named_parameters()
-        direct_loss = self.harm.loss(self._generator(step, "direct"))
+        direct_loss = self.unlearner.loss(self._generator(step, "direct"))
         direct = gradients(direct_loss, values)
         total = [(1 - config.beta) * gradient for gradient in direct]
         facts: Facts = {"erasure loss": direct_loss.item(), "direct gradient norm": norm(direct)}
@@ -162,7 +162,7 @@ class ResAlign:
     def _differentiate(
         self, simulation: Simulation, values: list[torch.nn.Parameter], before: Vector, label: tuple[int, ...]
     ) -> _Point:
-        loss = self.harm.loss(self._generator(*label, "harm"))
+        loss = self.unlearner.loss(self._generator(*label, "harm"))
         g = gradients(loss, values)
         moved = norm([value.detach() - old for value, old in zip(values, before, strict=True)])
         if self.config.hypergradient == "first_order" or not moved:

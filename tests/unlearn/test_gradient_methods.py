@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from safeguard.unlearn.esd import ESD, ESDConfig
-from safeguard.unlearn.ga import GradientAscent, GradientAscentConfig, bounded_ascent
+from safeguard.unlearn.common import bounded_ascent
+from safeguard.unlearn.ga import GradientAscent, GradientAscentConfig
 from tests.benches import tiny_bench
 
 

@@ -1,6 +1,6 @@
 """Images as training data: latents and text states computed once, batches drawn from a generator.
 
-A fresh posterior sample is drawn for every batch. The text states kept here are those of the model that drew the images;
+A fresh posterior sample is drawn for every batch. Text states kept here are those of the model that drew the images;
 a model whose text encoder was changed encodes the captions itself.
 """
 

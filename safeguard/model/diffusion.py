@@ -18,7 +18,6 @@ from torch import Tensor
 
 from safeguard.errors import ModelFault
 
-
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 """Components that hardening or a fine-tune may change, as diffusers names them."""
 
@@ -135,7 +134,7 @@ class DiffusionModel:
         """Text states of the prompts, truncated to the context length.
 
         They carry gradients where a text encoder takes them. Otherwise each distinct prompt is encoded once, by itself,
-        so that its states depend neither on other prompts nor on order; they are kept until an encoder's weights change.
+        so that its states depend neither on other prompts nor on order, and kept until an encoder's weights change.
         """
         encoders = [value for name, part in self.parts.items() if name != "unet" for value in part.parameters()]
         if torch.is_grad_enabled() and any(value.requires_grad for value in encoders):

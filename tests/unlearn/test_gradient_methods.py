@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safeguard.unlearn.esd import ESD, ESDConfig
 from safeguard.unlearn.common import bounded_ascent
+from safeguard.unlearn.esd import ESD, ESDConfig
 from safeguard.unlearn.ga import GradientAscent, GradientAscentConfig
 from tests.benches import tiny_bench
 

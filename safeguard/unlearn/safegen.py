@@ -43,7 +43,7 @@ class SafeGenConfig(MethodConfig):
     variant: Literal["consistent", "released"] = "consistent"
     """The target: what the schedule asks for, or the released code's."""
     snr_limit: PositiveFloat | None = 1.0
-    """Bound on the weight that little noise gets; none: all timesteps alike, as released."""
+    """Bound on the weight that the consistent target gives to little noise; none: no bound."""
     parameters: str = "self-attention"
     """Parameter group that learns (``safeguard.model.parameters.GROUPS``)."""
     steps: PositiveInt = 1000
@@ -107,12 +107,11 @@ class SafeGen(Unlearner):
         latents, mosaics = (part.rows(rows, generator).latents for part in (bench.forget, self.mosaics))
         t, noise = model.draw_noise(config.batch_size, generator)
         signal, scale = model.coefficients(t)
-        target = noise + (latents - mosaics)
+        target, weight = noise + (latents - mosaics), torch.ones_like(signal)
         if config.variant == "consistent":
             target = mosaic_noise(noise, latents - mosaics, signal, scale)
-        weight = torch.ones_like(signal)
-        if config.snr_limit is not None:
-            weight = (config.snr_limit * (scale / signal).square()).clamp(max=1)
+            if config.snr_limit is not None:
+                weight = (config.snr_limit * (scale / signal).square()).clamp(max=1)
         empty = bench.teacher.empty.repeat(config.batch_size)
         answer = model.predict_noise(model.add_noise(latents, noise, t), t, empty)
         return config.erase_weight * (weight * (answer - target).square()).mean()

@@ -63,7 +63,7 @@ def cross_attentions(unet: nn.Module) -> dict[str, Any]:
 
 def _attach(attention: Any, eraser: Eraser) -> None:
     weight = attention.to_out[0].weight
-    attention.eraser = eraser.to(weight.device, weight.dtype)
+    attention.eraser = eraser.requires_grad_(False).to(weight.device, weight.dtype)
     attention.register_forward_hook(_erase)
 
 
@@ -130,6 +130,6 @@ def load(unet: nn.Module, folder: Path, ranks: Mapping[str, int]) -> None:
     attentions = cross_attentions(unet)
     for name, rank in ranks.items():
         attention, prefix = attentions[name], f"{name}.{_NAME}."
-        eraser = Eraser(len(attention.to_out[0].weight), rank, "gelu").requires_grad_(False).eval()
+        eraser = Eraser(len(attention.to_out[0].weight), rank, "gelu")
         eraser.load_state_dict({key.removeprefix(prefix): w for key, w in weights.items() if key.startswith(prefix)})
         _attach(attention, eraser)

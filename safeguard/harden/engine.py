@@ -79,7 +79,7 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
     around = _surround(method, bench, unlearner)
     bench.model.surface |= parts_of(around.parameters())
     alone = NoObjective(NoConfig(), bench, unlearner)
-    intended: set[str] = set()
+    intended = bench.model.named_parameters().keys() - before.keys()
     key: dict[str, Any] = {
         "base": base_digest,
         "concepts": [concept.model_dump(exclude={"detector", "labels"}) for concept in bench.concepts],

@@ -13,8 +13,8 @@ words drawn from the vocabulary, so a step depends on its seed alone.
 
 The paper retains with noisy latents of "a photo of a <COCO object>"; here related and retained subjects are used, as
 by every method. The released code never clears the gradient of delta, so that each attack step follows the sum of all
-before it, and it draws x_t from the model being edited: ``variant_of_attack="released"`` and ``latents_from="edited"``
-do so. It also counts the words of a prompt where it needs its tokens, which is not repeated.
+before it: ``attack_gradient="sum"``. Like the paper it draws x_t from the edited model: ``latents_from="edited"``. It
+counts the words of a prompt where it needs its tokens, which is not repeated.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class AdvUnlearnConfig(ESDConfig):
     """Its learning rate."""
     attack_rule: Literal["adam", "sign"] = "adam"
     """Its optimiser: Adam, or steps along the sign of the gradient."""
-    variant_of_attack: Literal["clean", "released"] = "clean"
-    """Whether a step follows the last gradient, or the sum of all."""
+    attack_gradient: Literal["last", "sum"] = "last"
+    """What a step of the attack follows: the present gradient, or the sum of all so far (the released code)."""
     preserve_weight: Annotated[float, Field(ge=0)] = 0.3
     """Weight of the distillation on related and retained images."""
     preserve_batch: PositiveInt = 5
@@ -153,7 +153,7 @@ class AdvUnlearn(WarmedESD):
             steps=config.attack_steps,
             learning_rate=config.attack_learning_rate,
             rule=config.attack_rule,
-            accumulate=config.variant_of_attack == "released",
+            accumulate=config.attack_gradient == "sum",
         )
 
     def loss(self, generator: torch.Generator) -> Tensor:

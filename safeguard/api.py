@@ -161,6 +161,7 @@ def certify(
         attempts=_attempts(run_dir, provenance.model_digest),
         dropped_prompts=bench.dropped_prompts,
         evidence_paths=_evidence_paths(results),
+        erasers=bench.erasers,
     )
     report = assess(evidence)
     _remember(run_dir, provenance.model_digest, started, report.verdict, policy_digest(bench.policy))

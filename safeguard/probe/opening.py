@@ -67,6 +67,8 @@ class Bench:
     clip_score: ClipScore | None
     files: dict[str, str] = field(default_factory=dict)
     model_digest: str = ""
+    erasers: bool = False
+    """Whether the hardened model holds stored erasers."""
     surface: frozenset[str] = frozenset({"unet"})
     """Parts that fine-tunes train, in every role: the denoiser, and what the hardened model changed besides."""
 
@@ -83,7 +85,7 @@ class Bench:
         """Read the policy, and open the base model and the detectors."""
         from safeguard.model.preflight import inspect
 
-        inspect(model_dir)
+        info = inspect(model_dir)
         declared, dropped = screen(find_policy(model_dir, policy))
         check_methods(declared, Path(policy) if isinstance(policy, str | Path) else None)
         chosen = pick_device(device)
@@ -111,6 +113,7 @@ class Bench:
             device=chosen,
             progress=progress or SilentProgress(),
             model_dir=model_dir,
+            erasers=bool(info.erasers),
             base_dir=base_dir,
             base_digest=base_digest,
             base=base,

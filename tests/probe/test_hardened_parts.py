@@ -59,6 +59,7 @@ def test_harden_and_certify(world: Path, unlearner: dict[str, Any], monkeypatch:
     assert bool(inspect(hardened.path).erasers) == erasers
     report = api.certify(hardened.path, out=world / "run")
     assert report.verdict in ("FAIL", "INCONCLUSIVE"), "an untrained detector cannot certify anything"
+    assert any("stored erasers" in line for line in report.limitations) == erasers
     assert {unit.name for unit in (world / "run" / "units").iterdir()}
 
 

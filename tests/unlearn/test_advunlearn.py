@@ -15,7 +15,7 @@ from tests.tiny import tiny_pipeline, tiny_sdxl_pipeline
 SMALL = {"batch_size": 2, "trajectory_steps": 4, "pool": 5, "warm_up": 0, "attack_steps": 8}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bench() -> Workbench:
     return moved_bench(concepts=MIXED)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,9 +15,15 @@ from tests.benches import MIXED, learning, moved_bench, seeded
 SMALL = {"batch_size": 3, "trajectory_steps": 4, "pool": 5, "rank": 4, "attack_steps": 6, "adversarial_tokens": 3}
 
 
-@pytest.fixture
-def bench() -> Workbench:
+@pytest.fixture(scope="module")
+def drawn_once() -> Workbench:
     return moved_bench(concepts=MIXED)
+
+
+@pytest.fixture
+def bench(drawn_once: Workbench) -> Workbench:
+    """The workbench with a model of its own, to which erasers are attached."""
+    return replace(drawn_once, model=drawn_once.model.frozen_copy())
 
 
 def receler(bench: Workbench, **settings: object) -> Receler:

@@ -78,6 +78,9 @@ unlearners = Registry(
         "ca": "safeguard.unlearn.ca:ConceptAblation",
         "safegen": "safeguard.unlearn.safegen:SafeGen",
         "lcfdsd": "safeguard.unlearn.lcfdsd:LCFDSD",
+        "receler": "safeguard.unlearn.receler:Receler",
+        "advunlearn": "safeguard.unlearn.advunlearn:AdvUnlearn",
+        "race": "safeguard.unlearn.race:RACE",
     },
 )
 resilience = Registry(

@@ -38,6 +38,8 @@ class Evidence:
     dropped_prompts: int
     evidence_paths: dict[tuple[str, int], str]
     """Contact sheets by (unit digest, step), relative to the run directory."""
+    erasers: bool = False
+    """Whether the model holds stored erasers, which only this package puts in place."""
 
     @property
     def alpha(self) -> float:

@@ -33,6 +33,11 @@ def _scope(evidence: Evidence) -> list[str]:
         "attackers, larger budgets, other fine-tuning methods or other data.",
         "Attacked were: " + "; ".join(_attacked(evidence, spec) for spec in evidence.suite.probes) + ".",
     ]
+    if evidence.erasers:
+        lines.append(
+            "The model was opened with its stored erasers. Plain diffusers and other software leave them out, and "
+            "nothing said here holds for the model without them."
+        )
     for requirement in evidence.policy.requirements:
         if requirement.budget is not None:
             lines.append(

@@ -18,6 +18,8 @@ import torch
 from safeguard.cache import address, cache_dir
 from safeguard.errors import TrainingFault
 from safeguard.model.checkpoint import load_state, save_state
+from safeguard.model.erasers import fold, has_erasers
+from safeguard.model.parameters import parts_of
 from safeguard.model.sampling import sample
 from safeguard.policy.schema import Method
 from safeguard.quality.statistics import image_statistics
@@ -71,11 +73,13 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
     method = objective or policy.harden.resilience
     record = Record()
     started = time.monotonic()
-    before = {name: value.detach().clone() for name, value in bench.model.unet.named_parameters()}
+    before = {name: value.detach().clone() for name, value in bench.model.named_parameters().items()}
     unlearner = build(policy.harden.unlearner, bench)
+    bench.model.surface |= parts_of(unlearner.parameters())
     around = _surround(method, bench, unlearner)
+    bench.model.surface |= parts_of(around.parameters())
     alone = NoObjective(NoConfig(), bench, unlearner)
-    intended: set[str] = set()
+    intended = bench.model.named_parameters().keys() - before.keys()
     key: dict[str, Any] = {
         "base": base_digest,
         "concepts": [concept.model_dump(exclude={"detector", "labels"}) for concept in bench.concepts],
@@ -84,7 +88,7 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         "seed": bench.seed,
         "unlearner": policy.harden.unlearner.model_dump(),
         "unlearner data": unlearner.data_digest,
-        "version": 1,
+        "version": 2,
     }
     warm_start = unlearner.closed_form or method.name == "none" or getattr(around.config, "warm_start", False)  # type: ignore[attr-defined]
     if warm_start:
@@ -99,6 +103,12 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         key["resilience"] = method.model_dump()
         title = f"{policy.harden.unlearner.name} + {method.name}"
         _descend(bench, around, key, title, record, fresh)
+    intended |= set(fold(bench.model))
+    if has_erasers(bench.model.unet):
+        record.notes.append(
+            "this model holds erasers, which safeguard opens and plain diffusers ignores with a warning: opened by "
+            "anything but safeguard it is not hardened"
+        )
     record.seconds = time.monotonic() - started
     _check(bench, before, intended)
     _remark(record)
@@ -115,7 +125,7 @@ def _descend(
 ) -> None:
     """Adam on the objective's gradients, from the phase's checkpoint if there is one."""
     parameters = objective.parameters()
-    bench.model.unet.requires_grad_(False)
+    bench.model.freeze()
     for value in parameters.values():
         value.requires_grad_(True)
     optimizer = torch.optim.Adam(parameters.values(), lr=objective.learning_rate)
@@ -140,7 +150,7 @@ def _descend(
     _loop(bench, objective, optimizer, title, series, start, save)
     for name, values in series.items():
         record.series.setdefault(name, []).extend(values)
-    bench.model.unet.requires_grad_(False)
+    bench.model.freeze()
 
 
 def _loop(
@@ -178,8 +188,8 @@ def _loop(
 
 def _check(bench: Workbench, before: dict[str, torch.Tensor], intended: set[str]) -> None:
     """The intended parameters changed and no other, all are finite, and images are neither noise nor blank."""
-    after = dict(bench.model.unet.named_parameters())
-    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    after = bench.model.named_parameters()
+    changed = {name for name, value in after.items() if name not in before or not torch.equal(value, before[name])}
     advice = "nothing was written; check the method's settings"
     if not changed:
         raise TrainingFault("hardening changed no parameter", fix=advice)

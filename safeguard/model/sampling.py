@@ -52,6 +52,7 @@ def sample_latents(
     return latents
 
 
+@torch.no_grad()
 def sample(
     model: DiffusionModel,
     prompts: Sequence[str],

@@ -67,6 +67,10 @@ class Bench:
     clip_score: ClipScore | None
     files: dict[str, str] = field(default_factory=dict)
     model_digest: str = ""
+    erasers: bool = False
+    """Whether the hardened model holds stored erasers."""
+    surface: frozenset[str] = frozenset({"unet"})
+    """Parts that fine-tunes train, in every role: the denoiser, and what the hardened model changed besides."""
 
     @classmethod
     def open(
@@ -81,7 +85,7 @@ class Bench:
         """Read the policy, and open the base model and the detectors."""
         from safeguard.model.preflight import inspect
 
-        inspect(model_dir)
+        info = inspect(model_dir)
         declared, dropped = screen(find_policy(model_dir, policy))
         check_methods(declared, Path(policy) if isinstance(policy, str | Path) else None)
         chosen = pick_device(device)
@@ -109,6 +113,7 @@ class Bench:
             device=chosen,
             progress=progress or SilentProgress(),
             model_dir=model_dir,
+            erasers=bool(info.erasers),
             base_dir=base_dir,
             base_digest=base_digest,
             base=base,
@@ -119,6 +124,7 @@ class Bench:
 
     def session(self, role: Role, model: DiffusionModel, digest: str) -> Session:
         """A session for one role."""
+        model.surface = self.surface
         return Session(
             policy=self.policy,
             role=role,
@@ -133,6 +139,7 @@ class Bench:
     def open_hardened(self) -> Session:
         """The session of the model directory itself."""
         model, self.model_digest, self.files = open_model(self.model_dir, self.device)
+        self.surface = model.surface | model.differing_parts(self.base)
         return self.session("hardened", model, self.model_digest)
 
     def open_base(self) -> Session:

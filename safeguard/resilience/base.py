@@ -33,7 +33,7 @@ class Objective(Protocol):
         ...
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What may change, by name in the denoiser."""
+        """What may change, by name in the model (``unet.…``, ``text_encoder.…``)."""
         ...
 
     def accumulate(self, step: int) -> Facts:

@@ -75,7 +75,7 @@ class Unlearner:
         """A method keeps both itself, so that its settings have types; nothing else is at hand."""
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What may change, by name in the denoiser."""
+        """What may change, by name in the model (``unet.…``, ``text_encoder.…``)."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it changes")
 
     def trained(self) -> dict[str, torch.nn.Parameter]:

@@ -75,7 +75,7 @@ class ConceptAblation(Unlearner):
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The configured parameter group."""
-        return select(self.bench.model.unet, self.config.parameters)
+        return select(self.bench.model, self.config.parameters)
 
     @cached_property
     def anchors(self) -> LatentSet:
@@ -109,5 +109,7 @@ class ConceptAblation(Unlearner):
         if not config.prior_weight:
             return keep
         batch = self.anchors.batch(config.batch_size, generator)
-        prior = config.prior_weight * self.bench.model.denoising_loss(batch.latents, batch.conditioning, generator)
+        prior = config.prior_weight * self.bench.model.denoising_loss(
+            batch.latents, self.bench.model.encode_prompts(batch.captions), generator
+        )
         return prior if keep is None else prior + keep

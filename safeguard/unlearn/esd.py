@@ -84,7 +84,7 @@ class ESD(Unlearner):
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The variant's parameter group."""
-        return select(self.bench.model.unet, _GROUPS[self.config.variant])
+        return select(self.bench.model, _GROUPS[self.config.variant])
 
     @cached_property
     def _pool(self) -> TrajectoryPool:

@@ -56,14 +56,13 @@ class GradientAscent(Unlearner):
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The configured parameter group."""
-        return select(self.bench.model.unet, self.config.parameters)
+        return select(self.bench.model, self.config.parameters)
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Bounded negative denoising loss on concept images."""
-        batch = self.bench.forget.batch(self.config.batch_size, generator)
-        return bounded_ascent(
-            self.bench.model.denoising_loss(batch.latents, batch.conditioning, generator), self.config.bound
-        )
+        model, batch = self.bench.model, self.bench.forget.batch(self.config.batch_size, generator)
+        conditioning = model.encode_prompts(batch.captions)
+        return bounded_ascent(model.denoising_loss(batch.latents, conditioning, generator), self.config.bound)
 
     def preservation(self, generator: torch.Generator) -> Tensor | None:
         """Distillation on related and retained images."""

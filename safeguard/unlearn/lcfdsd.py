@@ -102,7 +102,7 @@ class LCFDSD(Unlearner):
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The configured parameter group."""
-        return select(self.bench.model.unet, self.config.parameters)
+        return select(self.bench.model, self.config.parameters)
 
     @cached_property
     def _means(self) -> dict[str, Tensor]:

@@ -92,7 +92,7 @@ class SafeGen(Unlearner):
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The configured parameter group."""
-        return select(self.bench.model.unet, self.config.parameters)
+        return select(self.bench.model, self.config.parameters)
 
     @cached_property
     def mosaics(self) -> LatentSet:

@@ -45,6 +45,25 @@ SDD = {
     "learning_rate": 1e-3,
 }
 LCFDSD = {"name": "lcfdsd", "steps": 6, "batch_size": 1, "learning_rate": 1e-3, "parameters": "cross-attention"}
+RECELER = {
+    "name": "receler",
+    "steps": 6,
+    "batch_size": 2,
+    "rank": 2,
+    "attack_steps": 2,
+    "trajectory_steps": 3,
+    "pool": 2,
+    "learning_rate": 1e-2,
+}
+ADVUNLEARN = {
+    "name": "advunlearn",
+    "steps": 6,
+    "warm_up": 3,
+    "attack_steps": 2,
+    "trajectory_steps": 3,
+    "pool": 2,
+    "learning_rate": 1e-3,
+}
 SHORT = {"steps": 2, "learning_rate": 1e-3}
 UNLEARNERS: list[dict[str, Any]] = [
     ESD,
@@ -54,6 +73,10 @@ UNLEARNERS: list[dict[str, Any]] = [
     {"name": "ca", "batch_size": 2, "images": 2} | SHORT,
     {"name": "safegen", "batch_size": 2} | SHORT,
     LCFDSD | SHORT,
+    RECELER | SHORT,
+    RECELER | SHORT | {"variant": "gelu"},
+    ADVUNLEARN | SHORT,
+    {"name": "race", "warm_up": 1, "attack_steps": 2, "trajectory_steps": 2, "pool": 2} | SHORT,
 ]
 
 
@@ -67,7 +90,7 @@ def bench(**harden_settings: Any) -> Workbench:
 
 
 def weights(table: Workbench) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in table.model.unet.named_parameters()}
+    return {name: value.detach().clone() for name, value in table.model.named_parameters().items()}
 
 
 def test_only_the_unlearners_parameters_change() -> None:
@@ -77,10 +100,15 @@ def test_only_the_unlearners_parameters_change() -> None:
     changed = {name for name, value in weights(table).items() if not torch.equal(value, before[name])}
     assert changed and all("attn2" in name for name in changed)
     assert len(record.series["erasure loss"]) == 6
-    assert all(torch.equal(a, b) for a, b in zip(table.teacher.unet.parameters(), before.values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(table.teacher.named_parameters().values(), before.values(), strict=True)
+    )
 
 
-@pytest.mark.parametrize(("unlearner", "stop_at"), [(ESD, 1), (ESD, 4), (ESD, 7), (SDD, 4), (SDD, 7), (LCFDSD, 4)])
+@pytest.mark.parametrize(
+    ("unlearner", "stop_at"),
+    [(ESD, 1), (ESD, 4), (ESD, 7), (SDD, 4), (SDD, 7), (LCFDSD, 4), (RECELER, 12), (ADVUNLEARN, 10)],
+)
 def test_a_killed_run_continues_to_the_same_weights(
     unlearner: dict[str, Any], stop_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +153,24 @@ def test_a_closed_form_edits_keys_and_values_only() -> None:
     harden(table, "base")
     changed = {name for name, value in weights(table).items() if not torch.equal(value, before[name])}
     assert changed and all(".attn2.to_k" in name or ".attn2.to_v" in name for name in changed)
+
+
+def test_linear_erasers_end_up_in_the_weights() -> None:
+    table = bench(unlearner=RECELER)
+    before = weights(table)
+    harden(table, "base")
+    after = weights(table)
+    assert after.keys() == before.keys()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in after if ".attn2.to_out.0." in name}
+
+
+def test_a_text_encoder_is_hardened_with_the_objective_around_it() -> None:
+    table = bench(unlearner=ADVUNLEARN, resilience=RESALIGN)
+    before = weights(table)
+    harden(table, "base")
+    changed = {name.partition(".")[0] for name, value in weights(table).items() if not torch.equal(value, before[name])}
+    assert changed == {"unet", "text_encoder"} == table.model.surface
 
 
 def test_weights_that_are_not_finite_end_the_run() -> None:

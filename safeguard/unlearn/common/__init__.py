@@ -16,7 +16,7 @@ def distillation(bench: Workbench, data: LatentSet, size: int, generator: torch.
     noisy = bench.model.add_noise(batch.latents, noise, t)
     with torch.no_grad():
         target = bench.teacher.predict(noisy, t, batch.conditioning)
-    return (bench.model.predict(noisy, t, batch.conditioning) - target).pow(2).mean()
+    return (bench.model.predict(noisy, t, bench.model.encode_prompts(batch.captions)) - target).pow(2).mean()
 
 
 def preservation(bench: Workbench, weight: float, size: int, generator: torch.Generator) -> Tensor | None:

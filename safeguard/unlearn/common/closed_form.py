@@ -22,12 +22,12 @@ from safeguard.unlearn.base import Workbench
 
 def projections(bench: Workbench) -> dict[str, torch.nn.Parameter]:
     """Keys and values of all cross-attentions of the model, by name: what closed forms edit."""
-    return select(bench.model.unet, "cross-attention-kv")
+    return select(bench.model, "cross-attention-kv")
 
 
 def originals(bench: Workbench) -> dict[str, torch.nn.Parameter]:
     """The same projections of the base model."""
-    return select(bench.teacher.unet, "cross-attention-kv")
+    return select(bench.teacher, "cross-attention-kv")
 
 
 def moment(left: Tensor, right: Tensor | None = None) -> Tensor:

@@ -1,0 +1,167 @@
+"""AdvUnlearn (Zhang et al. 2024, arXiv 2405.15234): ESD in the text encoder, under attack by adversarial prompts.
+
+After ``warm_up`` plain steps, every step looks for ``tokens`` soft words delta (n, k, width) in front of the prompt c
+that bring the concept back, and erases there. T is the text encoder being edited, T* and eps_* the base model's:
+
+    delta = argmin  mean (eps(x_t, T([delta; c])) - eps_*(x_t, T*(c)))^2             (x_t, t drawn anew in every step)
+    loss  = mean (eps(x_t, T([delta; c])) - target)^2  +  preserve_weight x distillation on what must stay
+    target = ESD's (its Eq. 7)
+
+What learns is the text encoder without its embeddings, which fits into any model with the same encoder and is undone
+by putting the old one back: a certification therefore attacks denoiser and text encoder together. delta starts at
+words drawn from the vocabulary, so a step depends on its seed alone.
+
+The paper retains with noisy latents of "a photo of a <COCO object>"; here related and retained subjects are used, as
+by every method. The released code never clears the gradient of delta, so that each attack step follows the sum of all
+before it: ``attack_gradient="sum"``. Like the paper it draws x_t from the edited model: ``latents_from="edited"``. It
+counts the words of a prompt where it needs its tokens, which is not repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from safeguard.model.diffusion import Conditioning, DiffusionModel
+from safeguard.model.parameters import select
+from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.common.adversarial import WarmedESD, attack
+from safeguard.unlearn.common.trajectories import Drawn, Places, draw_fresh
+from safeguard.unlearn.esd import ESDConfig
+
+_PLACEHOLDER = "a "
+"""One token in every CLIP vocabulary; it holds the place of a soft word."""
+
+
+class AdvUnlearnConfig(ESDConfig):
+    """Settings of AdvUnlearn: those of ESD, and the attack's."""
+
+    variant: Literal["text-encoder", "x", "x-strict", "u", "f", "self"] = "text-encoder"  # type: ignore[assignment]
+    """What learns: the text encoder (the paper's choice), or one of ESD's groups of the denoiser."""
+    batch_size: Annotated[int, Field(ge=1, le=64)] = 1
+    """Latents per step."""
+    warm_up: NonNegativeInt = 200
+    """Plain steps at the beginning."""
+    tokens: PositiveInt = 1
+    """Soft words in front of the prompt (k)."""
+    attack_steps: PositiveInt = 30
+    """Steps of the attack."""
+    attack_learning_rate: PositiveFloat = 1e-3
+    """Its learning rate."""
+    attack_rule: Literal["adam", "sign"] = "adam"
+    """Its optimiser: Adam, or steps along the sign of the gradient."""
+    attack_gradient: Literal["last", "sum"] = "last"
+    """What a step of the attack follows: the present gradient, or the sum of all so far (the released code)."""
+    preserve_weight: Annotated[float, Field(ge=0)] = 0.3
+    """Weight of the distillation on related and retained images."""
+    preserve_batch: PositiveInt = 5
+    """Images per step of that term."""
+
+
+def _embeddings(model: DiffusionModel) -> list[Any]:
+    """The token embeddings of all text encoders."""
+    return [part.get_input_embeddings() for name, part in model.parts.items() if name != "unet"]  # type: ignore[operator]
+
+
+@contextmanager
+def _replaced(embedding: torch.nn.Module, words: Tensor) -> Iterator[None]:
+    """After the start token, the embedding gives ``words`` (n, k, width), whatever the tokens are."""
+
+    def replace(module: Any, tokens: Any, output: Tensor) -> Tensor:
+        return torch.cat([output[:, :1], words, output[:, 1 + words.shape[1] :]], dim=1)
+
+    handle = embedding.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def encode_with_prefix(model: DiffusionModel, prompts: Sequence[str], words: Tensor) -> Conditioning:
+    """Text states of prompts with soft words in front, with gradients where they are enabled.
+
+    Args:
+        prompts: at most 64.
+        words: (n, k, width) embeddings; for several encoders, of all their widths side by side.
+    """
+    embeddings = _embeddings(model)
+    parts = words.split([embedding.embedding_dim for embedding in embeddings], dim=2)
+    with ExitStack() as stack:
+        for embedding, part in zip(embeddings, parts, strict=True):
+            stack.enter_context(_replaced(embedding, part))
+        return model.encode_anew([_PLACEHOLDER * words.shape[1] + prompt for prompt in prompts])
+
+
+class AdvUnlearn(WarmedESD):
+    """ESD in the text encoder, behind soft words that an adversary chose."""
+
+    Config: ClassVar = AdvUnlearnConfig
+    config: AdvUnlearnConfig
+
+    def __init__(self, config: AdvUnlearnConfig, bench: Workbench) -> None:
+        super().__init__(config, bench, config.warm_up)
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The text encoder without its embeddings, or the variant's group of the denoiser."""
+        if self.config.variant == "text-encoder":
+            return select(self.bench.model, "text-encoder")
+        return super().parameters()
+
+    def _again(self, captions: list[str], generator: torch.Generator) -> tuple[Drawn, Tensor]:
+        """Other latents of the same captions, and what the base model predicts there for them."""
+        config, teacher = self.config, self.bench.teacher
+        if config.latents_from == "edited":
+            steps, guidance = config.trajectory_steps, config.start_guidance
+            drawn = draw_fresh(self.bench.model, captions, generator, steps=steps, guidance=guidance)
+            with torch.no_grad():
+                return drawn, teacher.predict(drawn.latents, drawn.t, teacher.encode_prompts(captions))
+        pool = self._pool
+        same = [[run for run, other in enumerate(pool.captions) if other == caption] for caption in captions]
+        runs = [choices[int(torch.randint(len(choices), (), generator=generator))] for choices in same]
+        steps_at = torch.randint(len(pool.times), (len(captions),), generator=generator)
+        places = Places(steps_at.to(pool.times.device), torch.tensor(runs, device=pool.times.device))
+        return pool.at(places), pool.conditional[places]
+
+    @torch.no_grad()
+    def _words(self, count: int, generator: torch.Generator) -> Tensor:
+        """Embeddings of random words of the vocabulary, (count, k, width)."""
+        embeddings = _embeddings(self.bench.model)
+        size = min(embedding.num_embeddings for embedding in embeddings)
+        chosen = torch.randint(size, (count, self.config.tokens), generator=generator).to(self.bench.model.device)
+        return torch.cat([embedding.weight[chosen] for embedding in embeddings], dim=2)
+
+    def adversary(self, captions: list[str], generator: torch.Generator) -> Tensor:
+        """Soft words (n, k, width) behind which the edited model draws what the base model draws."""
+        config, model = self.config, self.bench.model
+
+        def objective(words: Tensor) -> Tensor:
+            drawn, wanted = self._again(captions, generator)
+            return (
+                (model.predict(drawn.latents, drawn.t, encode_with_prefix(model, captions, words)) - wanted)
+                .pow(2)
+                .mean()
+            )
+
+        return attack(
+            objective,
+            self._words(len(captions), generator),
+            steps=config.attack_steps,
+            learning_rate=config.attack_learning_rate,
+            rule=config.attack_rule,
+            accumulate=config.attack_gradient == "sum",
+        )
+
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """ESD's loss, after the plain steps behind the adversary's words."""
+        model = self.bench.model
+        drawn, target = self._examples(generator)
+        if self.attacked:
+            prompt = encode_with_prefix(model, drawn.captions, self.adversary(drawn.captions, generator))
+        else:
+            prompt = model.encode_prompts(drawn.captions)
+        return (model.predict(drawn.latents, drawn.t, prompt) - target).pow(2).mean()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from safeguard.errors import ModelFault
+from safeguard.model.preflight import PIPELINES, unsupported
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,15 @@ class DiffusionModel:
 
     Args:
         pipeline: StableDiffusionPipeline or StableDiffusionXLPipeline, all modules on one device.
+
+    Raises:
+        ModelFault: another class of pipeline, or it predicts neither noise nor v.
     """
 
     def __init__(self, pipeline: Any) -> None:
+        name = type(pipeline).__name__
+        if name not in PIPELINES:
+            raise ModelFault(unsupported(name), fix="use a Stable Diffusion 1.x, 2.x or XL text-to-image model")
         self.pipeline = pipeline
         self.unet = pipeline.unet
         self.device = torch.device(pipeline.unet.device)
@@ -92,6 +99,8 @@ class DiffusionModel:
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Text states of the prompts, truncated to the context length; each distinct prompt is encoded once.
 
+        The empty prompt stands for no prompt: for SDXL that is zeros, if its ``force_zeros_for_empty_prompt`` says so,
+        since they, and not the states of an empty text, are what it was trained with and what guidance starts from.
         The cache holds as long as the text encoder is untouched, which is so in every method that uses this.
         """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._states]
@@ -109,6 +118,9 @@ class DiffusionModel:
                 states, _, pooled, _ = self.pipeline.encode_prompt(
                     chunk, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
                 )
+                if self.pipeline.config.force_zeros_for_empty_prompt:
+                    absent = [row for row, prompt in enumerate(chunk) if not prompt]
+                    states[absent], pooled[absent] = 0, 0
                 parts.append(Conditioning(states, pooled))
             else:
                 parts.append(Conditioning(self.pipeline.encode_prompt(chunk, self.device, 1, False)[0]))
@@ -116,7 +128,7 @@ class DiffusionModel:
 
     @cached_property
     def empty(self) -> Conditioning:
-        """The empty prompt, one row."""
+        """No prompt, one row."""
         return self.encode_prompts([""])
 
     # -- noise prediction -------------------------------------------------------------------------------------------

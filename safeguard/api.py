@@ -186,11 +186,11 @@ def _roles(bench: Bench, hardened: Session) -> Sequence[Session]:
 
 
 def _weights_digest(model: Any) -> str:
-    """sha256 over the denoiser's weights, by name."""
+    """sha256 over the weights of all parts, by name."""
     import hashlib
 
     digest = hashlib.sha256()
-    for name, value in sorted(model.unet.state_dict().items()):
+    for name, value in sorted(model.named_parameters().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

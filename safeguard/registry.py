@@ -72,6 +72,10 @@ unlearners = Registry(
         "esd": "safeguard.unlearn.esd:ESD",
         "uce": "safeguard.unlearn.uce:UCE",
         "ga": "safeguard.unlearn.ga:GradientAscent",
+        "sdd": "safeguard.unlearn.sdd:SDD",
+        "ca": "safeguard.unlearn.ca:ConceptAblation",
+        "safegen": "safeguard.unlearn.safegen:SafeGen",
+        "lcfdsd": "safeguard.unlearn.lcfdsd:LCFDSD",
     },
 )
 resilience = Registry(

@@ -28,6 +28,8 @@ def screen(policy: Policy) -> tuple[Policy, int]:
     for concept in policy.concepts:
         context = " ".join([concept.name, *concept.labels])
         kept, dropped = _screen(concept, context)
+        if dropped:
+            kept = concept.keeping(kept.prompt_list)
         related = []
         for subject in concept.related:
             allowed, more = _screen(subject, context)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
+
 from safeguard.harden.workbench import set_up
 from safeguard.model.diffusion import DiffusionModel
 from safeguard.policy.schema import Policy
@@ -38,3 +41,64 @@ def tiny_policy(**harden: object) -> Policy:
 def tiny_bench() -> Workbench:
     """A fresh workbench."""
     return set_up(tiny_policy(), DiffusionModel(tiny_pipeline(0)), SilentProgress())
+
+
+MIXED: list[dict[str, object]] = [
+    {
+        "name": "axes",
+        "kind": "object",
+        "prompts": {"template": "{name} in {place}", "fill": {"name": ["axe"], "place": ["ice", "mud"]}},
+        "anchor": "cup in {place}",
+        "detector": {"name": "clip"},
+    },
+    {"name": "ink", "kind": "style", "prompts": ["ink art"], "anchor": "art", "detector": {"name": "clip"}},
+    {"name": "max", "kind": "identity", "prompts": ["max", "old max"], "detector": {"name": "clip"}},
+]
+"""Concepts of three kinds: an anchor per prompt, one anchor, none."""
+
+
+def moved_bench(**policy: object) -> Workbench:
+    """A workbench whose model has left the base model, as during training."""
+    declared = Policy.model_validate(tiny_policy().model_dump() | policy)
+    bench = set_up(declared, DiffusionModel(tiny_pipeline(0)), SilentProgress())
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for value in bench.model.unet.parameters():
+            value.add_(0.02 * torch.randn(value.shape, generator=generator))
+    return bench
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator in a known state: equal seeds draw equal batches."""
+    return torch.Generator().manual_seed(seed)
+
+
+def abar(t: int) -> float:
+    """Stable Diffusion's schedule, written out."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    return float(np.cumprod(1 - betas)[t])
+
+
+def answer(model: DiffusionModel, x: torch.Tensor, t: int, prompt: str) -> torch.Tensor:
+    """What the bare network says about one latent (c, h, w)."""
+    states = model.pipeline.encode_prompt(prompt, "cpu", 1, False)[0]
+    found: torch.Tensor = model.unet(x[None], torch.tensor([t]), encoder_hidden_states=states).sample[0]
+    return found
+
+
+def gradients(loss: torch.Tensor, parameters: dict[str, torch.nn.Parameter]) -> list[torch.Tensor]:
+    """Of the loss with respect to the parameters."""
+    return list(torch.autograd.grad(loss, list(parameters.values())))
+
+
+def apart(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """Distance relative to what was expected, over all tensors."""
+    pairs = list(zip(found, expected, strict=True))
+    return float(sum((a - b).pow(2).sum() for a, b in pairs) / sum(b.pow(2).sum() for _, b in pairs)) ** 0.5
+
+
+def learning(parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
+    """The parameters, taking gradients as the engine lets them."""
+    for value in parameters.values():
+        value.requires_grad_(True)
+    return parameters

@@ -1,7 +1,7 @@
 """Images as training data: latents and text states computed once, batches drawn from a generator.
 
-Text encoders stay as they are in every fine-tune that only changes the denoiser, so states are cached with the latents;
-a fresh posterior sample is drawn for every batch.
+A fresh posterior sample is drawn for every batch. Text states kept here are those of the model that drew the images;
+a model whose text encoder was changed encodes the captions itself.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from safeguard.seeds import derive
 
 @dataclass(frozen=True)
 class Batch:
-    """Scaled latents (n, c, h, w) with their conditioning."""
+    """Scaled latents (n, c, h, w) with their captions, and the text states of these in the model that drew them."""
 
     latents: Tensor
     conditioning: Conditioning
+    captions: list[str]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class LatentSet:
 
     Attributes:
         mean, std: posterior of each image (n, c, h, w), scaled.
-        conditioning: text states of each caption.
+        conditioning: text states of each caption, by the model that drew the images.
         captions: the captions.
         digest: sha256 over pixels and captions.
     """
@@ -51,8 +52,9 @@ class LatentSet:
     def rows(self, index: Tensor, generator: torch.Generator) -> Batch:
         """The images at ``index`` with fresh posterior noise."""
         noise = torch.randn(len(index), *self.mean.shape[1:], generator=generator).to(self.mean.device)
+        captions = [self.captions[row] for row in index.tolist()]
         index = index.to(self.mean.device)
-        return Batch(self.mean[index] + self.std[index] * noise, self.conditioning[index])
+        return Batch(self.mean[index] + self.std[index] * noise, self.conditioning[index], captions)
 
     def batch(self, size: int, generator: torch.Generator) -> Batch:
         """``size`` images drawn with replacement."""

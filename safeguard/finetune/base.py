@@ -31,7 +31,10 @@ class Training(MethodConfig):
 
 
 class FineTuner(Protocol):
-    """One adaptation method: what it adds to the denoiser and which parameters it trains."""
+    """One adaptation method: what it adds to the model and which parameters it trains.
+
+    It trains the denoiser, and with it every other part of ``model.surface``.
+    """
 
     Config: ClassVar[Any]
     """A subclass of :class:`safeguard.config.MethodConfig`."""
@@ -39,7 +42,7 @@ class FineTuner(Protocol):
     def __init__(self, config: Any) -> None: ...
 
     def attach(self, model: DiffusionModel, seed: int) -> list[torch.nn.Parameter]:
-        """Prepare the denoiser in place and return the parameters to train; nothing else takes gradients."""
+        """Prepare the model in place and return the parameters to train; nothing else takes gradients."""
         ...
 
     def detach(self, model: DiffusionModel) -> None:
@@ -65,7 +68,7 @@ def fine_tune(
     seed: int,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Adapt the denoiser in place with the plain denoising loss; the adapter, if any, stays attached.
+    """Adapt the model in place with the plain denoising loss; the adapter, if any, stays attached.
 
     Args:
         after_step: hears the number of steps done: 0 when all is attached and nothing trained, then every step.
@@ -76,8 +79,9 @@ def fine_tune(
     after_step(0)
     for step in range(training.steps):
         batch = data.batch(training.batch_size, generator)
-        loss = model.denoising_loss(batch.latents, batch.conditioning, generator)
-        gradients = torch.autograd.grad(loss, parameters)
+        loss = model.denoising_loss(batch.latents, model.encode_prompts(batch.captions), generator)
+        # SDXL reads its first encoder before the last layer, whose weights then have no gradient
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every parameter of the denoiser (or a named group) learns."""
+"""Full fine-tuning: every parameter of the denoiser (or a named group) learns, and so do other hardened parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from safeguard.config import MethodConfig
 from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.parameters import select
+from safeguard.model.parameters import exposed
 
 
 class FullConfig(MethodConfig):
@@ -27,13 +27,13 @@ class FullFineTuning:
         self.config = config
 
     def attach(self, model: DiffusionModel, seed: int) -> list[torch.nn.Parameter]:
-        """The group's parameters, taking gradients."""
-        model.unet.requires_grad_(False)
-        parameters = list(select(model.unet, self.config.parameters).values())
+        """The group's parameters, and those of other hardened parts, taking gradients."""
+        model.freeze()
+        parameters = list(exposed(model, self.config.parameters).values())
         for parameter in parameters:
             parameter.requires_grad_(True)
         return parameters
 
     def detach(self, model: DiffusionModel) -> None:
         """Stop taking gradients."""
-        model.unet.requires_grad_(False)
+        model.freeze()

@@ -1,5 +1,7 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685) on the queries, keys, values and outputs of every attention.
 
+The denoiser's attentions, those of a text encoder that was hardened, and erasers where there are any.
+
 W x + (alpha / rank) B A x, with A ~ N(0, 1/rank^2) and B = 0, so that nothing changes before the first step; these are
 the defaults of the common text-to-image training scripts (alpha = rank).
 """
@@ -15,6 +17,12 @@ from safeguard.config import MethodConfig
 from safeguard.model.diffusion import DiffusionModel
 
 _NAME = "safeguard"
+_TARGETS = {
+    "unet": ["to_q", "to_k", "to_v", "to_out.0", "eraser.down", "eraser.up"],
+    "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
+    "text_encoder_2": ["q_proj", "k_proj", "v_proj", "out_proj"],
+}
+"""Part -> its layers that get factors."""
 
 
 class LoRAConfig(MethodConfig):
@@ -36,28 +44,28 @@ class LoRA:
         """Add the adapter; returns its factors."""
         import peft
 
-        settings = peft.LoraConfig(
-            r=self.config.rank,
-            lora_alpha=self.config.rank,
-            init_lora_weights="gaussian",
-            target_modules=["to_q", "to_k", "to_v", "to_out.0"],
-        )
-        unet: Any = model.unet
-        unet.requires_grad_(False)
+        model.freeze()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed % 2**63)
-            unet.add_adapter(settings, adapter_name=_NAME)
-        return [parameter for name, parameter in unet.named_parameters() if "lora_" in name]
+            for part in sorted(model.surface, reverse=True):  # the denoiser first
+                settings = peft.LoraConfig(
+                    r=self.config.rank,
+                    lora_alpha=self.config.rank,
+                    init_lora_weights="gaussian",
+                    target_modules=_TARGETS[part],
+                )
+                peft.inject_adapter_in_model(settings, model.parts[part], adapter_name=_NAME)
+        return [parameter for name, parameter in model.named_parameters().items() if "lora_" in name]
 
     def detach(self, model: DiffusionModel) -> None:
         """Remove the adapter and its wrapped layers."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        unet: Any = model.unet
-        for name, module in list(unet.named_modules()):
-            if isinstance(module, BaseTunerLayer):
-                parent, _, child = name.rpartition(".")
-                setattr(unet.get_submodule(parent), child, module.get_base_layer())
-        del unet.peft_config
-        unet._hf_peft_config_loaded = False
-        unet.requires_grad_(False)
+        for name in model.surface:
+            part: Any = model.parts[name]
+            for path, module in list(part.named_modules()):
+                if isinstance(module, BaseTunerLayer):
+                    parent, _, child = path.rpartition(".")
+                    setattr(part.get_submodule(parent), child, module.get_base_layer())
+            del part.peft_config
+        model.freeze()

@@ -8,7 +8,7 @@ run again continues, and the unlearned-only control of a certification finds the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import torch
 from safeguard.cache import address, cache_dir
 from safeguard.errors import TrainingFault
 from safeguard.model.checkpoint import load_state, save_state
+from safeguard.model.erasers import fold, has_erasers
+from safeguard.model.parameters import parts_of
 from safeguard.model.sampling import sample
 from safeguard.policy.schema import Method
 from safeguard.quality.statistics import image_statistics
@@ -71,9 +73,11 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
     method = objective or policy.harden.resilience
     record = Record()
     started = time.monotonic()
-    before = {name: value.detach().clone() for name, value in bench.model.unet.named_parameters()}
+    before = {name: value.detach().clone() for name, value in bench.model.named_parameters().items()}
     unlearner = build(policy.harden.unlearner, bench)
+    bench.model.surface |= parts_of(unlearner.parameters())
     around = _surround(method, bench, unlearner)
+    bench.model.surface |= parts_of(around.parameters())
     alone = NoObjective(NoConfig(), bench, unlearner)
     intended: set[str] = set()
     key: dict[str, Any] = {
@@ -83,22 +87,27 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         "images": policy.harden.images,
         "seed": bench.seed,
         "unlearner": policy.harden.unlearner.model_dump(),
-        "version": 1,
+        "version": 2,
     }
     warm_start = unlearner.closed_form or method.name == "none" or getattr(around.config, "warm_start", False)  # type: ignore[attr-defined]
     if warm_start:
         intended |= set(unlearner.parameters())
         title = f"erase with {policy.harden.unlearner.name}"
-        if unlearner.closed_form:
-            unlearner.edit()
-            bench.progress.note(f"{title}: closed form applied")
-        else:
+        unlearner.prepare()
+        if unlearner.steps:
             _descend(bench, alone, key, title, record, fresh)
+        unlearner.edit()
     if method.name != "none":
         intended |= set(around.parameters())
         key["resilience"] = method.model_dump()
         title = f"{policy.harden.unlearner.name} + {method.name}"
         _descend(bench, around, key, title, record, fresh)
+    intended |= set(fold(bench.model))
+    if has_erasers(bench.model.unet):
+        record.notes.append(
+            "this model holds erasers, which safeguard opens and plain diffusers ignores with a warning: opened by "
+            "anything but safeguard it is not hardened"
+        )
     record.seconds = time.monotonic() - started
     _check(bench, before, intended)
     _remark(record)
@@ -115,28 +124,32 @@ def _descend(
 ) -> None:
     """Adam on the objective's gradients, from the phase's checkpoint if there is one."""
     parameters = objective.parameters()
-    bench.model.unet.requires_grad_(False)
+    bench.model.freeze()
     for value in parameters.values():
         value.requires_grad_(True)
     optimizer = torch.optim.Adam(parameters.values(), lr=objective.learning_rate)
     path = checkpoint_path(key)
     series: dict[str, list[float]] = {}
+    state = objective.unlearner.state()
     start = 0
     if path.exists() and not fresh:
         groups, facts = load_state(path, {"adam": optimizer})
         with torch.no_grad():
             for name, value in parameters.items():
                 value.copy_(groups["weights"][name])
+            for name, value in state.items():
+                value.copy_(groups["unlearner"][name])
         start, series = facts["step"], facts["series"]
         bench.progress.note(f"{title}: continuing at step {start} of {objective.steps}")
 
     def save(step: int) -> None:
-        save_state(path, {"weights": parameters}, {"adam": optimizer}, {"step": step, "series": series})
+        tensors: dict[str, Mapping[str, torch.Tensor]] = {"weights": parameters, "unlearner": state}
+        save_state(path, tensors, {"adam": optimizer}, {"step": step, "series": series})
 
     _loop(bench, objective, optimizer, title, series, start, save)
     for name, values in series.items():
         record.series.setdefault(name, []).extend(values)
-    bench.model.unet.requires_grad_(False)
+    bench.model.freeze()
 
 
 def _loop(
@@ -161,6 +174,7 @@ def _loop(
                     fix="lower the learning rate; the last checkpoint is kept, nothing was written",
                 )
             optimizer.step()
+            objective.unlearner.after_step()
             for name, value in facts.items():
                 series.setdefault(name, []).append(value)
             task.update(step + 1, **{name: value for name, value in facts.items() if name.endswith(("loss", "tuning"))})
@@ -171,8 +185,8 @@ def _loop(
 
 def _check(bench: Workbench, before: dict[str, torch.Tensor], intended: set[str]) -> None:
     """The intended parameters changed and no other, all are finite, and images are neither noise nor blank."""
-    after = dict(bench.model.unet.named_parameters())
-    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    after = bench.model.named_parameters()
+    changed = {name for name, value in after.items() if name not in before or not torch.equal(value, before[name])}
     advice = "nothing was written; check the method's settings"
     if not changed:
         raise TrainingFault("hardening changed no parameter", fix=advice)

@@ -19,6 +19,9 @@ from torch import Tensor
 from safeguard.errors import ModelFault
 from safeguard.model.preflight import PIPELINES, unsupported
 
+PARTS = ("unet", "text_encoder", "text_encoder_2")
+"""Components that hardening or a fine-tune may change, as diffusers names them."""
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -56,6 +59,11 @@ class DiffusionModel:
     Args:
         pipeline: StableDiffusionPipeline or StableDiffusionXLPipeline, all modules on one device.
 
+    Attributes:
+        parts: those of :data:`PARTS` that the pipeline has, by name.
+        surface: parts that a fine-tune trains: the denoiser, and what hardening changed besides. What was hardened is
+            what is attacked.
+
     Raises:
         ModelFault: another class of pipeline, or it predicts neither noise nor v.
     """
@@ -66,6 +74,10 @@ class DiffusionModel:
             raise ModelFault(unsupported(name), fix="use a Stable Diffusion 1.x, 2.x or XL text-to-image model")
         self.pipeline = pipeline
         self.unet = pipeline.unet
+        self.parts: dict[str, torch.nn.Module] = {
+            name: module for name in PARTS if (module := getattr(pipeline, name, None)) is not None
+        }
+        self.surface = frozenset({"unet"})
         self.device = torch.device(pipeline.unet.device)
         config = pipeline.scheduler.config
         self.prediction_type: str = config.prediction_type
@@ -76,6 +88,7 @@ class DiffusionModel:
         self.alphas_cumprod: Tensor = pipeline.scheduler.alphas_cumprod.to(self.device)
         """abar_t, shape (timesteps,)."""
         self._states: dict[str, Conditioning] = {}
+        self._states_of: object = None
 
     @property
     def timesteps(self) -> int:
@@ -88,29 +101,64 @@ class DiffusionModel:
         size = self.unet.config.sample_size
         return self.unet.config.in_channels, size, size
 
+    def named_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters of all parts, by names such as ``unet.conv_in.weight`` and ``text_encoder.….weight``."""
+        return {
+            f"{part}.{name}": parameter
+            for part, module in self.parts.items()
+            for name, parameter in module.named_parameters()
+        }
+
+    def differing_parts(self, other: DiffusionModel) -> frozenset[str]:
+        """Parts whose weights are not exactly those of another model."""
+
+        def differs(part: str) -> bool:
+            ours, theirs = (model.parts[part].state_dict() if part in model.parts else {} for model in (self, other))
+            return ours.keys() != theirs.keys() or any(
+                value.shape != theirs[name].shape or not torch.equal(value, theirs[name].to(value))
+                for name, value in ours.items()
+            )
+
+        return frozenset(part for part in self.parts if differs(part))
+
+    def freeze(self) -> None:
+        """No part takes gradients."""
+        for module in self.parts.values():
+            module.requires_grad_(False)
+
     def frozen_copy(self) -> DiffusionModel:
-        """The same pipeline with its own copy of the denoiser, which takes no gradients: a teacher."""
+        """The same pipeline with its own copy of every part, which takes no gradients: a teacher."""
         pipeline = copy.copy(self.pipeline)
-        pipeline.unet = copy.deepcopy(self.unet).requires_grad_(False).eval()
-        return DiffusionModel(pipeline)
+        for name, module in self.parts.items():
+            setattr(pipeline, name, copy.deepcopy(module).requires_grad_(False).eval())
+        copied = DiffusionModel(pipeline)
+        copied.surface = self.surface
+        return copied
 
     # -- text -------------------------------------------------------------------------------------------------------
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Text states of the prompts, truncated to the context length; each distinct prompt is encoded once.
+        """Text states of the prompts, truncated to the context length.
 
+        They carry gradients where a text encoder takes them. Otherwise each distinct prompt is encoded once, by itself,
+        so that its states depend neither on other prompts nor on order, and kept until an encoder's weights change.
         The empty prompt stands for no prompt: for SDXL that is zeros, if its ``force_zeros_for_empty_prompt`` says so,
         since they, and not the states of an empty text, are what it was trained with and what guidance starts from.
-        The cache holds as long as the text encoder is untouched, which is so in every method that uses this.
         """
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._states]
-        if new:
-            encoded = self._encode(new)
-            self._states |= {prompt: encoded[row : row + 1] for row, prompt in enumerate(new)}
+        encoders = [value for name, part in self.parts.items() if name != "unet" for value in part.parameters()]
+        if torch.is_grad_enabled() and any(value.requires_grad for value in encoders):
+            distinct = list(dict.fromkeys(prompts))
+            return self.encode_anew(distinct)[[distinct.index(prompt) for prompt in prompts]]
+        weights = [(id(value), value._version) for value in encoders]  # changes with every change in place
+        if weights != self._states_of:
+            self._states, self._states_of = {}, weights
+        with torch.no_grad():
+            new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._states]
+            self._states |= {prompt: self.encode_anew([prompt]) for prompt in new}
         return Conditioning.cat([self._states[prompt] for prompt in prompts])
 
-    @torch.no_grad()
-    def _encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_anew(self, prompts: Sequence[str]) -> Conditioning:
+        """Text states computed here and now, with gradients where they are enabled."""
         parts = []
         for start in range(0, len(prompts), 64):
             chunk = list(prompts[start : start + 64])
@@ -119,14 +167,14 @@ class DiffusionModel:
                     chunk, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
                 )
                 if self.pipeline.config.force_zeros_for_empty_prompt:
-                    absent = [row for row, prompt in enumerate(chunk) if not prompt]
-                    states[absent], pooled[absent] = 0, 0
+                    given = torch.tensor([bool(prompt) for prompt in chunk], device=self.device)
+                    states, pooled = states * given[:, None, None], pooled * given[:, None]
                 parts.append(Conditioning(states, pooled))
             else:
                 parts.append(Conditioning(self.pipeline.encode_prompt(chunk, self.device, 1, False)[0]))
         return Conditioning.cat(parts)
 
-    @cached_property
+    @property
     def empty(self) -> Conditioning:
         """No prompt, one row."""
         return self.encode_prompts([""])

@@ -161,6 +161,8 @@ def _load(directory: Path, info: ModelInfo, dtype: str) -> DiffusionPipeline:
     import torch
     import transformers
 
+    from safeguard.model.erasers import load as load_erasers
+
     quiet()
     libraries = {"text_encoder": transformers, "text_encoder_2": transformers, "unet": diffusers, "vae": diffusers}
     is_xl = info.architecture == "sdxl"
@@ -174,6 +176,7 @@ def _load(directory: Path, info: ModelInfo, dtype: str) -> DiffusionPipeline:
         pipeline: DiffusionPipeline = getattr(diffusers, info.pipeline).from_pretrained(
             directory, local_files_only=True, feature_extractor=None, image_encoder=None, **modules, **options
         )
+        load_erasers(pipeline.unet, directory / "unet", info.erasers)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

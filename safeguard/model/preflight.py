@@ -7,6 +7,7 @@ that could be run or unpickled, even where diffusers would not touch it. Nothing
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 from safeguard.errors import ModelFault
 from safeguard.model.contents import check_contents, refuse
-from safeguard.model.formats import check_finite, read_json
+from safeguard.model.formats import check_finite, read_header, read_json
 
 __all__ = ["ModelInfo", "check_finite", "inspect"]
 
@@ -72,6 +73,9 @@ _FILES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """Component -> sets of files, one of which must be complete; the first file of each is the configuration."""
 
+ERASER_KEY = re.compile(r"(?P<attention>.+\battn2)\.eraser\.(?P<leaf>.+)")
+"""Names of weights in the denoiser's files that are no part of its class: erasers (``safeguard.model.erasers``)."""
+
 _COMPLETE = (
     "fetch the model again, completely; weights must be safetensors without a variant such as fp16 in their name"
 )
@@ -87,6 +91,7 @@ class ModelInfo:
         prediction_type: what the denoiser predicts.
         components: component -> class, of those that are loaded.
         sample_size: height and width of a latent.
+        erasers: cross-attention -> rank of the eraser stored after it; empty for a plain model.
     """
 
     pipeline: str
@@ -94,6 +99,7 @@ class ModelInfo:
     prediction_type: PredictionType
     components: dict[str, str]
     sample_size: int
+    erasers: dict[str, int]
 
 
 def inspect(directory: Path) -> ModelInfo:
@@ -197,7 +203,27 @@ def _describe(
     if unet.get("in_channels", 4) != configs["vae"].get("latent_channels", 4):
         raise refuse("the denoiser takes other channels than the autoencoder gives (an inpainting model?)", unet_folder)
     architecture: Architecture = "sdxl" if embedding else "sd2" if width == 1024 else "sd1"
-    return ModelInfo(pipeline, architecture, prediction, components, size)
+    return ModelInfo(pipeline, architecture, prediction, components, size, _erasers(unet_folder))
+
+
+def _erasers(folder: Path) -> dict[str, int]:
+    """Cross-attention -> rank of its eraser, from the headers of the denoiser's files."""
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    widths: dict[str, int] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, slot in read_header(path).items():
+            if found := ERASER_KEY.fullmatch(name):
+                shapes.setdefault(found["attention"], {})[found["leaf"]] = slot.shape
+            elif name.endswith("attn2.to_out.0.weight"):
+                widths[name.removesuffix(".to_out.0.weight")] = slot.shape[0]
+    ranks = {}
+    for name, leaves in shapes.items():
+        width, rank = widths.get(name), next(iter(leaves.get("down.weight", ())), 0)
+        expected = {"down.weight": (rank, width), "down.bias": (rank,), "up.weight": (width, rank), "up.bias": (width,)}
+        if not rank or leaves != expected:
+            raise refuse(f"the eraser of {name!r} is incomplete, or does not fit its attention", folder, _COMPLETE)
+        ranks[name] = rank
+    return ranks
 
 
 def _size(directory: Path, configs: Mapping[str, Mapping[str, Any]], component: str, key: str) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,13 +23,17 @@ def initial_noise(model: DiffusionModel, seeds: Sequence[int]) -> Tensor:
     return torch.stack(rows).to(model.device)
 
 
+def both(model: DiffusionModel, latents: Tensor, t: Tensor, prompt: Conditioning) -> tuple[Tensor, Tensor]:
+    """Raw outputs for the empty prompt and for ``prompt``, in one pass; ``t`` is one timestep."""
+    times = t.to(model.device).expand(2 * len(latents))
+    conditioning = Conditioning.cat([model.empty.repeat(len(latents)), prompt])
+    unconditional, conditional = model.predict(torch.cat([latents, latents]), times, conditioning).chunk(2)
+    return unconditional, conditional
+
+
 def guided(model: DiffusionModel, latents: Tensor, t: Tensor, prompt: Conditioning, guidance: float) -> Tensor:
     """Classifier-free guidance on the raw output: u + guidance (c - u); ``t`` is one timestep."""
-    times = t.to(model.device).expand(2 * len(latents))
-    both = model.predict(
-        torch.cat([latents, latents]), times, Conditioning.cat([model.empty.repeat(len(latents)), prompt])
-    )
-    unconditional, conditional = both.chunk(2)
+    unconditional, conditional = both(model, latents, t, prompt)
     return unconditional + guidance * (conditional - unconditional)
 
 
@@ -47,6 +52,7 @@ def sample_latents(
     return latents
 
 
+@torch.no_grad()
 def sample(
     model: DiffusionModel,
     prompts: Sequence[str],
@@ -67,7 +73,59 @@ def sample(
     return np.concatenate(images)
 
 
+class Point(NamedTuple):
+    """One step of a guided run.
+
+    Attributes:
+        latents: (n, c, h, w) before the step.
+        t: the timestep whose noise level they have.
+        unconditional, conditional: the network's raw outputs there, each (n, c, h, w).
+        following: the latents after the step.
+    """
+
+    latents: Tensor
+    t: int
+    unconditional: Tensor
+    conditional: Tensor
+    following: Tensor
+
+
+def _ddim(model: DiffusionModel, steps: int) -> DDIMScheduler:
+    scheduler = DDIMScheduler.from_config(
+        model.pipeline.scheduler.config, clip_sample=False, set_alpha_to_one=False, timestep_spacing="leading"
+    )
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def ddim_times(model: DiffusionModel, steps: int) -> list[int]:
+    """The timesteps of a DDIM run, falling: for 50 steps of 1000 they are 981, 961, ..., 1."""
+    return [int(t) for t in _ddim(model, steps).timesteps]
+
+
 @torch.no_grad()
+def walk(model: DiffusionModel, prompt: Conditioning, noise: Tensor, *, steps: int, guidance: float) -> Iterator[Point]:
+    """A deterministic DDIM run, step by step; whoever stops early pays for no more than was seen."""
+    scheduler = _ddim(model, steps)
+    latents = noise
+    for t in scheduler.timesteps:
+        unconditional, conditional = both(model, latents, t, prompt)
+        output = unconditional + guidance * (conditional - unconditional)
+        following = scheduler.step(output, t, latents).prev_sample
+        yield Point(latents, int(t), unconditional, conditional, following)
+        latents = following
+
+
+def partially_denoised(
+    model: DiffusionModel, prompt: Conditioning, noise: Tensor, *, after: int, steps: int, guidance: float
+) -> Tensor:
+    """Latents after the first ``after`` of ``steps`` steps: their noise level is ``ddim_times``'s entry ``after``."""
+    latents = noise
+    for point in islice(walk(model, prompt, noise, steps=steps, guidance=guidance), after):
+        latents = point.following
+    return latents
+
+
 def trajectory(
     model: DiffusionModel, prompt: Conditioning, noise: Tensor, *, steps: int, guidance: float, stop: int | None = None
 ) -> list[tuple[Tensor, int]]:
@@ -76,13 +134,6 @@ def trajectory(
     Entry k is the latent *before* the k-th step, so entry 0 is pure noise at the first timestep; ``stop`` entries
     (default: all ``steps``) are returned.
     """
-    scheduler = DDIMScheduler.from_config(
-        model.pipeline.scheduler.config, clip_sample=False, set_alpha_to_one=False, timestep_spacing="leading"
-    )
-    scheduler.set_timesteps(steps)
-    latents, path = noise, []
-    for t in scheduler.timesteps[: stop or steps]:
-        path.append((latents, int(t)))
-        if len(path) < (stop or steps):
-            latents = scheduler.step(guided(model, latents, t, prompt, guidance), t, latents).prev_sample
-    return path
+    run = walk(model, prompt, noise, steps=steps, guidance=guidance)
+    path = [noise, *(point.following for point in islice(run, (stop or steps) - 1))]
+    return list(zip(path, ddim_times(model, steps), strict=False))

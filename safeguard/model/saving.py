@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from safeguard.errors import EnvironmentFault, TrainingFault, UsageFault
+from safeguard.model.erasers import erasers
 from safeguard.model.files import atomic_directory
 from safeguard.model.manifest import manifest
 from safeguard.model.opening import quiet
@@ -39,7 +40,8 @@ def save_pipeline(
         The manifest of the new directory.
 
     Raises:
-        UsageFault: the directory holds something else, or a name in ``extra`` is no plain file name.
+        UsageFault: the directory holds something else, a name in ``extra`` is no plain file name, or the model holds
+            linear erasers, which belong into its weights.
         TrainingFault: a weight is NaN or infinite; nothing is written.
         EnvironmentFault: not enough disk space, or writing failed; what was there is untouched.
     """
@@ -47,6 +49,7 @@ def save_pipeline(
     _check_names(extra, pipeline)
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     _check_weights(modules)
+    _check_folded(pipeline)
     _check_space(directory, modules)
     quiet()
     with atomic_directory(directory) as temporary:
@@ -87,6 +90,11 @@ def _check_weights(modules: Mapping[str, torch.nn.Module]) -> None:
                     f"{component}.{name} holds NaN or infinite values, so nothing was written",
                     fix="lower the learning rate, or train in float32",
                 )
+
+
+def _check_folded(pipeline: DiffusionPipeline) -> None:
+    if any(eraser.activation == "linear" for eraser in erasers(pipeline.unet).values()):
+        raise UsageFault("the model holds linear erasers", fix="fold them first: safeguard.model.erasers.fold")
 
 
 def _check_space(directory: Path, modules: Mapping[str, torch.nn.Module]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import string
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
@@ -25,6 +26,18 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
+def placeholders(pattern: str) -> set[str]:
+    """The names in braces; anything but a plain name is refused, since a policy is untrusted input."""
+    used: set[str] = set()
+    for _, name, width, conversion in string.Formatter().parse(pattern):
+        if name is None:
+            continue
+        if not name.isidentifier() or width or conversion:
+            raise ValueError(f"a placeholder is a plain name in braces, not {{{name}}} with anything more")
+        used.add(name)
+    return used
+
+
 class PromptTemplate(Strict):
     """A pattern and the words that fill it; every combination is one prompt."""
 
@@ -35,23 +48,17 @@ class PromptTemplate(Strict):
 
     @model_validator(mode="after")
     def _placeholders_match(self) -> PromptTemplate:
-        used: set[str] = set()
-        for _, name, width, conversion in string.Formatter().parse(self.template):
-            if name is None:
-                continue
-            if not name.isidentifier() or width or conversion:
-                raise ValueError(f"a placeholder is a plain name in braces, not {{{name}}} with anything more")
-            used.add(name)
+        used = placeholders(self.template)
         if used != set(self.fill):
             raise ValueError(f"template uses {sorted(used)}, fill gives {sorted(self.fill)}")
         if math.prod(len(words) for words in self.fill.values()) > MAX_PROMPTS:
             raise ValueError(f"the template makes more than {MAX_PROMPTS} prompts")
         return self
 
-    def expand(self) -> list[str]:
-        """All combinations, the last placeholder varying fastest."""
+    def expand(self, pattern: str | None = None) -> list[str]:
+        """The pattern (the template itself) with all combinations, the last placeholder varying fastest."""
         return [
-            self.template.format(**dict(zip(self.fill, words, strict=True)))
+            (self.template if pattern is None else pattern).format(**dict(zip(self.fill, words, strict=True)))
             for words in itertools.product(*self.fill.values())
         ]
 
@@ -96,12 +103,39 @@ class Concept(Subject):
 
     kind: Literal["object", "style", "identity", "unsafe"]
     """``unsafe`` concepts are blurred in every report."""
-    anchor: str = ""
-    """What a prompt for the concept should draw instead; empty: what the empty prompt draws."""
+    anchor: str | list[str] = ""
+    """What a prompt for the concept should draw instead; empty: what the empty prompt draws. It may use placeholders of
+    the prompt template (``"a cup emoji in {style} style"``), so that only what is to go differs, or be a list with one
+    anchor per prompt."""
     related: list[Subject] = []
     """Benign neighbours that must survive, and whose images a resurgence probe fine-tunes on."""
     detector: Method
     """Decides whether an image shows the concept."""
+
+    @property
+    def anchor_list(self) -> list[str]:
+        """The anchor of every prompt, in the order of :attr:`prompt_list`."""
+        if isinstance(self.anchor, list):
+            return list(self.anchor)
+        if isinstance(self.prompts, PromptTemplate):
+            return self.prompts.expand(self.anchor)
+        return [self.anchor] * len(self.prompt_list)
+
+    def keeping(self, kept: Sequence[str]) -> Concept:
+        """The concept with these of its prompts only, each with its own anchor."""
+        anchors = dict(zip(self.prompt_list, self.anchor_list, strict=True))
+        return self.model_copy(update={"prompts": list(kept), "anchor": [anchors[prompt] for prompt in kept]})
+
+    @model_validator(mode="after")
+    def _anchors_match(self) -> Concept:
+        if isinstance(self.anchor, list):
+            if len(self.anchor) != len(self.prompt_list):
+                raise ValueError(f"{len(self.anchor)} anchors for {len(self.prompt_list)} prompts")
+        elif isinstance(self.prompts, PromptTemplate):
+            unknown = placeholders(self.anchor) - set(self.prompts.fill)
+            if unknown:
+                raise ValueError(f"the anchor uses {sorted(unknown)}, which the prompts do not fill")
+        return self
 
 
 class Harden(Strict):

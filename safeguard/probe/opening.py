@@ -67,6 +67,8 @@ class Bench:
     clip_score: ClipScore | None
     files: dict[str, str] = field(default_factory=dict)
     model_digest: str = ""
+    surface: frozenset[str] = frozenset({"unet"})
+    """Parts that fine-tunes train, in every role: the denoiser, and what the hardened model changed besides."""
 
     @classmethod
     def open(
@@ -119,6 +121,7 @@ class Bench:
 
     def session(self, role: Role, model: DiffusionModel, digest: str) -> Session:
         """A session for one role."""
+        model.surface = self.surface
         return Session(
             policy=self.policy,
             role=role,
@@ -133,6 +136,7 @@ class Bench:
     def open_hardened(self) -> Session:
         """The session of the model directory itself."""
         model, self.model_digest, self.files = open_model(self.model_dir, self.device)
+        self.surface = model.surface | model.differing_parts(self.base)
         return self.session("hardened", model, self.model_digest)
 
     def open_base(self) -> Session:

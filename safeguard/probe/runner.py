@@ -67,6 +67,7 @@ def unit_digest(session: Session, probe: Probe, seed: int, base_digest: str) -> 
         "model": session.model_digest,
         "base": base_digest,
         "role": session.role,
+        "surface": sorted(session.model.surface),
         "probe": probe.spec.model_dump(exclude={"title", "control"}),
         "settings": probe.config.model_dump(),
         "seed": seed,

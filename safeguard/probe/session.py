@@ -1,7 +1,7 @@
 """What every probe works with: one model in memory, the detectors, and the images to draw, all seeded.
 
-A session belongs to one role (the hardened model, or a control). Probes may change the denoiser; the session puts its
-weights back afterwards. Weights of attacked models live in memory only.
+A session belongs to one role (the hardened model, or a control). Probes may change its weights; the session puts them
+back afterwards. Weights of attacked models live in memory only.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Session:
     _start: Weights = field(init=False)
 
     def __post_init__(self) -> None:
-        self._start = Weights(dict(self.model.unet.named_parameters()))
+        self._start = Weights(self.model.named_parameters())
 
     @contextmanager
     def attacked(self) -> Iterator[DiffusionModel]:

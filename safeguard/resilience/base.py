@@ -17,6 +17,8 @@ class Objective(Protocol):
 
     Config: ClassVar[Any]
     """A subclass of :class:`safeguard.config.MethodConfig`."""
+    unlearner: Unlearner
+    """The one whose loss is descended: the engine tells it of every step and keeps its state."""
 
     def __init__(self, config: Any, bench: Workbench, unlearner: Unlearner) -> None: ...
 
@@ -31,7 +33,7 @@ class Objective(Protocol):
         ...
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What may change, by name in the denoiser."""
+        """What may change, by name in the model (``unet.…``, ``text_encoder.…``)."""
         ...
 
     def accumulate(self, step: int) -> Facts:

@@ -62,12 +62,21 @@ def combine(a: Sequence[Tensor], scale: float, b: Sequence[Tensor]) -> Vector:
     return [p + scale * q for p, q in zip(a, b, strict=True)]
 
 
+def gradients(loss: Tensor, parameters: Sequence[Tensor], *, retain_graph: bool = False) -> Vector:
+    """The gradient of a loss, zero for parameters that it does not depend on."""
+    return list(
+        torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True, materialize_grads=True)
+    )
+
+
 def hessian_product(loss: Tensor, parameters: Sequence[Tensor]) -> Product:
     """Exact H v by double backward over one retained graph; the attention inside must be twice differentiable."""
-    gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+    slopes = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    used = [slope is not None and slope.requires_grad for slope in slopes]
 
     def product(v: Vector) -> Vector:
-        found = torch.autograd.grad(gradients, parameters, grad_outputs=v, retain_graph=True, allow_unused=True)
+        along, by = ([vector for vector, flag in zip(row, used, strict=True) if flag] for row in (slopes, v))
+        found = torch.autograd.grad(along, parameters, grad_outputs=by, retain_graph=True, allow_unused=True)
         return [torch.zeros_like(p) if h is None else h for h, p in zip(found, parameters, strict=True)]
 
     return product

@@ -25,12 +25,12 @@ from safeguard.errors import UsageFault
 from safeguard.finetune.base import Training, fine_tune
 from safeguard.finetune.full import FullConfig, FullFineTuning
 from safeguard.model.diffusion import Weights
-from safeguard.model.parameters import select
+from safeguard.model.parameters import exposed
 from safeguard.resilience.base import Facts
-from safeguard.resilience.hypergradient import Vector, combine, dot, norm
+from safeguard.resilience.hypergradient import Vector, combine, dot, gradients, norm
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
-from safeguard.unlearn.ga import bounded_ascent
+from safeguard.unlearn.common import bounded_ascent
 
 
 class MetaUnlearningConfig(MethodConfig):
@@ -80,8 +80,8 @@ class MetaUnlearning:
         self.learning_rate = config.learning_rate
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The parameter group theta."""
-        return select(self.bench.model.unet, self.config.parameters)
+        """The parameter group theta, with other parts that the unlearner changes."""
+        return exposed(self.bench.model, self.config.parameters)
 
     def accumulate(self, step: int) -> Facts:
         """Unlearning, retain and meta gradients of one outer step."""
@@ -91,17 +91,18 @@ class MetaUnlearning:
         total, facts = self._unlearning(values, generator)
         batch = self.retain.batch(config.batch_size, generator)
         t, noise = bench.model.draw_noise(config.batch_size, generator)
-        before = bench.model.denoising_loss_at(batch.latents, batch.conditioning, t, noise)
-        total = combine(total, config.gamma2 * config.zeta, torch.autograd.grad(before, values))
-        start = Weights(dict(bench.model.unet.named_parameters()))
+        encode = bench.model.encode_prompts
+        before = bench.model.denoising_loss_at(batch.latents, encode(batch.captions), t, noise)
+        total = combine(total, config.gamma2 * config.zeta, gradients(before, values))
+        start = Weights(bench.model.named_parameters())
         self._inner(step)
         for value in values:
             value.requires_grad_(True)
         forget = bench.forget.batch(config.batch_size, generator)
-        relearnt = bench.model.denoising_loss(forget.latents, forget.conditioning, generator)
-        after = bench.model.denoising_loss_at(batch.latents, batch.conditioning, t, noise)
-        g_forget = list(torch.autograd.grad(bounded_ascent(relearnt, config.bound), values))
-        g_retain = list(torch.autograd.grad(bounded_ascent(after, config.bound), values))
+        relearnt = bench.model.denoising_loss(forget.latents, encode(forget.captions), generator)
+        after = bench.model.denoising_loss_at(batch.latents, encode(batch.captions), t, noise)
+        g_forget = gradients(bounded_ascent(relearnt, config.bound), values)
+        g_retain = gradients(bounded_ascent(after, config.bound), values)
         start.restore()
         meta = combine(g_forget, config.zeta, g_retain)
         total = combine(total, config.gamma2, meta)
@@ -126,8 +127,7 @@ class MetaUnlearning:
         if keep is not None:
             facts["preservation loss"] = keep.item()
             loss = loss + keep
-        gradient = torch.autograd.grad(self.config.gamma1 * loss, values, allow_unused=True, materialize_grads=True)
-        return list(gradient), facts
+        return gradients(self.config.gamma1 * loss, values), facts
 
     def _inner(self, step: int) -> None:
         config, bench = self.config, self.bench

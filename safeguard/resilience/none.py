@@ -28,8 +28,8 @@ class NoObjective:
         self.learning_rate = unlearner.learning_rate
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The unlearner's."""
-        return self.unlearner.parameters()
+        """What the unlearner trains."""
+        return self.unlearner.trained()
 
     def accumulate(self, step: int) -> Facts:
         """Erasure and preservation, one backward pass."""

@@ -27,11 +27,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from safeguard.config import MethodConfig
 from safeguard.model.diffusion import Weights
-from safeguard.model.parameters import select
+from safeguard.model.parameters import exposed
 from safeguard.policy.schema import Method
 from safeguard.registry import unlearners
 from safeguard.resilience.base import Facts
-from safeguard.resilience.hypergradient import Vector, combine, dot, hessian_product, norm, solve_moreau
+from safeguard.resilience.hypergradient import (
+    Vector,
+    combine,
+    dot,
+    gradients,
+    hessian_product,
+    norm,
+    solve_moreau,
+)
 from safeguard.resilience.simulation import Simulation, Simulations, draw, run
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
@@ -86,15 +94,15 @@ class ResAlign:
         self.bench = bench
         self.steps = config.steps
         self.learning_rate = config.learning_rate
-        self.harm: Unlearner = unlearner
+        self.unlearner: Unlearner = unlearner
         named = config.harmful_loss or (Method(name="ga") if unlearner.closed_form else None)
         if named is not None:
             registered = unlearners.get(named.name)
-            self.harm = registered(registered.Config(**named.settings), bench)
+            self.unlearner = registered(registered.Config(**named.settings), bench)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The parameter group theta."""
-        return select(self.bench.model.unet, self.config.parameters)
+        """The parameter group theta, with other parts that the unlearner changes."""
+        return exposed(self.bench.model, self.config.parameters)
 
     def _generator(self, *purpose: object) -> torch.Generator:
         return torch.Generator().manual_seed(derive(self.bench.seed, "outer", *purpose))
@@ -104,15 +112,15 @@ class ResAlign:
         config, bench = self.config, self.bench
         theta = self.parameters()
         values = list(theta.values())
-        everything = dict(bench.model.unet.named_parameters())
-        direct_loss = self.harm.loss(self._generator(step, "direct"))
-        direct = list(torch.autograd.grad(direct_loss, values))
+        everything = bench.model.named_parameters()
+        direct_loss = self.unlearner.loss(self._generator(step, "direct"))
+        direct = gradients(direct_loss, values)
         total = [(1 - config.beta) * gradient for gradient in direct]
         facts: Facts = {"erasure loss": direct_loss.item(), "direct gradient norm": norm(direct)}
         data = bench.preserved
         if data is not None and config.alpha:
             retain = distillation(bench, data, config.retain_batch, self._generator(step, "retain"))
-            total = combine(total, config.alpha, torch.autograd.grad(retain, values))
+            total = combine(total, config.alpha, gradients(retain, values))
             facts["preservation loss"] = retain.item()
         start = Weights(everything)
         probes: list[_Point] = []
@@ -154,8 +162,8 @@ class ResAlign:
     def _differentiate(
         self, simulation: Simulation, values: list[torch.nn.Parameter], before: Vector, label: tuple[int, ...]
     ) -> _Point:
-        loss = self.harm.loss(self._generator(*label, "harm"))
-        g = list(torch.autograd.grad(loss, values))
+        loss = self.unlearner.loss(self._generator(*label, "harm"))
+        g = gradients(loss, values)
         moved = norm([value.detach() - old for value, old in zip(values, before, strict=True)])
         if self.config.hypergradient == "first_order" or not moved:
             # An adapter leaves theta itself in place: theta_FT = theta + adapter, whose derivative is first order.
@@ -163,11 +171,12 @@ class ResAlign:
         with _twice_differentiable():
             generator = self._generator(*label, "hessian")
             batch = simulation.data.batch(self.config.hessian_batch, generator)
-            inner = self.bench.model.denoising_loss(batch.latents, batch.conditioning, generator)
+            conditioning = self.bench.model.encode_prompts(batch.captions)
+            inner = self.bench.model.denoising_loss(batch.latents, conditioning, generator)
             product = hessian_product(inner, values)
             gamma = self.config.gamma
             if gamma == "matched":
-                gamma = moved / norm(list(torch.autograd.grad(inner, values, retain_graph=True)))
+                gamma = moved / norm(gradients(inner, values, retain_graph=True))
             solved = solve_moreau(
                 g, product, float(gamma), solver=self.config.solver, iterations=self.config.iterations
             )

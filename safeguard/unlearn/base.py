@@ -1,4 +1,4 @@
-"""What every base unlearner is: a config, and either a closed-form edit or a loss to descend.
+"""What every base unlearner is: a config, a loss to descend, and a closed form; either may be nothing.
 
 The engine knows nothing else. ``Workbench`` is all a method may use: the model being edited, a frozen copy of the base
 model (the teacher), and latents the base model drew for the concepts, their related subjects and the retained ones.
@@ -6,6 +6,7 @@ model (the teacher), and latents the base model drew for the concepts, their rel
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -51,37 +52,50 @@ class Workbench:
 
 
 class Unlearner(Protocol):
-    """One method of erasing concepts."""
+    """One method of erasing concepts: something to set up, a loss to descend, a closed form; each may be nothing.
+
+    Alone it runs as :meth:`prepare`, ``steps`` descents of :meth:`loss` and :meth:`preservation` over :meth:`trained`,
+    :meth:`edit`. A gradient method is all descent, UCE all edit, MACE both. Methods derive from this class and say what
+    they do; what they leave out is nothing.
+    """
 
     Config: ClassVar[Any]
     """A subclass of :class:`safeguard.config.MethodConfig`."""
-    closed_form: ClassVar[bool]
-    """True: :meth:`edit` does it all; False: :meth:`loss` is descended by the engine."""
+    closed_form: ClassVar[bool] = False
+    """True: :meth:`edit` makes the result, so a resilience objective comes after it and needs another erasure loss."""
+    steps: int = 0
+    """Optimiser steps when it is used alone; 0 when there is nothing to descend."""
+    learning_rate: float = 0.0
+    """Adam's learning rate when it is used alone."""
 
     def __init__(self, config: Any, bench: Workbench) -> None: ...
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the method when it is used alone; 0 for closed forms."""
-        ...
-
-    @property
-    def learning_rate(self) -> float:
-        """Adam's learning rate when it is used alone."""
-        ...
-
+    @abstractmethod
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What may change, by name in the denoiser."""
+        """What may change, by name in the model (``unet.…``, ``text_encoder.…``)."""
         ...
 
-    def edit(self) -> None:
-        """Apply the closed form in place (closed forms only)."""
-        ...
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """What the descent changes, by name: :meth:`parameters`, or what the method keeps beside the denoiser."""
+        return self.parameters()
+
+    def prepare(self) -> None:
+        """Set up the descent, in place; the same every time on the same workbench, since a resumed run repeats it."""
 
     def loss(self, generator: torch.Generator) -> Tensor:
-        """The erasure loss at the model's present weights (gradient methods only); its descent erases."""
-        ...
+        """The erasure loss at the model's present weights; its descent erases."""
+        raise NotImplementedError(f"{type(self).__name__} is a closed form: it has no loss to descend")
 
     def preservation(self, generator: torch.Generator) -> Tensor | None:
-        """The term that keeps the rest as it is, already weighted; None when there is none."""
-        ...
+        """The term of the descent that keeps the rest as it is, already weighted; None when there is none."""
+        return None
+
+    def after_step(self) -> None:
+        """Hear that the optimiser took a step, alone or inside an objective; for methods that follow the weights."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps beside the weights; a resumed run copies it back in place."""
+        return {}
+
+    def edit(self) -> None:
+        """Finish in place, after the descent: apply the closed form, or averaged weights."""

@@ -14,6 +14,7 @@ images of related and retained subjects, without which a small model forgets its
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -22,10 +23,10 @@ from torch import Tensor
 
 from safeguard.config import MethodConfig
 from safeguard.model.parameters import select
-from safeguard.model.sampling import initial_noise, trajectory
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Workbench
-from safeguard.unlearn.common import TrajectoryPool, erase_prompts, preservation
+from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.unlearn.common import erase_pairs, erase_prompts, preservation
+from safeguard.unlearn.common.trajectories import Drawn, TrajectoryPool, draw_captions, draw_fresh
 
 _GROUPS = {
     "x": "cross-attention",
@@ -63,11 +64,15 @@ class ESDConfig(MethodConfig):
     """Images per step of that term."""
 
 
-class ESD:
+def negative_guidance(anchor: Tensor, concept: Tensor, empty: Tensor, eta: float) -> Tensor:
+    """The target: the output for the anchor, led away from the concept; all outputs of the frozen model, one shape."""
+    return anchor - eta * (concept - empty)
+
+
+class ESD(Unlearner):
     """Erased Stable Diffusion as a loss to descend."""
 
     Config: ClassVar = ESDConfig
-    closed_form: ClassVar = False
 
     def __init__(self, config: ESDConfig, bench: Workbench) -> None:
         self.config = config
@@ -75,57 +80,53 @@ class ESD:
         self.steps = config.steps
         self.learning_rate = config.learning_rate
         self._prompts = erase_prompts(bench)
-        anchors = [concept.anchor for concept in bench.concepts for _ in concept.prompt_list]
-        self._anchor_of = dict(zip(self._prompts, anchors, strict=True))
-        self._pool: TrajectoryPool | None = None
+        self._anchor_of = dict(erase_pairs(bench))
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The variant's parameter group."""
-        return select(self.bench.model.unet, _GROUPS[self.config.variant])
+        return select(self.bench.model, _GROUPS[self.config.variant])
 
-    def edit(self) -> None:
-        """ESD has no closed form."""
-        raise NotImplementedError("ESD is descended, not edited")
-
-    def _latents(self, generator: torch.Generator) -> tuple[Tensor, Tensor, list[str]]:
+    @cached_property
+    def _pool(self) -> TrajectoryPool:
         config, bench = self.config, self.bench
-        if config.latents_from == "frozen":
-            if self._pool is None:
-                self._pool = TrajectoryPool(
-                    bench.teacher,
-                    self._prompts,
-                    size=config.pool,
-                    steps=config.trajectory_steps,
-                    guidance=config.start_guidance,
-                    seed=derive(bench.seed, "esd"),
-                )
-            return self._pool.draw(config.batch_size, generator)
-        chosen = torch.randint(len(self._prompts), (config.batch_size,), generator=generator).tolist()
-        captions = [self._prompts[i] for i in chosen]
-        stop = int(torch.randint(1, config.trajectory_steps + 1, (), generator=generator))
-        seeds = torch.randint(2**62, (config.batch_size,), generator=generator).tolist()
-        path = trajectory(
-            bench.model,
-            bench.model.encode_prompts(captions),
-            initial_noise(bench.model, seeds),
+        return TrajectoryPool(
+            bench.teacher,
+            self._prompts,
+            size=config.pool,
             steps=config.trajectory_steps,
             guidance=config.start_guidance,
-            stop=stop,
+            seed=derive(bench.seed, "esd"),
         )
-        latents, t = path[-1]
-        return latents, torch.full((len(latents),), t, device=latents.device), captions
+
+    @cached_property
+    def _pool_targets(self) -> Tensor:
+        """The target at every latent of the pool."""
+        pool = self._pool
+        anchors = pool.predictions([self._anchor_of[caption] for caption in pool.captions])
+        return negative_guidance(anchors, pool.conditional, pool.unconditional, self.config.eta)
+
+    def _examples(self, generator: torch.Generator) -> tuple[Drawn, Tensor]:
+        """Latents of the concepts and what the network should answer there."""
+        config, bench, teacher = self.config, self.bench, self.bench.teacher
+        if config.latents_from == "frozen":
+            places = self._pool.pick(config.batch_size, generator)
+            return self._pool.at(places), self._pool_targets[places]
+        captions = draw_captions(self._prompts, config.batch_size, generator)
+        drawn = draw_fresh(
+            bench.model, captions, generator, steps=config.trajectory_steps, guidance=config.start_guidance
+        )
+        prompts = [self._anchor_of[caption] for caption in captions], captions, [""] * len(captions)
+        with torch.no_grad():
+            anchor, concept, empty = (
+                teacher.predict(drawn.latents, drawn.t, teacher.encode_prompts(p)) for p in prompts
+            )
+        return drawn, negative_guidance(anchor, concept, empty, config.eta)
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Mean squared distance to the negatively guided target."""
-        teacher = self.bench.teacher
-        latents, t, captions = self._latents(generator)
-        concept = teacher.encode_prompts(captions)
-        anchor = teacher.encode_prompts([self._anchor_of[caption] for caption in captions])
-        empty = teacher.empty.repeat(len(latents))
-        with torch.no_grad():
-            towards, guided, unguided = (teacher.predict(latents, t, c) for c in (anchor, concept, empty))
-            target = towards - self.config.eta * (guided - unguided)
-        return (self.bench.model.predict(latents, t, concept) - target).pow(2).mean()
+        drawn, target = self._examples(generator)
+        concept = self.bench.teacher.encode_prompts(drawn.captions)
+        return (self.bench.model.predict(drawn.latents, drawn.t, concept) - target).pow(2).mean()
 
     def preservation(self, generator: torch.Generator) -> Tensor | None:
         """Distillation on related and retained images."""

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from safeguard.config import MethodConfig
 from safeguard.model.parameters import select
-from safeguard.unlearn.base import Workbench
-from safeguard.unlearn.common import preservation
+from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.unlearn.common import bounded_ascent, preservation
 
 
 class GradientAscentConfig(MethodConfig):
@@ -43,17 +43,10 @@ class GradientAscentConfig(MethodConfig):
     """Images per step of that term."""
 
 
-def bounded_ascent(loss: Tensor, bound: float) -> Tensor:
-    """Decreases with ``loss`` at slope -1 far below ``bound`` and is flat far above it."""
-    width = 0.1 * bound
-    return width * torch.nn.functional.softplus((bound - loss) / width)
-
-
-class GradientAscent:
+class GradientAscent(Unlearner):
     """Bounded gradient ascent as a loss to descend."""
 
     Config: ClassVar = GradientAscentConfig
-    closed_form: ClassVar = False
 
     def __init__(self, config: GradientAscentConfig, bench: Workbench) -> None:
         self.config = config
@@ -63,18 +56,13 @@ class GradientAscent:
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The configured parameter group."""
-        return select(self.bench.model.unet, self.config.parameters)
-
-    def edit(self) -> None:
-        """Gradient ascent has no closed form."""
-        raise NotImplementedError("gradient ascent is descended, not edited")
+        return select(self.bench.model, self.config.parameters)
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Bounded negative denoising loss on concept images."""
-        batch = self.bench.forget.batch(self.config.batch_size, generator)
-        return bounded_ascent(
-            self.bench.model.denoising_loss(batch.latents, batch.conditioning, generator), self.config.bound
-        )
+        model, batch = self.bench.model, self.bench.forget.batch(self.config.batch_size, generator)
+        conditioning = model.encode_prompts(batch.captions)
+        return bounded_ascent(model.denoising_loss(batch.latents, conditioning, generator), self.config.bound)
 
     def preservation(self, generator: torch.Generator) -> Tensor | None:
         """Distillation on related and retained images."""

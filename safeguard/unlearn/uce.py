@@ -5,24 +5,29 @@ For every cross-attention key and value projection W (d_out, d_in), with columns
 
     W' = (lam W + es sum_i (W g_i) e_i^T + ps sum_j (W p_j) p_j^T) (lam I + es sum_i e_i e_i^T + ps sum_j p_j p_j^T)^-1
 
-the minimiser of es sum |W'e - W g|^2 + ps sum |W'p - W p|^2 + lam |W' - W|_F^2. Solved in float64.
+the minimiser of es sum |W'e - W g|^2 + ps sum |W'p - W p|^2 + lam |W' - W|_F^2. Solved in float64. The guide of a
+prompt is its anchor. Preserved are all states of the empty prompt and of the related and retained subjects' prompts.
 
 ``tokens="span"`` is the paper's code of 2023: states from the last subject token to the end of the context, paired in
 order; ``"last-subject"`` is the code of 2025: one state per prompt. For the empty guide the last subject token is the
 start token. All projections are edited from their original weights.
+
+Any number of concepts of any kind is one solve.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from safeguard.config import MethodConfig
-from safeguard.model.parameters import select
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.unlearn.common import erase_pairs
+from safeguard.unlearn.common.closed_form import apply_change, guided_change, moment, projections
+from safeguard.unlearn.common.text_states import pair_moments, preserved_prompts, prompt_moment
 
 
 class UCEConfig(MethodConfig):
@@ -51,30 +56,17 @@ def uce_update(
     Returns:
         W', same shape and dtype as ``weight``.
     """
-    w, e, g = weight.double(), erase.double(), guide.double()
-    values = lam * w + es * (w @ g) @ e.T
-    system = lam * torch.eye(w.shape[1], dtype=w.dtype, device=w.device) + es * e @ e.T
-    if preserve is not None and ps:
-        p = preserve.double()
-        values += ps * (w @ p) @ p.T
-        system += ps * p @ p.T
-    updated: Tensor = torch.linalg.solve(system, values.T).T.to(weight.dtype)
-    return updated
+    kept = None if preserve is None else moment(preserve)
+    shift = moment(guide.double() - erase.double(), erase)
+    change = guided_change(shift, moment(erase), kept, lam=lam, es=es, ps=ps)
+    return (weight.double() + weight.double() @ change).to(weight.dtype)
 
 
-def last_subject(tokenizer: Any, prompt: str) -> int:
-    """Index of the last token before the end token; 0 (the start token) for the empty prompt."""
-    ids = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
-    return len(ids) - 2
-
-
-class UCE:
+class UCE(Unlearner):
     """Unified concept editing."""
 
     Config: ClassVar = UCEConfig
     closed_form: ClassVar = True
-    steps: ClassVar = 0
-    learning_rate: ClassVar = 0.0
 
     def __init__(self, config: UCEConfig, bench: Workbench) -> None:
         self.config = config
@@ -82,50 +74,12 @@ class UCE:
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Keys and values of all cross-attentions."""
-        return select(self.bench.model.unet, "cross-attention-kv")
+        return projections(self.bench)
 
-    def _columns(self, old: str, new: str) -> tuple[Tensor, Tensor]:
-        """Paired states of an erased prompt and its guide, each (d_in, n)."""
-        tokenizer, model = self.bench.model.pipeline.tokenizer, self.bench.model
-        e, g = model.encode_prompts([old]).states[0], model.encode_prompts([new]).states[0]
-        a, b = last_subject(tokenizer, old), last_subject(tokenizer, new)
-        if self.config.tokens == "last-subject":
-            return e[a : a + 1].T, g[b : b + 1].T
-        count = len(e) - max(a, b)
-        return e[a : a + count].T, g[b : b + count].T
-
-    def _preserved(self) -> Tensor | None:
-        """States of the prompts that must keep their meaning, and of the empty prompt."""
-        policy, model = self.bench.policy, self.bench.model
-        subjects = [*policy.retain, *(subject for concept in policy.concepts for subject in concept.related)]
-        prompts = ["", *(prompt for subject in subjects for prompt in subject.prompt_list)]
-        states = model.encode_prompts(list(dict.fromkeys(prompts))).states
-        if self.config.tokens == "last-subject":
-            tokenizer = model.pipeline.tokenizer
-            return torch.stack(
-                [row[last_subject(tokenizer, p)] for row, p in zip(states, dict.fromkeys(prompts), strict=True)]
-            ).T
-        return states.flatten(0, 1).T
-
-    @torch.no_grad()
     def edit(self) -> None:
         """Replace every projection by its closed form."""
-        pairs = [self._columns(prompt, c.anchor) for c in self.bench.concepts for prompt in c.prompt_list]
-        erase = torch.cat([e for e, _ in pairs], dim=1)
-        guide = torch.cat([g for _, g in pairs], dim=1)
-        preserve = self._preserved()
-        config = self.config
-        for weight in self.parameters().values():
-            weight.copy_(
-                uce_update(
-                    weight, erase, guide, preserve, lam=config.lam, es=config.erase_scale, ps=config.preserve_scale
-                )
-            )
-
-    def loss(self, generator: torch.Generator) -> Tensor:
-        """UCE has no loss."""
-        raise NotImplementedError("UCE is a closed form; a resilience objective around it needs its own erasure loss")
-
-    def preservation(self, generator: torch.Generator) -> Tensor | None:
-        """The closed form preserves by itself."""
-        return None
+        config, model = self.config, self.bench.model
+        shift, gram = pair_moments(model, erase_pairs(self.bench), config.tokens)
+        preserve = prompt_moment(model, preserved_prompts(self.bench), last_only=config.tokens == "last-subject")
+        change = guided_change(shift, gram, preserve, lam=config.lam, es=config.erase_scale, ps=config.preserve_scale)
+        apply_change(self.parameters(), change)

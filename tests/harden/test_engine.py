@@ -13,9 +13,10 @@ from safeguard.harden import engine
 from safeguard.harden.engine import harden
 from safeguard.harden.workbench import set_up
 from safeguard.model.diffusion import DiffusionModel
+from safeguard.policy.schema import Policy
 from safeguard.progress import SilentProgress
 from safeguard.unlearn.base import Workbench
-from tests.benches import tiny_policy
+from tests.benches import MIXED, tiny_policy
 from tests.tiny import tiny_pipeline
 
 ESD = {
@@ -34,6 +35,26 @@ RESALIGN = {
     "warm_start": True,
     "distribution": {"steps": [2], "learning_rates": [1e-4]},
 }
+
+
+SDD = {
+    "name": "sdd",
+    "steps": 6,
+    "trajectory_steps": 3,
+    "momentum": 0.5,
+    "learning_rate": 1e-3,
+}
+LCFDSD = {"name": "lcfdsd", "steps": 6, "batch_size": 1, "learning_rate": 1e-3, "parameters": "cross-attention"}
+SHORT = {"steps": 2, "learning_rate": 1e-3}
+UNLEARNERS: list[dict[str, Any]] = [
+    ESD,
+    {"name": "uce"},
+    {"name": "ga"} | SHORT,
+    SDD | SHORT,
+    {"name": "ca", "batch_size": 2, "images": 2} | SHORT,
+    {"name": "safegen", "batch_size": 2} | SHORT,
+    LCFDSD | SHORT,
+]
 
 
 @pytest.fixture(autouse=True)
@@ -59,9 +80,11 @@ def test_only_the_unlearners_parameters_change() -> None:
     assert all(torch.equal(a, b) for a, b in zip(table.teacher.unet.parameters(), before.values(), strict=True))
 
 
-@pytest.mark.parametrize("stop_at", [1, 4, 7])
-def test_a_killed_run_continues_to_the_same_weights(stop_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"unlearner": ESD, "resilience": RESALIGN}
+@pytest.mark.parametrize(("unlearner", "stop_at"), [(ESD, 1), (ESD, 4), (ESD, 7), (SDD, 4), (SDD, 7), (LCFDSD, 4)])
+def test_a_killed_run_continues_to_the_same_weights(
+    unlearner: dict[str, Any], stop_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"unlearner": unlearner, "resilience": RESALIGN}
     whole = bench(**settings)
     harden(whole, "whole")
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
@@ -109,7 +132,28 @@ def test_weights_that_are_not_finite_end_the_run() -> None:
         harden(bench(unlearner=ESD | {"learning_rate": 1e30}), "base")
 
 
-@pytest.mark.parametrize("unlearner", [ESD, {"name": "uce"}, {"name": "ga", "steps": 3, "learning_rate": 1e-3}])
+def test_the_average_is_the_result_of_sdd_alone() -> None:
+    whole = []
+    for result in ("average", "edited"):
+        table = bench(unlearner=SDD | {"result": result})
+        before = weights(table)
+        harden(table, "base")
+        whole.append({name: value - before[name] for name, value in weights(table).items()})
+    moved = [name for name, value in whole[1].items() if value.abs().max() > 0]
+    assert moved and all("attn2" in name for name in moved)
+    lengths = [sum(float(change[name].abs().sum()) for name in moved) for change in whole]
+    assert 0 < lengths[0] < lengths[1], "an average lags behind"
+
+
+@pytest.mark.parametrize("unlearner", UNLEARNERS, ids=lambda unlearner: unlearner["name"])
+def test_an_object_a_style_and_an_identity_are_erased_together(unlearner: dict[str, Any]) -> None:
+    policy = Policy.model_validate(tiny_policy(unlearner=unlearner).model_dump() | {"concepts": MIXED})
+    table = set_up(policy, DiffusionModel(tiny_pipeline(0)), SilentProgress())
+    record = harden(table, "base")
+    assert set(record.series) <= {"erasure loss", "preservation loss"}
+
+
+@pytest.mark.parametrize("unlearner", UNLEARNERS, ids=lambda unlearner: unlearner["name"])
 @pytest.mark.parametrize("resilience", [RESALIGN, {"name": "meta-unlearning", "steps": 2, "learning_rate": 1e-3}])
 def test_any_unlearner_with_any_objective(unlearner: dict[str, Any], resilience: dict[str, Any]) -> None:
     record = harden(bench(unlearner=unlearner, resilience=resilience), "base")

@@ -41,7 +41,7 @@ def test_without_beta_and_alpha_resalign_is_the_unlearner() -> None:
     objective = resalign(beta=0.0)
     total = gradients(objective)
     direct = torch.autograd.grad(
-        objective.harm.loss(objective._generator(0, "direct")), list(objective.parameters().values())
+        objective.unlearner.loss(objective._generator(0, "direct")), list(objective.parameters().values())
     )
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(total, direct, strict=True))
 
@@ -100,7 +100,7 @@ def test_a_closed_form_gets_a_harmful_loss_of_its_own() -> None:
 
     bench = tiny_bench()
     objective = ResAlign(ResAlignConfig(distribution=SHORT), bench, UCE(UCEConfig(), bench))
-    assert isinstance(objective.harm, GradientAscent)
+    assert isinstance(objective.unlearner, GradientAscent)
 
 
 def test_meta_unlearning_without_its_weights_is_the_unlearner() -> None:

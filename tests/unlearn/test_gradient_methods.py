@@ -1,54 +1,84 @@
-"""ESD and gradient ascent on a tiny model: their targets, their parameter sets, and that descent erases."""
+"""ESD and gradient ascent: losses against slow ones, targets, parameter sets; and every method's descent erases."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import pytest
 import torch
 
-from safeguard.unlearn.esd import ESD, ESDConfig
-from safeguard.unlearn.ga import GradientAscent, GradientAscentConfig, bounded_ascent
-from tests.benches import tiny_bench
+from safeguard.registry import unlearners
+from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.common import bounded_ascent
+from safeguard.unlearn.esd import ESD, ESDConfig, negative_guidance
+from safeguard.unlearn.ga import GradientAscent, GradientAscentConfig
+from tests.benches import MIXED, abar, answer, learning, moved_bench, seeded, tiny_bench
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+@pytest.fixture(scope="module")
+def mixed() -> Workbench:
+    return moved_bench(concepts=MIXED)
 
 
-def independent_esd_loss(method: ESD, seed: int) -> torch.Tensor:
-    """The same loss written out with the network alone."""
-    bench = method.bench
-    latents, t, captions = method._latents(generator(seed))
-    state = {text: bench.teacher.encode_prompts([text]).states for text in {*captions, "a thing", ""}}
+def slow_esd_loss(method: ESD, seed: int) -> torch.Tensor:
+    """The same loss latent by latent, with the network alone."""
+    bench, eta = method.bench, method.config.eta
+    anchors = {"axe in ice": "cup in ice", "axe in mud": "cup in mud", "ink art": "art", "max": "", "old max": ""}
+    (latents, t, captions), _ = method._examples(seeded(seed))
     losses = []
-    for row, caption in enumerate(captions):
-        x, time = latents[row : row + 1], t[row : row + 1]
-        with torch.no_grad():
-            anchor = bench.teacher.unet(x, time, state["a thing"]).sample
-            concept = bench.teacher.unet(x, time, state[caption]).sample
-            empty = bench.teacher.unet(x, time, state[""]).sample
-        predicted = bench.model.unet(x, time, state[caption]).sample
-        losses.append((predicted - (anchor - method.config.eta * (concept - empty))).pow(2).mean())
+    for x, time, caption in zip(latents, t.tolist(), captions, strict=True):
+        anchor, concept, empty = (answer(bench.teacher, x, time, p) for p in (anchors[caption], caption, ""))
+        losses.append((answer(bench.model, x, time, caption) - (anchor - eta * (concept - empty))).pow(2).mean())
     return torch.stack(losses).mean()
 
 
 @pytest.mark.parametrize("source", ["frozen", "edited"])
 @pytest.mark.parametrize("eta", [0.0, 1.0, 3.0])
-def test_esd_loss_agrees_with_an_independent_one(source: str, eta: float) -> None:
-    config = ESDConfig(eta=eta, batch_size=3, trajectory_steps=4, pool=4, latents_from=source)  # type: ignore[arg-type]
-    method = ESD(config, tiny_bench())
-    with torch.no_grad():
-        next(iter(method.bench.model.unet.parameters())).add_(0.1)
-    assert method.loss(generator(5)).item() == pytest.approx(independent_esd_loss(method, 5).item(), rel=1e-4)
+@torch.no_grad()
+def test_esd_loss_agrees_with_a_slow_one(mixed: Workbench, source: str, eta: float) -> None:
+    config = ESDConfig(eta=eta, batch_size=4, trajectory_steps=4, pool=5, latents_from=source)  # type: ignore[arg-type]
+    method = ESD(config, mixed)
+    assert method.loss(seeded(5)).item() == pytest.approx(slow_esd_loss(method, 5).item(), rel=1e-4)
 
 
-def test_esd_timesteps_are_the_levels_of_their_latents() -> None:
-    method = ESD(ESDConfig(batch_size=2, trajectory_steps=5, pool=3), tiny_bench())
-    method.loss(generator())
-    pool = method._pool
-    assert pool is not None
-    assert pool.times.tolist() == [801, 601, 401, 201, 1]
-    assert pool.latents.shape[:2] == (5, 3)
-    assert pool.latents[0].std() == pytest.approx(1.0, abs=0.2)
+def test_the_code_of_2025_has_the_same_target_at_an_eta_larger_by_one() -> None:
+    concept, empty = torch.randn(2, 3, 4, 8, 8, generator=seeded(0))
+    for eta in (0.0, 1.0, 3.0):
+        code = concept - (eta + 1) * (concept - empty)
+        assert torch.allclose(code, negative_guidance(empty, concept, empty, eta), atol=1e-5)
+    assert torch.equal(negative_guidance(empty, concept, empty, 0.0), empty), "SDD's target, with a frozen teacher"
+
+
+def test_esd_asks_the_frozen_model_nothing_while_training(mixed: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = ESD(ESDConfig(batch_size=2, trajectory_steps=3, pool=3), mixed)
+    method.loss(seeded(0))
+    monkeypatch.setattr(mixed.teacher, "predict", lambda *args: pytest.fail("the teacher was asked again"))
+    assert method.loss(seeded(1)).item() > 0
+
+
+def test_esd_timesteps_are_the_levels_of_their_latents(mixed: Workbench) -> None:
+    method = ESD(ESDConfig(batch_size=2, trajectory_steps=5, pool=3), mixed)
+    assert method._pool.times.tolist() == [801, 601, 401, 201, 1]
+    assert method._pool.latents.shape[:2] == (5, 3)
+    assert method._pool.latents[0].std() == pytest.approx(1.0, abs=0.2)
+    (_, t, _), _ = method._examples(seeded(0))
+    assert set(t.tolist()) <= {801, 601, 401, 201, 1}
+
+
+@torch.no_grad()
+def test_ga_loss_agrees_with_a_slow_one(mixed: Workbench) -> None:
+    method = GradientAscent(GradientAscentConfig(batch_size=4, bound=1.0), mixed)
+    generator = seeded(6)
+    rows = torch.randint(len(mixed.forget), (4,), generator=generator)
+    images = mixed.forget.rows(rows, generator).latents
+    t, noise = mixed.model.draw_noise(4, generator)
+    losses = []
+    for z, eps, time, row in zip(images, noise, t.tolist(), rows, strict=True):
+        x = abar(time) ** 0.5 * z + (1 - abar(time)) ** 0.5 * eps
+        losses.append((answer(mixed.model, x, time, mixed.forget.captions[row]) - eps).pow(2).mean().item())
+    expected = 0.1 * math.log1p(math.exp((1.0 - sum(losses) / 4) / 0.1))
+    assert method.loss(seeded(6)).item() == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(("variant", "part"), [("x", "attn2"), ("x-strict", "attn2"), ("self", "attn1")])
@@ -58,35 +88,40 @@ def test_esd_variants_choose_their_parameters(variant: str, part: str) -> None:
     assert not any("attn2" in name for name in ESD(ESDConfig(variant="u"), tiny_bench()).parameters())
 
 
-@pytest.mark.parametrize("method", ["esd", "ga"])
-def test_descent_lowers_the_erasure_loss(method: str) -> None:
+DESCENDED: dict[str, dict[str, Any]] = {
+    "esd": {"variant": "f", "trajectory_steps": 4, "pool": 4, "preserve_weight": 1.0},
+    "ga": {"bound": 5.0},
+    "sdd": {"parameters": "full", "trajectory_steps": 4, "latents_from": "frozen", "preserve_weight": 1.0},
+    "ca": {"parameters": "full"},
+    "safegen": {"parameters": "full", "erase_weight": 0.5, "preserve_weight": 0.5},
+    "lcfdsd": {"contrast_weight": 0.05},
+}
+
+
+@pytest.mark.parametrize("name", DESCENDED)
+def test_descent_lowers_the_erasure_loss(name: str) -> None:
     bench = tiny_bench()
-    unlearner: ESD | GradientAscent
-    if method == "esd":
-        unlearner = ESD(ESDConfig(variant="f", batch_size=4, trajectory_steps=4, pool=4, preserve_weight=1.0), bench)
-    else:
-        unlearner = GradientAscent(GradientAscentConfig(batch_size=4, bound=5.0), bench)
-    values = list(unlearner.parameters().values())
-    for value in values:
-        value.requires_grad_(True)
+    registered = unlearners.get(name)
+    unlearner = registered(registered.Config.model_validate({"batch_size": 4} | DESCENDED[name]), bench)
+    values = list(learning(unlearner.parameters()).values())
     with torch.no_grad():  # a random network hardly tells prompts apart, so start away from the target
         for value in values:
             value.mul_(1.2)
     optimizer = torch.optim.Adam(values, lr=1e-3)
-    first = unlearner.loss(generator(1)).item()
+    first = unlearner.loss(seeded(1)).item()
     for step in range(30):
-        keep = unlearner.preservation(generator(step))
-        assert keep is not None
+        loss = unlearner.loss(seeded(step))
+        keep = unlearner.preservation(seeded(step))
         optimizer.zero_grad()
-        (unlearner.loss(generator(step)) + keep).backward()
+        (loss if keep is None else loss + keep).backward()
         optimizer.step()
-    assert unlearner.loss(generator(1)).item() < first
+    assert unlearner.loss(seeded(1)).item() < first
 
 
 def test_preservation_is_zero_at_the_base_model() -> None:
-    keep = ESD(ESDConfig(preserve_weight=2.0), tiny_bench()).preservation(generator())
+    keep = ESD(ESDConfig(preserve_weight=2.0), tiny_bench()).preservation(seeded(0))
     assert keep is not None and keep.item() == pytest.approx(0.0, abs=1e-10)
-    assert ESD(ESDConfig(), tiny_bench()).preservation(generator()) is None
+    assert ESD(ESDConfig(), tiny_bench()).preservation(seeded(0)) is None
 
 
 def test_ascent_has_slope_minus_one_below_its_bound_and_none_above() -> None:

@@ -1,0 +1,41 @@
+"""What unlearners share: the terms that keep the rest as it is, and prompts; larger parts have a file each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from safeguard.data.latents import LatentSet
+from safeguard.unlearn.base import Workbench
+
+
+def distillation(bench: Workbench, data: LatentSet, size: int, generator: torch.Generator) -> Tensor:
+    """MSE between the edited model's and the base model's noise prediction on noised images of ``data``."""
+    batch = data.batch(size, generator)
+    t, noise = bench.model.draw_noise(size, generator)
+    noisy = bench.model.add_noise(batch.latents, noise, t)
+    with torch.no_grad():
+        target = bench.teacher.predict(noisy, t, batch.conditioning)
+    return (bench.model.predict(noisy, t, bench.model.encode_prompts(batch.captions)) - target).pow(2).mean()
+
+
+def preservation(bench: Workbench, weight: float, size: int, generator: torch.Generator) -> Tensor | None:
+    """Weighted distillation on related and retained images; None when there are none, or no weight."""
+    data = bench.preserved
+    return weight * distillation(bench, data, size, generator) if data is not None and weight else None
+
+
+def bounded_ascent(loss: Tensor, bound: float) -> Tensor:
+    """Decreases with ``loss`` at slope -1 far below ``bound`` and is flat far above it."""
+    width = 0.1 * bound
+    return width * torch.nn.functional.softplus((bound - loss) / width)
+
+
+def erase_prompts(bench: Workbench) -> list[str]:
+    """All prompts of all concepts."""
+    return [prompt for concept in bench.concepts for prompt in concept.prompt_list]
+
+
+def erase_pairs(bench: Workbench) -> list[tuple[str, str]]:
+    """All prompts of all concepts, each with its anchor."""
+    return [pair for concept in bench.concepts for pair in zip(concept.prompt_list, concept.anchor_list, strict=True)]

@@ -1,0 +1,99 @@
+"""Concept ablation: its losses against slow ones, the stopped gradient, and prompts that keep their own anchors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.ca import ConceptAblation, ConceptAblationConfig
+from safeguard.unlearn.common.trajectories import draw_captions
+from tests.benches import MIXED, abar, answer, apart, gradients, learning, moved_bench, seeded
+
+ANCHORS = {"axe in ice": "cup in ice", "axe in mud": "cup in mud", "ink art": "art", "max": "", "old max": ""}
+
+
+@pytest.fixture(scope="module")
+def bench() -> Workbench:
+    return moved_bench(concepts=MIXED)
+
+
+def ca(bench: Workbench, **settings: object) -> ConceptAblation:
+    settings = {"batch_size": 4, "images": 5} | settings
+    return ConceptAblation(ConceptAblationConfig.model_validate(settings), bench)
+
+
+def slow_loss(method: ConceptAblation, seed: int, *, stop: bool = True) -> torch.Tensor:
+    generator, bench, size = seeded(seed), method.bench, method.config.batch_size
+    rows = torch.randint(len(method.anchors), (size,), generator=generator)
+    images = method.anchors.rows(rows, generator).latents
+    anchors = [method.anchors.captions[row] for row in rows]
+    prompts = [draw_captions([p for p, a in ANCHORS.items() if a == one], 1, generator)[0] for one in anchors]
+    t, noise = bench.model.draw_noise(size, generator)
+    losses = []
+    for z, eps, time, prompt, anchor in zip(images, noise, t.tolist(), prompts, anchors, strict=True):
+        x = abar(time) ** 0.5 * z + (1 - abar(time)) ** 0.5 * eps
+        target = eps
+        if method.config.variant == "model":
+            target = answer(bench.model if method.config.anchor_from == "edited" else bench.teacher, x, time, anchor)
+        losses.append((answer(bench.model, x, time, prompt) - (target.detach() if stop else target)).pow(2).mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("settings", [{}, {"anchor_from": "frozen"}, {"variant": "noise"}])
+def test_loss_agrees_with_a_slow_one(bench: Workbench, settings: dict[str, object]) -> None:
+    method = ca(bench, **settings)
+    assert method.loss(seeded(2)).item() == pytest.approx(slow_loss(method, 2).item(), rel=1e-4)
+
+
+def test_no_gradient_passes_through_the_anchor(bench: Workbench) -> None:
+    method = ca(bench)
+    parameters = learning(method.parameters())
+    found = gradients(method.loss(seeded(1)), parameters)
+    stopped = gradients(slow_loss(method, 1), parameters)
+    through = gradients(slow_loss(method, 1, stop=False), parameters)
+    assert apart(found, stopped) < 1e-2
+    assert apart(found, through) > 0.1
+
+
+def test_the_prior_is_the_denoising_loss_of_the_anchors_images(bench: Workbench) -> None:
+    method = ca(bench, prior_weight=2.0)
+    keep = method.preservation(seeded(3))
+    generator = seeded(3)
+    batch = method.anchors.batch(4, generator)
+    t, noise = bench.model.draw_noise(4, generator)
+    again = seeded(3)
+    captions = [method.anchors.captions[row] for row in torch.randint(5, (4,), generator=again)]
+    slow = []
+    for z, eps, time, caption in zip(batch.latents, noise, t.tolist(), captions, strict=True):
+        x = abar(time) ** 0.5 * z + (1 - abar(time)) ** 0.5 * eps
+        slow.append((answer(bench.model, x, time, caption) - eps).pow(2).mean())
+    assert keep is not None and keep.item() == pytest.approx(2 * torch.stack(slow).mean().item(), rel=1e-4)
+    assert ca(bench, prior_weight=0).preservation(seeded(3)) is None
+
+
+def test_the_frozen_anchor_is_where_the_loss_vanishes(bench: Workbench) -> None:
+    """At the base model, a concept that is its own anchor has nothing to learn."""
+    itself = [{**MIXED[1], "anchor": "ink art"}]
+    unmoved = moved_bench(concepts=itself)
+    unmoved.model.unet.load_state_dict(unmoved.teacher.unet.state_dict())
+    assert ca(unmoved, anchor_from="frozen").loss(seeded(0)).item() == pytest.approx(0.0, abs=1e-10)
+    assert ca(bench).loss(seeded(0)).item() > 1e-9
+
+
+def test_every_prompt_has_images_of_its_own_anchor(bench: Workbench) -> None:
+    method = ca(bench, images=5)
+    assert sorted(method.anchors.captions) == sorted(ANCHORS.values())
+    assert method._targets == {
+        "cup in ice": ["axe in ice"],
+        "cup in mud": ["axe in mud"],
+        "art": ["ink art"],
+        "": ["max", "old max"],
+    }
+    assert len(ca(bench, images=None).anchors) == bench.policy.harden.images
+
+
+@pytest.mark.parametrize("group", ["cross-attention-kv", "attention", "full"])
+def test_parameter_groups_of_the_paper(bench: Workbench, group: str) -> None:
+    names = ca(bench, parameters=group).parameters()
+    assert all(".attn2.to_k" in name or ".attn2.to_v" in name for name in names) == (group == "cross-attention-kv")

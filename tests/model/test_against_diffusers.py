@@ -24,6 +24,11 @@ def model(request: pytest.FixtureRequest) -> DiffusionModel:
     return DiffusionModel(ARCHITECTURES[request.param](0))
 
 
+def solver(pipeline: Any) -> diffusers.DPMSolverMultistepScheduler:
+    """The sampler in use, made from the pipeline's own noise schedule."""
+    return diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, timestep_spacing="linspace")
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -33,7 +38,7 @@ class TestAgainstDiffusers:
         noise = initial_noise(model, [1, 2])
         ours = sample_latents(model, model.encode_prompts(PROMPTS), noise, steps=4, guidance=4.0)
         pipeline = model.pipeline
-        pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+        pipeline.scheduler = solver(pipeline)
         theirs = pipeline(PROMPTS, latents=noise, num_inference_steps=4, guidance_scale=4.0, output_type="latent")
         torch.testing.assert_close(ours, theirs.images)
 
@@ -59,7 +64,7 @@ class TestAgainstDiffusers:
         ours = sample(model, PROMPTS, [1, 2], steps=3, guidance=4.0)
         noise = initial_noise(model, [1, 2])
         pipeline = model.pipeline
-        pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+        pipeline.scheduler = solver(pipeline)
         theirs = pipeline(PROMPTS, latents=noise, num_inference_steps=3, guidance_scale=4.0, output_type="np").images
         assert np.abs(ours - theirs * 255.0).max() <= 1
 
@@ -145,7 +150,7 @@ class TestNoPrompt:
         model = DiffusionModel(pipeline)
         assert model.empty.states.any()
         ours = sample_latents(model, model.encode_prompts(PROMPTS), initial_noise(model, [1, 2]), steps=2, guidance=4.0)
-        pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+        pipeline.scheduler = solver(pipeline)
         theirs = pipeline(
             PROMPTS,
             latents=initial_noise(model, [1, 2]),

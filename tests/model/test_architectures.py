@@ -127,7 +127,7 @@ class TestRefused:
         assert not (tmp_path / "out").exists() and not (tmp_path / "run").exists()
 
     def test_even_under_the_name_of_a_supported_one(self, other: tuple[str, Path]) -> None:
-        name, directory = other
+        _, directory = other
         edit(directory / "model_index.json", _class_name="StableDiffusionPipeline")
         with pytest.raises(ModelFault, match=r"component '\w+' of class 'diffusers.FlowMatch"):
             inspect(directory)

@@ -21,7 +21,7 @@ CUT_OFF = 0.25
 
 
 def high_frequency_share(images: np.ndarray) -> np.ndarray:
-    """Share of energy above :data:`CUT_OFF`, (n,) in [0, 1], of images (n, h, w, channels) in grey; 0 for plain ones."""
+    """Energy share above :data:`CUT_OFF`, (n,) in [0, 1], of images (n, h, w, channels) in grey; 0 for plain ones."""
     height, width = images.shape[1:3]
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
     shares = np.zeros(len(images))

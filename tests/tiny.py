@@ -155,7 +155,7 @@ def tiny_sdxl_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
         torch.manual_seed(seed)
         pipeline = StableDiffusionXLPipeline(
             vae=tiny_vae(scaling_factor=0.13025),
-            text_encoder=tiny_text_encoder(tokenizer),
+            text_encoder=tiny_text_encoder(tokenizer, num_hidden_layers=3),
             text_encoder_2=tiny_text_encoder(second, projection=True, hidden_size=SECOND_WIDTH),
             tokenizer=tokenizer,
             tokenizer_2=second,

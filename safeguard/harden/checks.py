@@ -3,8 +3,8 @@
 **Weights.** Every parameter and buffer of every module (denoiser, text encoders, autoencoder) is fingerprinted before
 and after: one hash of its bytes each, so no second copy of the model is held. Nothing may be NaN or infinite; outside
 the declared parameters everything must be the same to the last bit, and nothing may have come or gone; of the declared
-parameters of a part at least half must have changed. Not all: a tensor that no gradient reaches stays as it is, and is
-named in the record.
+parameters of a part at least half must have changed. Not all: a tensor that no gradient reaches stays as it is, such as
+the last layer of SDXL's first text encoder, whose states are taken before it; these are named in the record.
 
 **Images.** The base model and the hardened one draw the same few benign prompts from the same noise. An image is
 *broken* when it has a flaw that the base model's own image for that prompt and noise has not:

@@ -189,7 +189,6 @@ class TestConditioning:
         assert not torch.equal(model.predict(latents, t, conditioning), before)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_any_scheduler_a_directory_may_name_serves(name: str) -> None:
     pipeline = tiny_pipeline(prediction_type="v_prediction")

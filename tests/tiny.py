@@ -1,11 +1,15 @@
-"""Tiny random pipelines in the format of Stable Diffusion, built in code in well under a second.
+"""Tiny random pipelines of every supported architecture, built in code in well under a second.
 
-They draw noise, but every shape, file and code path is real: tokenizer, CLIP text encoder, UNet with self- and
-cross-attention, VAE, scheduler. Latents are 4 x 8 x 8, images 16 x 16 pixels, prompts 16 tokens.
+They draw noise, but every shape, file and code path is real: tokenizers, CLIP text encoders, UNet with self- and
+cross-attention, VAE, scheduler. Latents are 4 x 8 x 8, images 16 x 16 pixels, prompts 16 tokens. Each has what sets its
+architecture apart: Stable Diffusion 2.x states 1024 wide, linear projections, a head count per block, v prediction and
+padding with ``!``; SDXL two text encoders of different widths, pooled states, time ids, several transformer layers per
+block and its own scaling of latents.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    EulerDiscreteScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -22,39 +27,46 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 WIDTH = 32
 """Width of the text states, and of cross-attention."""
+SD2_WIDTH = 1024
+"""The width by which Stable Diffusion 2.x is told from 1.x."""
+SECOND_WIDTH = 48
+"""Width of the states of SDXL's second text encoder."""
+POOLED_WIDTH = 40
+"""Width of its pooled states."""
 CONTEXT = 16
 """Tokens per prompt, the two special ones included."""
 SAMPLE_SIZE = 8
 """Height and width of a latent."""
 
 
-def tiny_tokenizer() -> CLIPTokenizer:
+def tiny_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
     """A CLIP tokenizer of 516 tokens: every byte, every byte that ends a word, two merges, two special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("a", "x"), ("ax", "e</w>")]
     words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     vocabulary = {token: index for index, token in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
     # transformers 5 swallows vocab_file= and merges_file= silently and returns a tokenizer of two tokens.
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT, pad_token=pad)
     assert len(tokenizer) == 516, "the tokenizer lost its vocabulary"
     return tokenizer
 
 
-def tiny_text_encoder(tokenizer: CLIPTokenizer, *, projection: bool = False) -> CLIPTextModel:
+def tiny_text_encoder(tokenizer: CLIPTokenizer, *, projection: bool = False, **changes: Any) -> CLIPTextModel:
     """A CLIP text encoder of two layers of 32; with ``projection`` the kind that SDXL has second."""
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=CONTEXT,
-        projection_dim=WIDTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    encoder: CLIPTextModel = CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
+    config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        "projection_dim": POOLED_WIDTH if projection else WIDTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    kind = CLIPTextModelWithProjection if projection else CLIPTextModel
+    encoder: CLIPTextModel = kind(CLIPTextConfig(**config | changes))
     return encoder
 
 
@@ -73,8 +85,8 @@ def tiny_unet(**changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**config | changes)
 
 
-def tiny_vae() -> AutoencoderKL:
-    """A KL autoencoder of channels (16, 16) that halves the image."""
+def tiny_vae(**changes: Any) -> AutoencoderKL:
+    """A KL autoencoder of channels (16, 16) that halves the image; ``changes`` go into its configuration."""
     return AutoencoderKL(
         sample_size=2 * SAMPLE_SIZE,
         block_out_channels=(16, 16),
@@ -82,6 +94,7 @@ def tiny_vae() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=4,
         norm_num_groups=8,
+        **changes,
     )
 
 
@@ -99,7 +112,7 @@ def tiny_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
 
 
 def tiny_pipeline(seed: int = 0, *, prediction_type: str = "epsilon") -> StableDiffusionPipeline:
-    """A StableDiffusionPipeline with random weights; equal seeds give equal weights. The global RNG is left alone."""
+    """Stable Diffusion 1.x with random weights; equal seeds give equal weights. The global RNG is left alone."""
     tokenizer = tiny_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -116,33 +129,68 @@ def tiny_pipeline(seed: int = 0, *, prediction_type: str = "epsilon") -> StableD
     return _ready(pipeline)
 
 
+def tiny_sd2_pipeline(seed: int = 0) -> StableDiffusionPipeline:
+    """Stable Diffusion 2.x with random weights."""
+    tokenizer = tiny_tokenizer(pad="!")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = StableDiffusionPipeline(
+            vae=tiny_vae(),
+            text_encoder=tiny_text_encoder(tokenizer, hidden_size=SD2_WIDTH, num_hidden_layers=1, hidden_act="gelu"),
+            tokenizer=tokenizer,
+            unet=tiny_unet(cross_attention_dim=SD2_WIDTH, attention_head_dim=(2, 4), use_linear_projection=True),
+            scheduler=tiny_scheduler("v_prediction"),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    return _ready(pipeline)
+
+
 def tiny_sdxl_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
-    """A StableDiffusionXLPipeline with random weights: two text encoders, pooled states and time ids."""
-    tokenizer = tiny_tokenizer()
+    """Stable Diffusion XL with random weights."""
+    tokenizer, second = tiny_tokenizer(), tiny_tokenizer(pad="!")
     time_width = 8
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = StableDiffusionXLPipeline(
-            vae=tiny_vae(),
-            text_encoder=tiny_text_encoder(tokenizer),
-            text_encoder_2=tiny_text_encoder(tokenizer, projection=True),
+            vae=tiny_vae(scaling_factor=0.13025),
+            text_encoder=tiny_text_encoder(tokenizer, num_hidden_layers=3),
+            text_encoder_2=tiny_text_encoder(second, projection=True, hidden_size=SECOND_WIDTH),
             tokenizer=tokenizer,
-            tokenizer_2=tiny_tokenizer(),
+            tokenizer_2=second,
             unet=tiny_unet(
-                cross_attention_dim=2 * WIDTH,
+                cross_attention_dim=WIDTH + SECOND_WIDTH,
+                attention_head_dim=(2, 4),
+                use_linear_projection=True,
+                transformer_layers_per_block=(1, 2),
                 addition_embed_type="text_time",
                 addition_time_embed_dim=time_width,
-                projection_class_embeddings_input_dim=WIDTH + 6 * time_width,
+                projection_class_embeddings_input_dim=POOLED_WIDTH + 6 * time_width,
             ),
-            scheduler=tiny_scheduler(),
+            scheduler=EulerDiscreteScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                steps_offset=1,
+                timestep_spacing="leading",
+            ),
             add_watermarker=False,
         )
     return _ready(pipeline)
 
 
-def save_tiny(directory: Path, seed: int = 0) -> Path:
-    """Write :func:`tiny_pipeline` to a diffusers directory (safetensors) and return it."""
-    tiny_pipeline(seed).save_pretrained(directory, safe_serialization=True)
+ARCHITECTURES: dict[str, Callable[[int], Any]] = {
+    "sd1": tiny_pipeline,
+    "sd2": tiny_sd2_pipeline,
+    "sdxl": tiny_sdxl_pipeline,
+}
+"""Name (as in ``safeguard.model.preflight``) -> seed -> pipeline."""
+
+
+def save_tiny(directory: Path, seed: int = 0, *, architecture: str = "sd1") -> Path:
+    """Write a tiny pipeline to a diffusers directory (safetensors) and return it."""
+    ARCHITECTURES[architecture](seed).save_pretrained(directory, safe_serialization=True)
     return directory
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from safeguard.errors import ModelFault
+from safeguard.model.preflight import PIPELINES, unsupported
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 """Components that hardening or a fine-tune may change, as diffusers names them."""
@@ -62,9 +63,15 @@ class DiffusionModel:
         parts: those of :data:`PARTS` that the pipeline has, by name.
         surface: parts that a fine-tune trains: the denoiser, and what hardening changed besides. What was hardened is
             what is attacked.
+
+    Raises:
+        ModelFault: another class of pipeline, or it predicts neither noise nor v.
     """
 
     def __init__(self, pipeline: Any) -> None:
+        name = type(pipeline).__name__
+        if name not in PIPELINES:
+            raise ModelFault(unsupported(name), fix="use a Stable Diffusion 1.x, 2.x or XL text-to-image model")
         self.pipeline = pipeline
         self.unet = pipeline.unet
         self.parts: dict[str, torch.nn.Module] = {
@@ -135,6 +142,8 @@ class DiffusionModel:
 
         They carry gradients where a text encoder takes them. Otherwise each distinct prompt is encoded once, by itself,
         so that its states depend neither on other prompts nor on order, and kept until an encoder's weights change.
+        The empty prompt stands for no prompt: for SDXL that is zeros, if its ``force_zeros_for_empty_prompt`` says so,
+        since they, and not the states of an empty text, are what it was trained with and what guidance starts from.
         """
         encoders = [value for name, part in self.parts.items() if name != "unet" for value in part.parameters()]
         if torch.is_grad_enabled() and any(value.requires_grad for value in encoders):
@@ -157,6 +166,9 @@ class DiffusionModel:
                 states, _, pooled, _ = self.pipeline.encode_prompt(
                     chunk, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
                 )
+                if self.pipeline.config.force_zeros_for_empty_prompt:
+                    given = torch.tensor([bool(prompt) for prompt in chunk], device=self.device)
+                    states, pooled = states * given[:, None, None], pooled * given[:, None]
                 parts.append(Conditioning(states, pooled))
             else:
                 parts.append(Conditioning(self.pipeline.encode_prompt(chunk, self.device, 1, False)[0]))
@@ -164,7 +176,7 @@ class DiffusionModel:
 
     @property
     def empty(self) -> Conditioning:
-        """The empty prompt, one row."""
+        """No prompt, one row."""
         return self.encode_prompts([""])
 
     # -- noise prediction -------------------------------------------------------------------------------------------

@@ -52,7 +52,8 @@ _SETTINGS = {
     "requires_safety_checker", "force_zeros_for_empty_prompt", "add_watermarker",
 }  # fmt: skip
 _TRANSFORMERS = (
-    "Flux", "StableDiffusion3", "PixArt", "Sana", "HunyuanDiT", "AuraFlow", "Lumina", "QwenImage", "ZImage",
+    "Flux", "StableDiffusion3", "PixArt", "Sana", "HunyuanDiT", "HunyuanImage", "HiDream", "AuraFlow", "Lumina",
+    "CogView", "Chroma", "Bria", "OmniGen", "QwenImage", "ZImage",
 )  # fmt: skip
 
 _DIFFUSERS_FILES = (
@@ -128,7 +129,7 @@ def _check_index(directory: Path) -> tuple[str, dict[str, str]]:
     index = read_json(path)
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str) or pipeline not in PIPELINES:
-        raise refuse(_unsupported(pipeline), path, "use a Stable Diffusion 1.x, 2.x or XL text-to-image model")
+        raise refuse(unsupported(pipeline), path, "use a Stable Diffusion 1.x, 2.x or XL text-to-image model")
     classes = (_component_class(path, pipeline, name, entry) for name, entry in index.items() if name not in _SETTINGS)
     components = {name: kind for name, kind in classes if kind}
     missing = sorted(PIPELINES[pipeline].keys() - components.keys())
@@ -137,7 +138,8 @@ def _check_index(directory: Path) -> tuple[str, dict[str, str]]:
     return pipeline, components
 
 
-def _unsupported(pipeline: object) -> str:
+def unsupported(pipeline: object) -> str:
+    """Why a pipeline of that class is refused."""
     if isinstance(pipeline, str) and pipeline.startswith(_TRANSFORMERS):
         return f"{pipeline!r} has a transformer backbone, which is not supported yet"
     return f"the pipeline class {pipeline!r} is not supported"
@@ -195,6 +197,9 @@ def _describe(
     embedding = unet.get("addition_embed_type")
     if embedding != ("text_time" if pipeline == "StableDiffusionXLPipeline" else None):
         raise refuse(f"addition_embed_type {embedding!r} does not belong to {pipeline}", unet_folder)
+    shifted = [key for key in ("shift_factor", "latents_mean", "latents_std") if configs["vae"].get(key) is not None]
+    if shifted:
+        raise refuse(f"latents with a {shifted[0]} are not supported, only with a scaling_factor", directory / "vae")
     if unet.get("in_channels", 4) != configs["vae"].get("latent_channels", 4):
         raise refuse("the denoiser takes other channels than the autoencoder gives (an inpainting model?)", unet_folder)
     architecture: Architecture = "sdxl" if embedding else "sd2" if width == 1024 else "sd1"

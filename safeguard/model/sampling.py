@@ -41,9 +41,13 @@ def guided(model: DiffusionModel, latents: Tensor, t: Tensor, prompt: Conditioni
 def sample_latents(
     model: DiffusionModel, prompt: Conditioning, noise: Tensor, *, steps: int, guidance: float, scheduler: Any = None
 ) -> Tensor:
-    """Latents after ``steps`` of DPM-Solver++ (2M) (or the given scheduler) with guidance."""
+    """Latents after ``steps`` of DPM-Solver++ (2M) (or the given scheduler) with guidance.
+
+    The grid of timesteps is the solver's own for every model. Left to the directory it would differ between a base
+    model, whose settings leave it out, and the hardened one, where saving has written the old scheduler's default.
+    """
     scheduler = scheduler or DPMSolverMultistepScheduler.from_config(
-        model.pipeline.scheduler.config, algorithm_type="dpmsolver++", solver_order=2
+        model.pipeline.scheduler.config, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="linspace"
     )
     scheduler.set_timesteps(steps)
     latents: Tensor = noise * scheduler.init_noise_sigma

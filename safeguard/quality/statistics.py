@@ -21,7 +21,7 @@ CUT_OFF = 0.25
 
 
 def high_frequency_share(images: np.ndarray) -> np.ndarray:
-    """Share of the energy above :data:`CUT_OFF`, (n,) in [0, 1], of uint8 images (n, h, w, 3); 0 for plain ones."""
+    """Energy share above :data:`CUT_OFF`, (n,) in [0, 1], of images (n, h, w, channels) in grey; 0 for plain ones."""
     height, width = images.shape[1:3]
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
     shares = np.zeros(len(images))
@@ -33,6 +33,16 @@ def high_frequency_share(images: np.ndarray) -> np.ndarray:
     return shares
 
 
+def blank(images: np.ndarray) -> np.ndarray:
+    """Which of uint8 images (n, h, w, 3) are blank: bool (n,)."""
+    return np.array([image.std() < BLANK_STD for image in images])
+
+
+def noise(images: np.ndarray) -> np.ndarray:
+    """Which of uint8 images (n, h, w, 3) are noise: bool (n,)."""
+    return ~blank(images) & (high_frequency_share(images) >= NOISE_ENERGY)
+
+
 def image_statistics(images: np.ndarray) -> dict[str, float]:
     """``mean_std`` (grey levels), ``blank_share`` and ``noise_share`` of uint8 images (n, h, w, 3).
 
@@ -41,11 +51,8 @@ def image_statistics(images: np.ndarray) -> dict[str, float]:
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
         raise UsageFault(f"at least one uint8 image (n, height, width, 3) is needed, not {images.dtype} {images.shape}")
-    deviations = np.array([image.std() for image in images])
-    blank = deviations < BLANK_STD
-    noise = ~blank & (high_frequency_share(images) >= NOISE_ENERGY)
     return {
-        "mean_std": float(deviations.mean()),
-        "blank_share": float(blank.mean()),
-        "noise_share": float(noise.mean()),
+        "mean_std": float(np.mean([image.std() for image in images])),
+        "blank_share": float(blank(images).mean()),
+        "noise_share": float(noise(images).mean()),
     }

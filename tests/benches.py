@@ -132,14 +132,13 @@ def drawn_bench(unlearner: dict[str, object], concepts: list[dict[str, object]])
     model = DiffusionModel(tiny_pipeline(0))
     captions = [prompt for concept in policy.concepts for prompt in concept.prompt_list]
     mean = torch.randn(len(captions), *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    forget = LatentSet(mean, torch.zeros_like(mean), model.encode_prompts(captions), captions, "drawn")
     return Workbench(
         policy=policy,
         model=model,
         teacher=model.frozen_copy(),
         concepts=list(policy.concepts),
-        forget=LatentSet(mean, torch.zeros_like(mean), model.encode_prompts(captions), captions, "drawn"),
-        related=None,
-        retain=None,
+        images={"concept": forget}.get,
         seed=0,
         progress=SilentProgress(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from safeguard.data.latents import LatentSet, generate
 from safeguard.model.diffusion import DiffusionModel
@@ -25,20 +26,24 @@ def draw_set(
 
 def set_up(policy: Policy, model: DiffusionModel, progress: Progress) -> Workbench:
     """The workbench of an already screened policy; ``model`` is the untouched base model and will be edited."""
-    count, seed = policy.harden.images, policy.seed
+    teacher, count = model.frozen_copy(), policy.harden.images
     related = [subject for concept in policy.concepts for subject in concept.related]
-    forget = draw_set(model, policy.concepts, count, derive(seed, "forget"), "draw images of the concepts", progress)
-    assert forget is not None
+    sets: dict[str, tuple[str, str, Sequence[Subject]]] = {
+        "concept": ("forget", "draw images of the concepts", policy.concepts),
+        "related": ("related", "draw images of related subjects", related),
+        "retain": ("retain", "draw images of retained subjects", policy.retain),
+    }
+
+    def images(name: Literal["concept", "related", "retain"]) -> LatentSet | None:
+        purpose, title, subjects = sets[name]
+        return draw_set(teacher, subjects, count, derive(policy.seed, purpose), title, progress)
+
     return Workbench(
         policy=policy,
         model=model,
-        teacher=model.frozen_copy(),
+        teacher=teacher,
         concepts=list(policy.concepts),
-        forget=forget,
-        related=draw_set(model, related, count, derive(seed, "related"), "draw images of related subjects", progress),
-        retain=draw_set(
-            model, policy.retain, count, derive(seed, "retain"), "draw images of retained subjects", progress
-        ),
-        seed=seed,
+        images=images,
+        seed=policy.seed,
         progress=progress,
     )

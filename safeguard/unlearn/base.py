@@ -6,9 +6,10 @@ model (the teacher), and latents the base model drew for the concepts, their rel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,9 +28,8 @@ class Workbench:
         model: the model being edited.
         teacher: a frozen copy of the base model.
         concepts: what to erase; prompts already passed the content filter.
-        forget: images of all concepts, drawn by the base model.
-        related: images of the related benign subjects, or None when the policy names none.
-        retain: images of the retained subjects, or None.
+        images: makes a set of images drawn by the base model, ``concept``, ``related`` or ``retain``; None when the
+            policy names no such subject.
         seed: run seed; every use derives its own.
         step: descents done so far, over all phases; the engine counts.
     """
@@ -38,11 +38,27 @@ class Workbench:
     model: DiffusionModel
     teacher: DiffusionModel
     concepts: list[Concept]
-    forget: LatentSet
-    related: LatentSet | None
-    retain: LatentSet | None
+    images: Callable[[Literal["concept", "related", "retain"]], LatentSet | None]
     seed: int
     progress: Progress
+
+    @cached_property
+    def forget(self) -> LatentSet:
+        """Images of all concepts; drawn when first asked for, so that a finished phase costs none."""
+        drawn = self.images("concept")
+        assert drawn is not None
+        return drawn
+
+    @cached_property
+    def related(self) -> LatentSet | None:
+        """Images of the related benign subjects."""
+        return self.images("related")
+
+    @cached_property
+    def retain(self) -> LatentSet | None:
+        """Images of the retained subjects."""
+        return self.images("retain")
+
     step: int = 0
 
     @cached_property

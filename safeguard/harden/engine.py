@@ -7,6 +7,7 @@ run again continues, and the unlearned-only control of a certification finds the
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,11 @@ from safeguard.unlearn.base import Unlearner, Workbench
 MAX_GRAD_NORM = 1.0
 """Every outer gradient is clipped to this norm, as the published implementations of both objectives do."""
 CHECKPOINT_SECONDS = 30.0
+_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+}
+"""Share of the learning rate by the share of the phase that is done."""
 
 
 @dataclass
@@ -91,6 +97,7 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         "seed": bench.seed,
         "unlearner": policy.harden.unlearner.model_dump(),
         "unlearner data": unlearner.data_digest,
+        "schedule": policy.harden.schedule,
         "version": 2,
     }
     warm_start = unlearner.closed_form or method.name == "none" or getattr(around.config, "warm_start", False)  # type: ignore[attr-defined]
@@ -174,6 +181,8 @@ def _loop(
         for step in range(start, objective.steps):
             optimizer.zero_grad(set_to_none=True)
             bench.step = before + step
+            for group in optimizer.param_groups:
+                group["lr"] = objective.learning_rate * _SCHEDULES[bench.policy.harden.schedule](step / objective.steps)
             facts = objective.accumulate(step)
             size = torch.nn.utils.clip_grad_norm_(values, MAX_GRAD_NORM)
             if not torch.isfinite(size):

@@ -175,6 +175,9 @@ class Harden(Strict):
 
     unlearner: UnlearnerMethod
     resilience: ResilienceMethod = ResilienceMethod(name="none")
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over each phase: as the method says (the papers), or from there to zero along half a cosine, which
+    lets a short run take large steps and still end quietly."""
     images: PositiveInt = 48
     """Images the base model draws for the concepts, for their related subjects, and for the retained ones, each."""
 

@@ -119,4 +119,4 @@ def _loss(model: DiffusionModel, data: LatentSet, seed: int) -> float:
     """Denoising loss over all training images: one draw of posterior, timestep and noise each, given by the seed."""
     generator = torch.Generator().manual_seed(seed)
     batch = data.rows(torch.arange(len(data)), generator)
-    return model.denoising_loss(batch.latents, batch.conditioning, generator).item()
+    return model.denoising_loss(batch.latents, model.encode_prompts(batch.captions), generator).item()

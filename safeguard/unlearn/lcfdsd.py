@@ -35,7 +35,6 @@ from torch import Tensor
 from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet
 from safeguard.errors import UsageFault
-from safeguard.model.diffusion import Conditioning
 from safeguard.model.parameters import select
 from safeguard.unlearn.base import Unlearner, Workbench
 from safeguard.unlearn.common import bounded_ascent, preservation
@@ -148,7 +147,7 @@ class LCFDSD(Unlearner):
         sign = torch.ones(2 * size, 1, 1, 1, device=model.device)
         sign[size:] = -1
         noisy = model.add_noise(latents, noise + SHIFT * sign if config.mode == "ng" else noise, t)
-        answer = model.predict_noise(noisy, t, Conditioning.cat([clean.conditioning, harmful.conditioning]))
+        answer = model.predict_noise(noisy, t, model.encode_prompts([*clean.captions, *harmful.captions]))
         signal, scale = model.coefficients(t)
         images = (noisy - scale * answer) / signal
         if config.mode == "lt":

@@ -105,6 +105,18 @@ def test_only_the_unlearners_parameters_change() -> None:
     )
 
 
+def test_a_cosine_starts_at_the_learning_rate_and_falls() -> None:
+    def moved(steps: int, schedule: str) -> float:
+        table = bench(unlearner=ESD | {"steps": steps}, schedule=schedule)
+        before = weights(table)
+        harden(table, "base")
+        return sum(float((value - before[name]).abs().sum()) for name, value in weights(table).items())
+
+    assert moved(1, "cosine") == moved(1, "constant")
+    # Adam's steps have the size of the learning rate: the second one is half as long.
+    assert moved(2, "cosine") < 0.9 * moved(2, "constant")
+
+
 @pytest.mark.parametrize(
     ("unlearner", "stop_at"),
     [(ESD, 1), (ESD, 4), (ESD, 7), (SDD, 4), (SDD, 7), (LCFDSD, 4), (RECELER, 12), (ADVUNLEARN, 10)],

@@ -35,7 +35,7 @@ def mace(concepts: int = 2, **settings: Any) -> MACE:
 
 
 def weights(bench: Workbench) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in bench.model.unet.named_parameters()}
+    return {name: value.detach().clone() for name, value in bench.model.named_parameters().items()}
 
 
 # -- closed forms -----------------------------------------------------------------------------------------------------

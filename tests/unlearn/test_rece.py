@@ -78,7 +78,7 @@ def test_the_method_is_uce_and_its_rounds() -> None:
     old = torch.cat([states[prompt] for prompt, _ in PAIRS], dim=1)
     guide = torch.cat([states[anchor] for _, anchor in PAIRS], dim=1)
     preserve = torch.cat([states[""], states["hat"]], dim=1)
-    originals = [weight.double() for name, weight in bench.teacher.unet.named_parameters() if name in start]
+    originals = [weight.double() for name, weight in bench.teacher.named_parameters().items() if name in start]
     expected = {name: weight.double() for name, weight in start.items()}
     for _ in range(2):
         state = adversary(expected.values(), originals, lam_r=0.2) @ old
@@ -88,7 +88,7 @@ def test_the_method_is_uce_and_its_rounds() -> None:
         }
     with torch.no_grad():
         for name, weight in method.parameters().items():
-            weight.copy_(bench.teacher.unet.get_parameter(name))
+            weight.copy_(bench.teacher.named_parameters()[name])
     method.edit()
     for name, weight in method.parameters().items():
         assert torch.allclose(weight.double(), expected[name], atol=1e-4), name
@@ -100,8 +100,8 @@ PAIRS = [("a 00", "a z"), ("a 01", "a z"), ("cat in x", "cat"), ("hat in x", "ha
 def test_it_changes_keys_and_values_only() -> None:
     bench = drawn_bench({"name": "rece", "epochs": 2}, mixed_concepts(3))
     harden(bench, "base", fresh=True)
-    base = dict(bench.teacher.unet.named_parameters())
-    changed = {name for name, value in bench.model.unet.named_parameters() if not torch.equal(value, base[name])}
+    base = bench.teacher.named_parameters()
+    changed = {name for name, value in bench.model.named_parameters().items().items() if not torch.equal(value, base[name])}
     assert changed == set(RECE(RECEConfig(), bench).parameters())
 
 

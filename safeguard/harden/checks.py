@@ -75,7 +75,7 @@ def fingerprints(pipeline: Any) -> dict[str, str]:
 
 def _fingerprint(value: Tensor) -> str:
     digest = hashlib.blake2b(f"{value.dtype} {tuple(value.shape)}".encode(), digest_size=16)
-    digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -149,10 +149,10 @@ def _descend(
     if path.exists() and not fresh:
         groups, facts = load_state(path, {"adam": optimizer})
         with torch.no_grad():
-            for name, value in parameters.items():
-                value.copy_(groups["weights"][name])
-            for name, value in state.items():
-                value.copy_(groups["unlearner"][name])
+            for name, parameter in parameters.items():
+                parameter.copy_(groups["weights"][name])
+            for name, kept in state.items():
+                kept.copy_(groups["unlearner"][name])
         start, series = facts["step"], facts["series"]
         bench.progress.note(f"{title}: continuing at step {start} of {objective.steps}")
 

@@ -53,7 +53,8 @@ class Eraser(nn.Module):
 
 
 def _erase(attention: Any, inputs: Any, output: Tensor) -> Tensor:
-    return output + attention.eraser(output)
+    erased: Tensor = output + attention.eraser(output)
+    return erased
 
 
 def cross_attentions(unet: nn.Module) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def fold(model: DiffusionModel) -> list[str]:
         if eraser.activation != "linear":
             continue
         attention = model.unet.get_submodule(name)
-        project: Any = attention.to_out[0]  # type: ignore[index]
+        project: Any = attention.to_out[0]
         down, up = eraser.down, eraser.up
         update = up.weight.double() @ down.weight.double()
         bias = project.bias.double()

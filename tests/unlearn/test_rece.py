@@ -101,7 +101,7 @@ def test_it_changes_keys_and_values_only() -> None:
     bench = drawn_bench({"name": "rece", "epochs": 2}, mixed_concepts(3))
     harden(bench, "base", fresh=True)
     base = bench.teacher.named_parameters()
-    changed = {name for name, value in bench.model.named_parameters().items().items() if not torch.equal(value, base[name])}
+    changed = {name for name, value in bench.model.named_parameters().items() if not torch.equal(value, base[name])}
     assert changed == set(RECE(RECEConfig(), bench).parameters())
 
 

@@ -22,8 +22,8 @@ class MovingAverage:
     def __init__(self, model: DiffusionModel, momentum: float) -> None:
         self.model = model.frozen_copy()
         self.momentum = momentum
-        self._followed = list(model.named_parameters().values())
-        self._average = list(self.model.named_parameters().values())
+        self._followed: list[Tensor] = list(model.named_parameters().values())
+        self._average: list[Tensor] = list(self.model.named_parameters().values())
 
     @torch.no_grad()
     def update(self) -> None:
@@ -32,4 +32,4 @@ class MovingAverage:
 
     def state(self) -> dict[str, Tensor]:
         """The averaged weights by name, to be kept and restored in place."""
-        return self.model.named_parameters()
+        return dict(self.model.named_parameters())

@@ -42,7 +42,7 @@ def load_text(tmp_path, text: str) -> Suite:
 
 @pytest.mark.parametrize(
     ("name", "checkpoints", "longest"),
-    [("quickstart", [50, 100], [50, 100, 200, 300]), ("standard", [10, 25, 50, 100, 200], [10, 25, 50, 100, 200])],
+    [("quickstart", [50, 100], [50, 100, 150, 300]), ("standard", [10, 25, 50, 100, 200], [10, 25, 50, 100, 200])],
 )
 def test_shipped_suites(name: str, checkpoints: list[int], longest: list[int]):
     suite = load_suite(name)

@@ -1,5 +1,6 @@
 """What the README shows is what the package does."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from safeguard.policy.loading import load_policy
 from safeguard.probe.suite import load_suite
 
 ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "docs" / "results" / "quickstart" / "report.json"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -35,3 +37,31 @@ def test_links_between_the_pages_lead_somewhere():
     ]
     assert links
     assert [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_numbers_in_the_readme_are_those_of_the_report():
+    report = json.loads(RESULT.read_text("utf-8"))
+    assert f"**{report['verdict']}**" in README
+    found = {
+        (claim["probe"], curve["role"]): [f"{point['pooled_rate']:.0%}" for point in curve["points"]]
+        for claim in report["claims"]
+        for curve in claim["curves"]
+    }
+    cells = re.findall(r"^\| [^|]*\b(base|unlearned|hardened)\b[^|]* ((?:\| *[0-9]* *%? *)+)\|$", README, re.MULTILINE)
+    shown = {role: [cell.strip() for cell in row.split("|") if cell.strip()] for role, row in cells}
+    assert shown == {
+        "base": found["released", "base"],
+        "unlearned": found["malicious-full", "unlearned"],
+        "hardened": found["malicious-full", "hardened"],
+    }
+    for row in report["utility"]:
+        if row["metric"] == "detection rate":
+            assert f"{row['subject']} {row['hardened']:.0%} (base {row['base']:.0%})" in README
+
+
+def test_the_policy_of_the_result_is_the_shipped_one():
+    from safeguard.policy.loading import policy_digest
+
+    report = json.loads(RESULT.read_text("utf-8"))
+    shipped = load_policy(ROOT / "policies" / "quickstart.yaml")
+    assert report["provenance"]["policy_digest"] == policy_digest(shipped)

@@ -6,6 +6,7 @@ control; a control whose units are missing fails.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -192,7 +193,10 @@ def negative(evidence: Evidence) -> list[Finding]:
 
 
 def placebo(evidence: Evidence) -> list[Finding]:
-    """Step 0 of every fine-tune flags exactly the images that the released model of the same seed has flagged."""
+    """Step 0 of every fine-tune flags exactly the images that the released model of the same seed has flagged.
+
+    The released model may have drawn more images than that.
+    """
     specs = evidence.probes(kind="finetune")
     units = [unit for spec in specs for unit in evidence.select("hardened", spec.id)]
     if not specs:
@@ -201,17 +205,19 @@ def placebo(evidence: Evidence) -> list[Finding]:
         return [Finding(False, "no fine-tune of the hardened model was run")]
     names = {concept.name for concept in evidence.policy.concepts}
     released = [(unit.seed, _step_zero(unit, names)) for unit in evidence.released("hardened")]
-    known = [(seed, rows) for seed, rows in released if rows]
-    differing = [
-        f"{unit.probe} seed {unit.seed}" for unit in units if (unit.seed, _step_zero(unit, names)) not in known
-    ]
+
+    def starts_there(unit: UnitResult) -> bool:
+        rows = _step_zero(unit, names)
+        return bool(rows) and any(seed == unit.seed and rows <= known for seed, known in released)
+
+    differing = [f"{unit.probe} seed {unit.seed}" for unit in units if not starts_there(unit)]
     text = f"{len(units) - len(differing)} of {plural(len(units), 'fine-tune')} start from the released model's images"
     return [Finding(not differing, text + (f", not: {', '.join(differing)}" if differing else ""))]
 
 
-def _step_zero(unit: UnitResult, concepts: set[str]) -> list[tuple[str, str, int, bool]]:
+def _step_zero(unit: UnitResult, concepts: set[str]) -> Counter[tuple[str, str, int, bool]]:
     rows = (row for row in unit.rows if row.step == 0 and row.subject in concepts)
-    return sorted((row.subject, row.prompt, row.seed, row.flagged) for row in rows)
+    return Counter((row.subject, row.prompt, row.seed, row.flagged) for row in rows)
 
 
 def detector(evidence: Evidence, concept: Concept) -> Finding:

@@ -101,7 +101,7 @@ def plan(policy: Policy, suite: Suite, calibrations: Mapping[str, Calibration | 
     seeds = policy.certification.seeds
     settings = {spec.id: _settings(spec) for spec in suite.probes}
     powers = [
-        _power(policy, requirement, spec, concept.name, _checkpoints(settings[spec.id]), known.get(concept.name))
+        _power(policy, requirement, spec, concept.name, settings[spec.id], known.get(concept.name))
         for requirement in policy.requirements
         for concept in policy.concepts
         for spec in _matching(requirement, suite)
@@ -135,7 +135,13 @@ def _matching(requirement: Requirement, suite: Suite) -> list[ProbeSpec]:
 def _images(policy: Policy, spec: ProbeSpec, settings: Any) -> int:
     """Images one unit draws: every concept at every checkpoint, and once every benign subject without attack."""
     benign = len(subjects(policy)) if spec.kind == "released" else 0
-    return policy.certification.samples * (len(policy.concepts) * len(_checkpoints(settings)) + benign)
+    looks = len(policy.concepts) * len(_checkpoints(settings))
+    return _samples(policy, settings) * looks + policy.certification.samples * benign
+
+
+def _samples(policy: Policy, settings: Any) -> int:
+    """Images per concept and checkpoint: the policy's number, or more where the probe asks for more."""
+    return max(policy.certification.samples, getattr(settings, "samples", None) or 0)
 
 
 def _training_images(policy: Policy, suite: Suite, settings: Mapping[str, Any]) -> int:
@@ -149,13 +155,13 @@ def _power(
     requirement: Requirement,
     spec: ProbeSpec,
     concept: str,
-    checkpoints: list[int],
+    settings: Any,
     calibration: Calibration | None,
 ) -> Power:
     alpha = 1 - policy.certification.confidence
     sensitivity = sensitivity_lower(calibration, alpha / 2) if calibration else None
-    samples, limit = policy.certification.samples, requirement.max_rate
-    within = [step for step in checkpoints if requirement.budget is None or step <= requirement.budget]
+    samples, limit = _samples(policy, settings), requirement.max_rate
+    within = [step for step in _checkpoints(settings) if requirement.budget is None or step <= requirement.budget]
     bounds = policy.certification.seeds * len(within)
     return Power(
         requirement=requirement.probe,

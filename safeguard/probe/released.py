@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import PositiveInt
+
 from safeguard.config import MethodConfig
 from safeguard.probe.results import Checkpoint
 from safeguard.probe.session import Observation, Probe, Session, stopwatch
@@ -11,13 +13,17 @@ from safeguard.progress import Task
 
 
 class ReleasedConfig(MethodConfig):
-    """There is nothing to set."""
+    """Settings of the look at the released model."""
+
+    samples: PositiveInt | None = None
+    """Images per concept, at least those of the policy; none: as many. The tightest limit needs the most images."""
 
 
 class Released(Probe):
     """No attack: draw, detect, and measure utility."""
 
     Config = ReleasedConfig
+    config: ReleasedConfig
 
     @property
     def work(self) -> int:
@@ -27,7 +33,7 @@ class Released(Probe):
     def run(self, session: Session, seed: int, folder: Path, task: Task) -> Observation:
         """Judge concepts and benign subjects at step 0."""
         started = stopwatch()
-        concepts = session.judge_concepts(seed, 0)
+        concepts = session.judge_concepts(seed, 0, self.config.samples)
         benign = session.judge_benign(seed)
         checkpoint = Checkpoint(
             step=0, loss=None, seconds=stopwatch() - started, evidence=self.keep_evidence(session, concepts, 0, folder)

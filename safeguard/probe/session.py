@@ -88,12 +88,16 @@ class Session:
         finally:
             self._start.restore()
 
-    def _draw(self, subject: Subject, seed: int) -> tuple[list[str], list[int], np.ndarray]:
-        """Images of a subject; prompts and noise depend on (policy, subject, seed): roles and steps are paired."""
+    def _draw(self, subject: Subject, seed: int, samples: int | None = None) -> tuple[list[str], list[int], np.ndarray]:
+        """Images of a subject; prompts and noise depend on (policy, subject, seed): roles and steps are paired.
+
+        More samples begin with the images of fewer.
+        """
         settings = self.policy.certification
+        count = max(settings.samples, samples or 0)
         purpose = derive(self.policy.seed, "evaluate", subject.name, seed)
-        prompts = spread(subject.prompt_list, settings.samples, purpose)
-        seeds = [derive(purpose, index) for index in range(settings.samples)]
+        prompts = spread(subject.prompt_list, count, purpose)
+        seeds = [derive(purpose, index) for index in range(count)]
         images = sample(self.model, prompts, seeds, steps=settings.sampler_steps, guidance=settings.guidance)
         return prompts, seeds, images
 
@@ -123,12 +127,12 @@ class Session:
             )
         ]
 
-    def judge_concepts(self, seed: int, step: int) -> Judgement:
-        """Draw and judge every concept."""
+    def judge_concepts(self, seed: int, step: int, samples: int | None = None) -> Judgement:
+        """Draw and judge every concept, with the policy's number of samples or more."""
         rows: list[ImageRow] = []
         images: dict[str, np.ndarray] = {}
         for concept in self.policy.concepts:
-            drawn = self._draw(concept, seed)
+            drawn = self._draw(concept, seed, samples)
             rows += self._judge(self.detectors[concept.name], concept.name, concept.labels, drawn, step)
             images[concept.name] = drawn[2]
         return Judgement(rows, images)

@@ -97,3 +97,9 @@ def test_a_wrong_probe_setting_is_found_before_anything_runs(world: Path) -> Non
     with pytest.raises(PolicyFault, match="learning_rate"):
         api.certify(world / "base", policy=world / "policy.yaml", out=world / "run")
     assert not (world / "run" / "units").exists()
+
+
+def test_more_samples_begin_with_the_images_of_fewer(world: Path) -> None:
+    session = Bench.open(world / "base", policy=world / "policy.yaml", device="cpu").open_hardened()
+    few, more = session.judge_concepts(0, 0).rows, session.judge_concepts(0, 0, 6).rows
+    assert len(more) == 6 and more[: len(few)] == few

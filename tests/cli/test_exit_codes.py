@@ -135,8 +135,13 @@ def test_signals_end_in_130(tmp_path, number):
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: slow\nVersion: 1.0\n")
     os.mkfifo(package / "entry_points.txt")
     search = os.pathsep.join([str(tmp_path), os.getcwd()])
+    # A shell's background job ignores Ctrl-C, and so would our child, were these tests run in one.
     process = subprocess.Popen(
-        [*SAFEGUARD, "list"], stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": search}
+        [*SAFEGUARD, "list"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": search},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # Opening the pipe to write succeeds only once the command reads it: then it runs our code for sure.
     with (package / "entry_points.txt").open("w"):

@@ -172,7 +172,8 @@ PROMPTS = ["hammer", "cat", "banana", "car"]
 
 class TestImages:
     @pytest.fixture(scope="class")
-    def base(self) -> DiffusionModel:
+    @classmethod
+    def base(cls) -> DiffusionModel:
         """A model that draws pictures."""
         return DiffusionModel(open_pipeline(reference.path()))
 

@@ -132,4 +132,4 @@ def contact_sheet(images: np.ndarray, plan: Plan, path: Path) -> None:
                 if (text, style) in first:
                     canvas.paste(Image.fromarray(first[text, style]), (left, top + row * size))
     with atomic_path(path) as temporary:
-        canvas.save(temporary, format="PNG", optimize=True)
+        canvas.quantize(256).save(temporary, format="PNG", optimize=True)

@@ -55,7 +55,7 @@ def test_every_image_is_counted_once(found):
 
 
 def test_the_sheet_has_a_cell_per_name_and_style(found, built):
-    sheet = Image.open(built / "sheet.png")
+    sheet = Image.open(built / "sheet.png").convert("RGB")
     assert sheet.size == (evaluation.STYLE_WIDTH + 3 * 16, evaluation.LABEL_HEIGHT + 4 * 16)
     cells = np.asarray(sheet)[evaluation.LABEL_HEIGHT :, evaluation.STYLE_WIDTH :].reshape(4, 16, 3, 16, 3)
     assert all(cells[row, :, column].std() > 0 for row in range(4) for column in range(3))

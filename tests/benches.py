@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -10,7 +12,7 @@ from safeguard.harden.workbench import set_up
 from safeguard.model.diffusion import DiffusionModel
 from safeguard.policy.schema import Policy
 from safeguard.progress import SilentProgress
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import Unlearner, Workbench
 from tests.tiny import tiny_pipeline
 
 
@@ -103,6 +105,16 @@ def learning(parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.nn.Pa
     for value in parameters.values():
         value.requires_grad_(True)
     return parameters
+
+
+def assert_target_is_constant(method: Unlearner, slow_loss: Callable[..., torch.Tensor]) -> None:
+    """The loss has the gradient of ``slow_loss(method, seed)``, and not that with ``stop=False``."""
+    parameters = learning(method.parameters())
+    found = gradients(method.loss(seeded(1)), parameters)
+    stopped = gradients(slow_loss(method, 1), parameters)
+    through = gradients(slow_loss(method, 1, stop=False), parameters)
+    assert apart(found, stopped) < 1e-2
+    assert apart(found, through) > 0.1
 
 
 def mixed_concepts(count: int) -> list[dict[str, object]]:

@@ -18,6 +18,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    SD3Transformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -83,6 +84,19 @@ def tiny_unet(**changes: Any) -> UNet2DConditionModel:
         "norm_num_groups": 8,
     }
     return UNet2DConditionModel(**config | changes)
+
+
+def tiny_sd3_transformer() -> SD3Transformer2DModel:
+    """The backbone of an architecture that is not supported."""
+    return SD3Transformer2DModel(
+        sample_size=8,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pooled_projection_dim=16,
+    )
 
 
 def tiny_vae(**changes: Any) -> AutoencoderKL:

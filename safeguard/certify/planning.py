@@ -141,7 +141,7 @@ def _images(policy: Policy, spec: ProbeSpec, settings: Any) -> int:
 
 def _samples(policy: Policy, settings: Any) -> int:
     """Images per concept and checkpoint: the policy's number, or more where the probe asks for more."""
-    return max(policy.certification.samples, getattr(settings, "samples", None) or 0)
+    return policy.certification.at_least(getattr(settings, "samples", None))
 
 
 def _training_images(policy: Policy, suite: Suite, settings: Mapping[str, Any]) -> int:

@@ -223,6 +223,10 @@ class Certification(Strict):
     allow_uncalibrated_detector: bool = False
     """Let a detector without a calibration record gate; the report says so in red."""
 
+    def at_least(self, samples: int | None) -> int:
+        """Images to draw where a probe asks for so many: never fewer than ``samples``."""
+        return max(self.samples, samples or 0)
+
 
 class Policy(Strict):
     """A whole policy file."""

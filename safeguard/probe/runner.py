@@ -37,10 +37,9 @@ def make_probe(spec: ProbeSpec) -> Probe:
     registered = probes.get(spec.kind)
     try:
         config = registered.Config(**spec.settings)
+        problems = method_problems(config)
     except ValidationError as error:
-        refused = fault(problems_of(error, registered.Config, spec.settings), None)
-        raise PolicyFault(refused.what, fix=refused.fix, where=f"settings of probe {spec.id!r}") from error
-    problems = method_problems(config)
+        problems = problems_of(error, registered.Config, spec.settings)
     if problems:
         refused = fault(problems, None)
         raise PolicyFault(refused.what, fix=refused.fix, where=f"settings of probe {spec.id!r}")

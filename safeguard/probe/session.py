@@ -94,7 +94,7 @@ class Session:
         More samples begin with the images of fewer.
         """
         settings = self.policy.certification
-        count = max(settings.samples, samples or 0)
+        count = settings.at_least(samples)
         purpose = derive(self.policy.seed, "evaluate", subject.name, seed)
         prompts = spread(subject.prompt_list, count, purpose)
         seeds = [derive(purpose, index) for index in range(count)]

@@ -61,8 +61,8 @@ def _truth(column: Tensor, rows: Tensor) -> list[int]:
     return [int(column[row]) if row >= 0 else -1 for row in rows.tolist()]
 
 
-def calibrate(directory: Path, data: Examples, foreign: Examples | None) -> dict[str, Any]:
-    """Measure the exported detector, write ``calibration.json`` beside it, and return the counts by group and style.
+def calibrate(directory: Path, data: Examples, foreign: Examples | None) -> None:
+    """Measure the exported detector, and write ``calibration.json`` beside it; :func:`summaries` reads it.
 
     Args:
         directory: the exported detector.
@@ -82,7 +82,6 @@ def calibrate(directory: Path, data: Examples, foreign: Examples | None) -> dict
             by_name, drawn, foreign.names.tolist(), "OpenMoji, a style nobody trained on, unaltered"
         )
     CalibrationTables(tables=list(tables.values())).write(directory / CALIBRATION_FILE)
-    return summaries(directory)
 
 
 def summaries(directory: Path) -> dict[str, Any]:

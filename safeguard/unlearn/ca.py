@@ -27,10 +27,10 @@ from torch import Tensor
 
 from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet, generate
-from safeguard.model.parameters import select
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Unlearner, Workbench
-from safeguard.unlearn.common import erase_pairs, preservation
+from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.common import erase_pairs
+from safeguard.unlearn.common.descent import Descent
 from safeguard.unlearn.common.trajectories import draw_captions
 
 
@@ -59,23 +59,17 @@ class ConceptAblationConfig(MethodConfig):
     """Images per step of that term."""
 
 
-class ConceptAblation(Unlearner):
+class ConceptAblation(Descent):
     """Concept ablation as a loss to descend."""
 
     Config: ClassVar = ConceptAblationConfig
+    config: ConceptAblationConfig
 
     def __init__(self, config: ConceptAblationConfig, bench: Workbench) -> None:
-        self.config = config
-        self.bench = bench
-        self.steps = config.steps
-        self.learning_rate = config.learning_rate
+        super().__init__(config, bench)
         self._targets: dict[str, list[str]] = {}
         for prompt, anchor in erase_pairs(bench):
             self._targets.setdefault(anchor, []).append(prompt)
-
-    def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The configured parameter group."""
-        return select(self.bench.model, self.config.parameters)
 
     @cached_property
     def anchors(self) -> LatentSet:
@@ -105,7 +99,7 @@ class ConceptAblation(Unlearner):
     def preservation(self, generator: torch.Generator) -> Tensor | None:
         """The anchor's own denoising loss, and distillation on related and retained images."""
         config = self.config
-        keep = preservation(self.bench, config.preserve_weight, config.preserve_batch, generator)
+        keep = super().preservation(generator)
         if not config.prior_weight:
             return keep
         batch = self.anchors.batch(config.batch_size, generator)

@@ -24,8 +24,9 @@ from torch import Tensor
 from safeguard.config import MethodConfig
 from safeguard.model.parameters import select
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Unlearner, Workbench
-from safeguard.unlearn.common import erase_pairs, erase_prompts, preservation
+from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.common import erase_pairs, erase_prompts
+from safeguard.unlearn.common.descent import Descent
 from safeguard.unlearn.common.trajectories import Drawn, TrajectoryPool, draw_captions, draw_fresh
 
 _GROUPS = {
@@ -69,16 +70,14 @@ def negative_guidance(anchor: Tensor, concept: Tensor, empty: Tensor, eta: float
     return anchor - eta * (concept - empty)
 
 
-class ESD(Unlearner):
+class ESD(Descent):
     """Erased Stable Diffusion as a loss to descend."""
 
     Config: ClassVar = ESDConfig
+    config: ESDConfig
 
     def __init__(self, config: ESDConfig, bench: Workbench) -> None:
-        self.config = config
-        self.bench = bench
-        self.steps = config.steps
-        self.learning_rate = config.learning_rate
+        super().__init__(config, bench)
         self._prompts = erase_prompts(bench)
         self._anchor_of = dict(erase_pairs(bench))
 
@@ -127,7 +126,3 @@ class ESD(Unlearner):
         drawn, target = self._examples(generator)
         concept = self.bench.teacher.encode_prompts(drawn.captions)
         return (self.bench.model.predict(drawn.latents, drawn.t, concept) - target).pow(2).mean()
-
-    def preservation(self, generator: torch.Generator) -> Tensor | None:
-        """Distillation on related and retained images."""
-        return preservation(self.bench, self.config.preserve_weight, self.config.preserve_batch, generator)

@@ -19,9 +19,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from safeguard.config import MethodConfig
-from safeguard.model.parameters import select
-from safeguard.unlearn.base import Unlearner, Workbench
-from safeguard.unlearn.common import bounded_ascent, preservation
+from safeguard.unlearn.common import bounded_ascent
+from safeguard.unlearn.common.descent import Descent
 
 
 class GradientAscentConfig(MethodConfig):
@@ -43,27 +42,14 @@ class GradientAscentConfig(MethodConfig):
     """Images per step of that term."""
 
 
-class GradientAscent(Unlearner):
+class GradientAscent(Descent):
     """Bounded gradient ascent as a loss to descend."""
 
     Config: ClassVar = GradientAscentConfig
-
-    def __init__(self, config: GradientAscentConfig, bench: Workbench) -> None:
-        self.config = config
-        self.bench = bench
-        self.steps = config.steps
-        self.learning_rate = config.learning_rate
-
-    def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The configured parameter group."""
-        return select(self.bench.model, self.config.parameters)
+    config: GradientAscentConfig
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Bounded negative denoising loss on concept images."""
         model, batch = self.bench.model, self.bench.forget.batch(self.config.batch_size, generator)
         conditioning = model.encode_prompts(batch.captions)
         return bounded_ascent(model.denoising_loss(batch.latents, conditioning, generator), self.config.bound)
-
-    def preservation(self, generator: torch.Generator) -> Tensor | None:
-        """Distillation on related and retained images."""
-        return preservation(self.bench, self.config.preserve_weight, self.config.preserve_batch, generator)

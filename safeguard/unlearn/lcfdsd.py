@@ -35,9 +35,9 @@ from torch import Tensor
 from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet
 from safeguard.errors import UsageFault
-from safeguard.model.parameters import select
-from safeguard.unlearn.base import Unlearner, Workbench
-from safeguard.unlearn.common import bounded_ascent, preservation
+from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.common import bounded_ascent
+from safeguard.unlearn.common.descent import Descent
 
 _WEIGHTS = {"ng": 5e-3, "lt": 5e-5, "high": 5e-5}
 SHIFT, OFFSET = 1.0, 100.0
@@ -81,27 +81,21 @@ def contrast(images: Tensor, own: Tensor, other: Tensor, other_weight: float, ma
     return near - other_weight * (far - margin).clamp(min=0)
 
 
-class LCFDSD(Unlearner):
+class LCFDSD(Descent):
     """LCFDSD as a loss to descend."""
 
     Config: ClassVar = LCFDSDConfig
+    config: LCFDSDConfig
 
     def __init__(self, config: LCFDSDConfig, bench: Workbench) -> None:
         if bench.preserved is None:
             raise UsageFault(
                 "lcfdsd needs clean images", fix="declare related subjects of a concept, or retained subjects"
             )
-        self.config = config
-        self.bench = bench
+        super().__init__(config, bench)
         self.clean: LatentSet = bench.preserved
-        self.steps = config.steps
-        self.learning_rate = config.learning_rate
         self.weight = config.contrast_weight or _WEIGHTS[config.mode]
         self._pending: tuple[Tensor, Tensor] | None = None
-
-    def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The configured parameter group."""
-        return select(self.bench.model, self.config.parameters)
 
     @cached_property
     def _means(self) -> dict[str, Tensor]:
@@ -161,7 +155,3 @@ class LCFDSD(Unlearner):
         else:
             on_clean = on_clean + self.weight * contrasts[0]
         return (on_clean + on_harmful) / 2
-
-    def preservation(self, generator: torch.Generator) -> Tensor | None:
-        """Distillation on related and retained images."""
-        return preservation(self.bench, self.config.preserve_weight, self.config.preserve_batch, generator)

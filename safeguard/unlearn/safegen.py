@@ -33,8 +33,7 @@ from torch import Tensor
 
 from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet, encode
-from safeguard.model.parameters import select
-from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.unlearn.common.descent import Descent
 
 
 class SafeGenConfig(MethodConfig):
@@ -79,20 +78,11 @@ def mosaic_noise(noise: Tensor, difference: Tensor, signal: Tensor, scale: Tenso
     return noise + signal / scale * difference
 
 
-class SafeGen(Unlearner):
+class SafeGen(Descent):
     """SafeGen as a loss to descend."""
 
     Config: ClassVar = SafeGenConfig
-
-    def __init__(self, config: SafeGenConfig, bench: Workbench) -> None:
-        self.config = config
-        self.bench = bench
-        self.steps = config.steps
-        self.learning_rate = config.learning_rate
-
-    def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The configured parameter group."""
-        return select(self.bench.model, self.config.parameters)
+    config: SafeGenConfig
 
     @cached_property
     def mosaics(self) -> LatentSet:

@@ -29,11 +29,10 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from safeguard.config import MethodConfig
-from safeguard.model.parameters import select
 from safeguard.model.sampling import partially_denoised
-from safeguard.unlearn.base import Unlearner, Workbench
-from safeguard.unlearn.common import preservation
+from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.common.average import MovingAverage
+from safeguard.unlearn.common.descent import Descent
 from safeguard.unlearn.common.trajectories import Drawn, draw_captions, draw_fresh, draw_initial
 
 
@@ -74,22 +73,16 @@ def released_times(entry: int, steps: int, timesteps: int) -> range:
     return range(timesteps - width * (entry + 1), timesteps - width * entry)
 
 
-class SDD(Unlearner):
+class SDD(Descent):
     """Safe self-distillation as a loss to descend."""
 
     Config: ClassVar = SDDConfig
+    config: SDDConfig
 
     def __init__(self, config: SDDConfig, bench: Workbench) -> None:
-        self.config = config
-        self.bench = bench
-        self.steps = config.steps
-        self.learning_rate = config.learning_rate
+        super().__init__(config, bench)
         self._done = torch.zeros((), dtype=torch.int64)
         self._follows = "average" in (config.latents_from, config.result)
-
-    def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The configured parameter group."""
-        return select(self.bench.model, self.config.parameters)
 
     @cached_property
     def average(self) -> MovingAverage:
@@ -147,10 +140,6 @@ class SDD(Unlearner):
         with torch.no_grad():
             target = model.predict(latents, t, teacher.empty.repeat(len(latents)))
         return (model.predict(latents, t, teacher.encode_prompts(captions)) - target).pow(2).mean()
-
-    def preservation(self, generator: torch.Generator) -> Tensor | None:
-        """Distillation on related and retained images."""
-        return preservation(self.bench, self.config.preserve_weight, self.config.preserve_batch, generator)
 
     @torch.no_grad()
     def edit(self) -> None:

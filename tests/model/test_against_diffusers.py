@@ -13,7 +13,7 @@ from safeguard.errors import ModelFault
 from safeguard.model.diffusion import DiffusionModel
 from safeguard.model.preflight import SCHEDULERS
 from safeguard.model.sampling import initial_noise, sample, sample_latents, trajectory
-from tests.tiny import ARCHITECTURES, POOLED_WIDTH, tiny_pipeline, tiny_sdxl_pipeline, tiny_vae
+from tests.tiny import ARCHITECTURES, POOLED_WIDTH, tiny_pipeline, tiny_sd3_transformer, tiny_sdxl_pipeline, tiny_vae
 
 PROMPTS = ["an axe", "a cat"]
 
@@ -201,18 +201,9 @@ def test_any_scheduler_a_directory_may_name_serves(name: str) -> None:
 
 class TestRefused:
     def test_a_transformer_backbone(self) -> None:
-        transformer = diffusers.SD3Transformer2DModel(
-            sample_size=8,
-            num_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            caption_projection_dim=16,
-            pooled_projection_dim=16,
-        )
         nothing = {f"{part}{i}": None for part in ("text_encoder", "tokenizer") for i in ("", "_2", "_3")}
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-        pipeline = diffusers.StableDiffusion3Pipeline(transformer, scheduler, tiny_vae(), **nothing)
+        pipeline = diffusers.StableDiffusion3Pipeline(tiny_sd3_transformer(), scheduler, tiny_vae(), **nothing)
         with pytest.raises(ModelFault, match="'StableDiffusion3Pipeline' has a transformer backbone"):
             DiffusionModel(pipeline)
 

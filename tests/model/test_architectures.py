@@ -20,7 +20,7 @@ from safeguard.model.sampling import sample
 from safeguard.model.saving import save_pipeline
 from tests.benches import tiny_policy
 from tests.model.test_preflight import edit
-from tests.tiny import ARCHITECTURES, save_tiny, tiny_text_encoder, tiny_tokenizer, tiny_vae
+from tests.tiny import ARCHITECTURES, save_tiny, tiny_sd3_transformer, tiny_text_encoder, tiny_tokenizer, tiny_vae
 
 
 def images(pipeline: Any) -> np.ndarray:
@@ -59,15 +59,7 @@ class TestSupported:
 def stable_diffusion_3() -> Any:
     tokenizer = tiny_tokenizer()
     return diffusers.StableDiffusion3Pipeline(
-        transformer=diffusers.SD3Transformer2DModel(
-            sample_size=8,
-            num_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            caption_projection_dim=16,
-            pooled_projection_dim=16,
-        ),
+        transformer=tiny_sd3_transformer(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=tiny_vae(shift_factor=0.06),
         text_encoder=tiny_text_encoder(tokenizer, projection=True),

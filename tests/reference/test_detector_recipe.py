@@ -85,7 +85,8 @@ def test_calibration_counts_every_image(trained, tmp_path, data, monkeypatch):
     for name, value in {"COPIES": 2, "OTHERS": 1, "BLANKS": 3}.items():
         monkeypatch.setattr(calibration, name, value)
     detector.export(trained[0], tmp_path)
-    found = calibration.calibrate(tmp_path, data, data)
+    calibration.calibrate(tmp_path, data, data)
+    found = calibration.summaries(tmp_path)
     weapons = found["names"]["sets"]["weapon"]
     assert found["names"]["top1"][1] == 12
     assert (weapons["detected"][1], weapons["false_alarms"][1]) == (12, 4)

@@ -8,7 +8,14 @@ import torch
 from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.ca import ConceptAblation, ConceptAblationConfig
 from safeguard.unlearn.common.trajectories import draw_captions
-from tests.benches import MIXED, abar, answer, apart, gradients, learning, moved_bench, seeded
+from tests.benches import (
+    MIXED,
+    abar,
+    answer,
+    assert_target_is_constant,
+    moved_bench,
+    seeded,
+)
 
 ANCHORS = {"axe in ice": "cup in ice", "axe in mud": "cup in mud", "ink art": "art", "max": "", "old max": ""}
 
@@ -48,12 +55,7 @@ def test_loss_agrees_with_a_slow_one(bench: Workbench, settings: dict[str, objec
 
 def test_no_gradient_passes_through_the_anchor(bench: Workbench) -> None:
     method = ca(bench)
-    parameters = learning(method.parameters())
-    found = gradients(method.loss(seeded(1)), parameters)
-    stopped = gradients(slow_loss(method, 1), parameters)
-    through = gradients(slow_loss(method, 1, stop=False), parameters)
-    assert apart(found, stopped) < 1e-2
-    assert apart(found, through) > 0.1
+    assert_target_is_constant(method, slow_loss)
 
 
 def test_the_prior_is_the_denoising_loss_of_the_anchors_images(bench: Workbench) -> None:

@@ -1,4 +1,4 @@
-"""``safeguard policy``: write, check and explain policy files; imports no method, hence no torch."""
+"""``safeguard policy``: write, check and explain policy files; only ``check`` imports the methods they name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from safeguard.errors import UsageFault
 from safeguard.model.files import write_text
 from safeguard.policy.json_schema import policy_json_schema
 from safeguard.policy.loading import load_policy, resolved_yaml
+from safeguard.policy.methods import check_methods
 from safeguard.policy.schema import Policy, Subject
 from safeguard.policy.starting import starting_policy
 from safeguard.progress import printable
@@ -26,11 +27,10 @@ def policy() -> None:
 @policy.command()
 @click.argument("file", type=FILE)
 def check(file: Path) -> None:
-    """Say whether FILE is a valid policy; if not, name every mistake with line and column.
-
-    Settings of methods are checked when they are used, by harden and certify.
-    """
-    click.echo(printable(f"{file}: OK ({_counts(load_policy(file))})"))
+    """Say whether FILE is a valid policy; if not, name every mistake with line and column."""
+    declared = load_policy(file)
+    check_methods(declared, file)
+    click.echo(printable(f"{file}: OK ({_counts(declared)})"))
 
 
 @policy.command()

@@ -15,24 +15,25 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
 
 from safeguard.errors import EnvironmentFault
 
-_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _explain(error: OSError | SafetensorError, path: Path) -> EnvironmentFault:
     if isinstance(error, SafetensorError):  # safetensors hides the errno of a failed write in its message
         code = re.search(r"os error (\d+)", str(error))
         error = OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error))
-    remedy = "choose a directory you may write to" if error.errno in _PERMISSION else "free disk space"
+    remedy = "free disk space or " if error.errno in _SPACE else ""
     place = f" ({error.filename})" if error.filename else ""
     return EnvironmentFault(
         f"cannot write {path.name}: {error.strerror or error}{place}",
-        fix=f"{remedy} or choose another output directory; what was there before is untouched",
+        fix=f"{remedy}choose another output directory, one you may write to; what was there before is untouched",
         where=str(path.parent),
     )
 
@@ -114,6 +115,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Try, before long work, whether something could be written at ``path``, in the nearest directory there is.
+
+    Raises:
+        EnvironmentFault: it could not.
+    """
+    path = path.resolve()
+    existing = next(folder for folder in path.parents if folder.exists())
+    try:
+        with TemporaryDirectory(prefix=f".{path.name}.", dir=existing):
+            pass
+    except OSError as error:
+        raise _explain(error, path) from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from safeguard.errors import EnvironmentFault, TrainingFault, UsageFault
 from safeguard.model.erasers import erasers
-from safeguard.model.files import atomic_directory
+from safeguard.model.files import atomic_directory, check_writable
 from safeguard.model.manifest import manifest
 from safeguard.model.opening import quiet
 
@@ -65,6 +65,12 @@ def save_pipeline(
 
 
 def check_target(directory: Path, overwrite: bool) -> None:
+    """Refuse, before any work, a directory that :func:`save_pipeline` could not or should not write.
+
+    Raises:
+        UsageFault: it is a file, or holds something we did not write and ``overwrite`` is false.
+        EnvironmentFault: nothing can be written there.
+    """
     if directory.exists() and not directory.is_dir():
         raise UsageFault("this is a file, not a directory", fix="choose another output directory", where=str(directory))
     occupied = directory.is_dir() and any(directory.iterdir()) and not (directory / OURS).is_file()
@@ -74,6 +80,7 @@ def check_target(directory: Path, overwrite: bool) -> None:
             fix="choose another directory, or ask for it to be overwritten",
             where=str(directory),
         )
+    check_writable(directory)
 
 
 def _check_names(extra: Mapping[str, str], pipeline: DiffusionPipeline) -> None:

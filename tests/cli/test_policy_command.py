@@ -45,6 +45,18 @@ def test_check_names_the_mistake(written, capsys):
     assert f"{written}:" in captured.err
 
 
+def test_check_looks_into_the_settings_of_methods(written, capsys):
+    text = written.read_text(encoding="utf-8")
+    assert "name: esd" in text
+    written.write_text(
+        text.replace("name: esd", "name: esd, etta: 3" if "{name: esd" in text else "name: esd\n    etta: 3")
+    )
+    assert run(["policy", "check", str(written)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "harden.unlearner.etta: unknown" in captured.err and "'eta'" in captured.err
+
+
 def test_show(written, capsys):
     assert run(["policy", "show", str(written)]) == 0
     shown = capsys.readouterr().out

@@ -18,7 +18,7 @@ from safeguard.errors import EnvironmentFault, TrainingFault, UsageFault
 from safeguard.model.manifest import manifest
 from safeguard.model.opening import open_pipeline
 from safeguard.model.preflight import inspect
-from safeguard.model.saving import save_pipeline
+from safeguard.model.saving import check_target, save_pipeline
 from tests.tiny import tiny_pipeline, tiny_sdxl_pipeline
 
 EXTRA = {"hardening.json": "{}", "policy.resolved.yaml": "name: ⚔\n"}
@@ -89,6 +89,12 @@ class TestWritten:
 
 
 class TestTarget:
+    def test_a_place_where_nothing_can_be_written_is_refused_before_any_work(self, tmp_path: Path) -> None:
+        with pytest.raises(EnvironmentFault, match="cannot write m"):
+            check_target(Path("/proc/m"), overwrite=False)
+        check_target(tmp_path / "new" / "m", overwrite=False)
+        assert listing(tmp_path) == []
+
     def test_ours_is_replaced_as_a_whole(self, tmp_path: Path) -> None:
         save_pipeline(tiny_pipeline(), tmp_path / "m", EXTRA | {"old.txt": "x"})
         save_pipeline(tiny_pipeline(seed=1), tmp_path / "m", EXTRA)

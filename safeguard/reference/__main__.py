@@ -165,7 +165,7 @@ def main() -> None:
 @click.option("--steps-autoencoder", default=1500, show_default=True)
 @click.option("--steps-denoiser", default=20000, show_default=True)
 @click.option("--steps-decoder", default=1500, show_default=True)
-@click.option("--steps-detector", default=2400, show_default=True)
+@click.option("--steps-detector", default=6000, show_default=True)
 def build(work: Path, output: Path, device: str, samples: int, **steps: int) -> None:
     """Fetch the artwork, train all parts, evaluate, and write weights and card; run again to continue."""
     by_stage = {name.removeprefix("steps_"): count for name, count in steps.items()}

@@ -1,4 +1,4 @@
-"""Where the files that users read and copy (``policies/``, ``probes/``, ``reports/``) are found."""
+"""Where the files that users read and copy (``policies/``, ``probes/``, ``reports/``, ``studies/``) are found."""
 
 from __future__ import annotations
 

@@ -1,0 +1,34 @@
+"""``safeguard study``: run a study's cells, print its tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from safeguard.cli.common import DIRECTORY, device_option, progress_option
+from safeguard.progress import choose
+
+
+@click.command()
+@click.argument("name", metavar="NAME_OR_FILE")
+@click.option("--out", type=DIRECTORY, required=True, help="Directory for models, certifications and tables.")
+@click.option("--jobs", type=int, default=1, show_default=True, help="Cells run side by side; they share the cores.")
+@click.option("--only", multiple=True, metavar="PATTERN", help="Cells to run, such as 'weapons/*'; may be repeated.")
+@device_option
+@progress_option
+def study(name: str, out: Path, jobs: int, only: tuple[str, ...], device: str, progress: str) -> None:
+    """Harden and certify every task of a study under every variant, and lay the results side by side.
+
+    NAME_OR_FILE is a shipped study (see studies/) or a file. An interrupted study continues where it was when the same
+    command is given again.
+    """
+    from safeguard.model.files import write_text
+    from safeguard.study.rendering import markdown
+    from safeguard.study.runner import run_study
+    from safeguard.study.schema import load_study
+
+    result = run_study(load_study(name), out, jobs=jobs, device=device, only=only, progress=choose(progress))
+    text = markdown(result)
+    write_text(out / "study.md", text)
+    click.echo(text, nl=False)

@@ -1,0 +1,101 @@
+"""A study's result as Markdown tables: one per task, one row per variant, the untouched model first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from safeguard.study.schema import CellResult, Look, StudyResult
+
+MEBIBYTE = 2**20
+
+
+def markdown(result: StudyResult) -> str:
+    """All tables, with what their columns mean."""
+    parts = [table(result, task) for task in result.study.tasks if _of(result, task)]
+    return "\n\n".join([_legend(result), *parts]) + "\n"
+
+
+def table(result: StudyResult, task: str) -> str:
+    """The table of one task."""
+    found = _of(result, task)
+    columns = _columns(found)
+    header = ["method", *(_heading(probe, step) for probe, step in columns)]
+    header += ["related kept", "others kept", "CLIP score", "time", "memory"]
+    rows = [_untouched(found, columns)]
+    rows += [_row(cell, result.study.variants[cell.variant].title, columns) for cell in found]
+    return f"### {result.study.tasks[task].title}\n\n" + _grid(header, rows)
+
+
+def _legend(result: StudyResult) -> str:
+    points = {f"{look.samples}" for cell in result.cells for look in cell.looks}
+    return (
+        f"Flagged images of {' or '.join(sorted(points, key=int))}, with the one-sided upper bound on the true rate at "
+        f"{result.confidence:.0%} confidence (the detector's sensitivity included). *Kept*: detection rate of related "
+        "and of other subjects against the untouched model, the worst of them. *CLIP score*: mean over retained "
+        "prompts. "
+        f"*Time* and *memory*: hardening on {result.threads} CPU thread{'s' if result.threads > 1 else ''}, images "
+        "drawn for it included; largest resident memory of the process."
+    )
+
+
+def _of(result: StudyResult, task: str) -> list[CellResult]:
+    return [cell for cell in result.cells if cell.task == task]
+
+
+def _columns(cells: Iterable[CellResult]) -> list[tuple[str, int]]:
+    """Probe and step; a fine-tune's step 0 is the released model once more."""
+    seen = [(look.probe, look.step) for cell in cells for look in cell.looks]
+    return list(dict.fromkeys(column for column in seen if column[1] or column[0] == "released"))
+
+
+def _heading(probe: str, step: int) -> str:
+    return f"{probe}, {step} steps" if step else probe
+
+
+def _worst(cell: CellResult, column: tuple[str, int]) -> Look | None:
+    looks = [look for look in cell.looks if (look.probe, look.step) == column]
+    return max(looks, key=lambda look: look.upper, default=None)
+
+
+def _row(cell: CellResult, title: str, columns: Sequence[tuple[str, int]]) -> list[str]:
+    if cell.error:
+        return [title, cell.error, *[""] * (len(columns) + 4)]
+    looks = [_worst(cell, column) for column in columns]
+    rates = ["" if look is None else f"{look.flagged} ({look.upper:.0%})" for look in looks]
+    kept = [_kept(cell, "related"), _kept(cell, "retained")]
+    cost = [_minutes(cell.seconds), f"{cell.peak_bytes / MEBIBYTE:,.0f} MiB"]
+    return [title, *rates, *kept, _score(cell, "hardened"), *cost]
+
+
+def _untouched(cells: Sequence[CellResult], columns: Sequence[tuple[str, int]]) -> list[str]:
+    """What the base model does, from the first cell that knows."""
+    rates = []
+    for column in columns:
+        known = [look.base for cell in cells for look in cell.looks if (look.probe, look.step) == column]
+        rate = next((rate for rate in known if rate is not None), None)
+        rates.append("" if rate is None else f"{rate:.0%}")
+    score = next((_score(cell, "base") for cell in cells if cell.utility), "")
+    return ["*untouched*", *rates, "", "", score, "", ""]
+
+
+def _kept(cell: CellResult, relation: str) -> str:
+    shares = [
+        row.hardened / row.base
+        for row in cell.utility
+        if row.relation == relation and row.metric == "detection rate" and row.base
+    ]
+    return f"{min(shares):.0%}" if shares else ""
+
+
+def _score(cell: CellResult, role: str) -> str:
+    scores = [getattr(row, role) for row in cell.utility if row.metric == "CLIP score"]
+    return f"{sum(scores) / len(scores):.2f}" if scores else ""
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min"
+
+
+def _grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

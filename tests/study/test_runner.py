@@ -1,0 +1,48 @@
+"""A study on the reference model, run as a user does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from safeguard.cli import run
+from safeguard.study.schema import StudyResult
+from tests.study.small import STUDY, write
+
+
+def test_a_study_end_to_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAFEGUARD_CACHE", str(tmp_path / "cache"))
+    command = ["study", str(write(tmp_path)), "--out", str(tmp_path / "out"), "--jobs", "2", "--progress", "none"]
+    assert run(command) == 0
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "out" / "study.md").read_text(encoding="utf-8")
+    found = StudyResult.model_validate_json((tmp_path / "out" / "study.json").read_bytes())
+    done, failed = found.cells
+    assert (done.variant, failed.variant) == ("uce", "nowhere")
+    assert [(look.probe, look.step, look.samples) for look in done.looks] == [("released", 0, 8)]
+    assert done.looks[0].base is not None and done.looks[0].base > 0.8
+    assert done.looks[0].rate < done.looks[0].base
+    assert done.seconds > 0 and done.peak_bytes > 100e6
+    assert "nowhere" in failed.error and not failed.looks
+    row = next(line for line in printed.splitlines() if line.startswith("| Closed form \\| UCE |"))
+    assert f"| {done.looks[0].flagged} ({done.looks[0].upper:.0%}) |" in row
+    assert any(line.startswith("| No model | ") and "nowhere" in line for line in printed.splitlines())
+
+    record = tmp_path / "out" / "cells" / "axe" / "uce" / "model" / "hardening.json"
+    before = record.stat().st_mtime_ns
+    assert run([*command, "--only", "axe/uce"]) == 0
+    again = StudyResult.model_validate_json((tmp_path / "out" / "study.json").read_bytes())
+    assert record.stat().st_mtime_ns == before and again.cells == [done]
+
+    write(tmp_path, STUDY.replace("lam: 0.2", "lam: 0.4"))
+    assert run([*command, "--only", "axe/uce"]) == 0
+    assert json.loads(record.read_bytes())["unlearner"]["lam"] == 0.4
+
+
+def test_no_jobs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["study", str(write(tmp_path)), "--out", str(tmp_path / "out"), "--jobs", "0"]) == 2
+    assert "at least one" in capsys.readouterr().err

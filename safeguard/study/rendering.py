@@ -20,7 +20,7 @@ def table(result: StudyResult, task: str) -> str:
     found = _of(result, task)
     columns = _columns(found)
     header = ["method", *(_heading(probe, step) for probe, step in columns)]
-    header += ["related kept", "others kept", "CLIP score", "time", "memory"]
+    header += ["related kept", "others kept", "CLIP score", "CPU time", "memory"]
     rows = [_untouched(found, columns)]
     rows += [_row(cell, result.study.variants[cell.variant].title, columns) for cell in found]
     return f"### {result.study.tasks[task].title}\n\n" + _grid(header, rows)
@@ -33,8 +33,7 @@ def _legend(result: StudyResult) -> str:
         f"{result.confidence:.0%} confidence (the detector's sensitivity included). *Kept*: detection rate of related "
         "and of other subjects against the untouched model, the worst of them. *CLIP score*: mean over retained "
         "prompts. "
-        f"*Time* and *memory*: hardening on {result.threads} CPU thread{'s' if result.threads > 1 else ''}, images "
-        "drawn for it included; largest resident memory of the process."
+        "*CPU time* and *memory*: of the hardening process, images drawn for it included; largest resident memory."
     )
 
 
@@ -63,7 +62,7 @@ def _row(cell: CellResult, title: str, columns: Sequence[tuple[str, int]]) -> li
     looks = [_worst(cell, column) for column in columns]
     rates = ["" if look is None else f"{look.flagged} ({look.upper:.0%})" for look in looks]
     kept = [_kept(cell, "related"), _kept(cell, "retained")]
-    cost = [_minutes(cell.seconds), f"{cell.peak_bytes / MEBIBYTE:,.0f} MiB"]
+    cost = [_minutes(cell.cpu_seconds), f"{cell.peak_bytes / MEBIBYTE:,.0f} MiB"]
     return [title, *rates, *kept, _score(cell, "hardened"), *cost]
 
 

@@ -1,7 +1,8 @@
 """Runs the cells of a study, each as a user would: ``safeguard harden``, then ``safeguard certify``.
 
-Every command is a process of its own, so that its memory can be measured, several run side by side, and one that fails
-costs one row. A model is not hardened again as long as its policy is the same, and certification reuses its units.
+Every command is a process of its own, so that its memory and processor time can be measured, several run side by side,
+and one that fails costs one row. A model is not hardened again as long as its policy is the same (a hardening that was
+interrupted starts anew, or its time would mean nothing), and certification reuses its units.
 """
 
 from __future__ import annotations
@@ -73,19 +74,19 @@ class Runner:
             write_text(policy, text)
         usage = folder / "usage.json"
         if not (model / "hardening.json").is_file() or not usage.is_file():
-            peak, error = self._call(["harden", str(policy), "--out", str(model)], folder / "harden.log", (0,))
+            command = ["harden", str(policy), "--out", str(model), "--fresh"]
+            used, error = self._call(command, folder / "harden.log", (0,))
             if error:
-                return CellResult(task=cell.task, variant=cell.variant, error=error, peak_bytes=peak)
-            write_json(usage, {"peak_bytes": peak})
+                return CellResult(task=cell.task, variant=cell.variant, error=error)
+            write_json(usage, used)
         command = ["certify", str(model), "--out", str(run_dir)]
         _, error = self._call(command, folder / "certify.log", tuple(EXIT_CODES.values()))
         if error:
             return CellResult(task=cell.task, variant=cell.variant, error=error)
-        record = json.loads((model / "hardening.json").read_bytes())
-        return _read(cell, load_report(run_dir), json.loads(usage.read_bytes()), record)
+        return _read(cell, load_report(run_dir), json.loads(usage.read_bytes()))
 
-    def _call(self, arguments: list[str], log: Path, good: tuple[int, ...]) -> tuple[int, str]:
-        """Run one command of ours; its peak memory in bytes, and what it said if it failed."""
+    def _call(self, arguments: list[str], log: Path, good: tuple[int, ...]) -> tuple[dict[str, float], str]:
+        """Run one command of ours; what it used, and what it said if it failed."""
         if self._stopped:
             raise KeyboardInterrupt
         command = [sys.executable, "-m", "safeguard", *arguments, "--device", self.device, "--progress", "plain"]
@@ -99,8 +100,11 @@ class Runner:
             process.returncode = os.waitstatus_to_exitcode(status)
         with self._lock:
             self._running.discard(process)
-        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return peak, "" if process.returncode in good else _complaint(log, process.returncode)
+        used = {
+            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        }
+        return used, "" if process.returncode in good else _complaint(log, process.returncode)
 
     def _stop(self) -> None:
         self._stopped = True
@@ -160,12 +164,12 @@ def _line(result: CellResult) -> str:
     name = f"{result.task}/{result.variant}"
     if result.error:
         return f"{name}: {result.error}"
-    return f"{name}: hardened in {duration(result.seconds)}, " + ", ".join(
+    return f"{name}: hardened in {duration(result.cpu_seconds)} of processor time, " + ", ".join(
         f"{look.probe} at {look.step}: {look.flagged}/{look.samples}" for look in result.looks
     )
 
 
-def _read(cell: Cell, report: Report, usage: dict[str, int], record: dict[str, float]) -> CellResult:
+def _read(cell: Cell, report: Report, usage: dict[str, float]) -> CellResult:
     looks = []
     for claim in report.claims:
         curves = {curve.role: curve.points for curve in claim.curves}
@@ -187,8 +191,8 @@ def _read(cell: Cell, report: Report, usage: dict[str, int], record: dict[str, f
         task=cell.task,
         variant=cell.variant,
         verdict=report.verdict,
-        seconds=record["seconds"],
-        peak_bytes=usage["peak_bytes"],
+        cpu_seconds=usage["cpu_seconds"],
+        peak_bytes=int(usage["peak_bytes"]),
         looks=looks,
         utility=report.utility,
     )

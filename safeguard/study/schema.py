@@ -92,10 +92,10 @@ class CellResult(Strict):
     error: str = ""
     """Why there is nothing else: what the failed command said."""
     verdict: Verdict | None = None
-    seconds: float = 0.0
-    """Of hardening, without start-up."""
+    cpu_seconds: float = 0.0
+    """Processor time of the hardening process; does not depend on what else the machine does."""
     peak_bytes: int = 0
-    """Largest resident memory of the hardening process."""
+    """Its largest resident memory."""
     looks: list[Look] = []
     utility: list[UtilityRow] = []
 

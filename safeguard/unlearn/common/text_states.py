@@ -98,6 +98,20 @@ def columns(model: DiffusionModel, prompt: str, anchor: str, which: Positions) -
     return states[0, old].T, states[1, new].T
 
 
+def aligned(
+    model: DiffusionModel, prompt: str, anchor: str, others: Sequence[str], which: Literal["span", "last-subject"]
+) -> list[Tensor]:
+    """States of a prompt from its last subject token on, and of other texts from their last token on, each (d_in, n).
+
+    All are as long as the shortest of them (``span``), or one column each.
+    """
+    ids = [token_ids(model, text) for text in (prompt, *others)]
+    starts = [subject(ids[0], token_ids(model, anchor))[-1], *(len(tokens) - 2 for tokens in ids[1:])]
+    states = model.encode_prompts([prompt, *others]).states
+    count = 1 if which == "last-subject" else states.shape[1] - max(starts)
+    return [row[start : start + count].T for row, start in zip(states, starts, strict=True)]
+
+
 def pair_moments(model: DiffusionModel, pairs: Sequence[tuple[str, str]], which: Positions) -> tuple[Tensor, Tensor]:
     """sum (g - x) x^T and sum x x^T over the columns of all pairs, each (d_in, d_in) in float64."""
     model.encode_prompts([text for pair in pairs for text in pair])  # all at once; each pair then finds its own

@@ -32,6 +32,7 @@ from safeguard.errors import UsageFault
 from safeguard.model.diffusion import DiffusionModel
 from safeguard.policy.schema import Subject
 from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.common import kept_subjects
 from safeguard.unlearn.common.closed_form import moment
 
 Positions = Literal["all", "span", "last-subject", "surrounding"]
@@ -139,8 +140,7 @@ def prompt_moment(model: DiffusionModel, prompts: Sequence[str], *, last_only: b
 
 def preserved_prompts(bench: Workbench) -> list[str]:
     """The empty prompt, and all prompts of related and retained subjects, each once."""
-    related = [neighbour for concept in bench.concepts for neighbour in concept.related]
-    return list(dict.fromkeys(["", *prompts_of([*bench.policy.retain, *related])]))
+    return list(dict.fromkeys(["", *prompts_of(kept_subjects(bench))]))
 
 
 def prompts_of(subjects: Sequence[Subject]) -> Iterator[str]:

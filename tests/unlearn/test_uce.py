@@ -23,7 +23,7 @@ from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.common.closed_form import originals, projections
 from safeguard.unlearn.rece import RECEConfig
 from safeguard.unlearn.uce import UCE, UCEConfig, uce_update
-from tests.benches import drawn_bench, mixed_concepts
+from tests.benches import drawn_bench, mixed_concepts, names_bench, states
 from tests.closed_forms import E, G, P, W, sines
 
 
@@ -132,6 +132,55 @@ def test_a_hundred_names_and_a_style_at_once() -> None:
     hat = bench.model.encode_prompts(["hat"]).states[0].T
     for now, then in zip(projections(bench).values(), originals(bench).values(), strict=True):
         assert (now @ hat - then @ hat)[:, -1].norm() < 0.25 * (then @ hat)[:, -1].norm()
+
+
+@torch.no_grad()
+def test_a_hundred_names_of_the_reference_model_become_their_anchor() -> None:
+    """120 columns fit into 128 dimensions: every erased key and value is its anchor's, every kept one what it was."""
+    bench = names_bench({"name": "uce"}, kept=20)
+    method = UCE(UCEConfig(tokens="last-subject", lam=1e-9), bench)
+    before = {name: weight.detach().clone() for name, weight in method.parameters().items()}
+    method.edit()
+    tokenizer = bench.model.pipeline.tokenizer
+
+    def word(prompt: str, after: int) -> torch.Tensor:
+        """The state that stands ``after`` tokens before the end token."""
+        return states(bench, prompt)[len(tokenizer(prompt).input_ids) - 1 - after]
+
+    erased = torch.stack([word(concept.prompt_list[0], 2) for concept in bench.concepts])  # <s> a name emoji </s>
+    anchor = word("an emoji", 2)
+    kept = torch.stack([word(prompt, 1) for prompt in bench.policy.retain[0].prompt_list])
+    assert len(erased) == 100 and len(kept) == 20
+    for name, weight in method.parameters().items():
+        now, then = weight.double(), before[name].double()
+        wanted = (then @ anchor).expand(100, -1)
+        away = (erased @ then.T - wanted).norm(dim=1)
+        assert ((erased @ now.T - wanted).norm(dim=1) / away).max() < 1e-2, name
+        assert (kept @ (now - then).T).norm() < 1e-3 * (kept @ then.T).norm(), name
+
+
+@torch.no_grad()
+def test_a_hundred_names_with_all_positions_are_one_least_squares() -> None:
+    """With 3,400 columns in 128 dimensions the minimiser is a compromise; its gradient vanishes."""
+    bench = names_bench({"name": "uce"}, kept=44)
+    method = UCE(UCEConfig(), bench)
+    before = {name: weight.detach().clone() for name, weight in method.parameters().items()}
+    method.edit()
+    tokenizer = bench.model.pipeline.tokenizer
+    erase, guide = [], []
+    for concept in bench.concepts:
+        (prompt,) = concept.prompt_list
+        last, other = (len(tokenizer(text).input_ids) - 3 for text in (prompt, "an emoji"))
+        length = bench.model.empty.states.shape[1] - max(last, other)
+        erase.append(states(bench, prompt)[last : last + length])
+        guide.append(states(bench, "an emoji")[other : other + length])
+    e, g = torch.cat(erase), torch.cat(guide)
+    p = torch.cat([states(bench, text) for text in ["", *bench.policy.retain[0].prompt_list]])
+    for name, weight in method.parameters().items():
+        now, then = weight.double(), before[name].double()
+        slope = (e @ now.T - g @ then.T).T @ e + (p @ (now - then).T).T @ p + 0.5 * (now - then)
+        start = ((e - g) @ then.T).T @ e
+        assert slope.norm() < 1e-4 * start.norm(), name
 
 
 # -- debiasing --------------------------------------------------------------------------------------------------------

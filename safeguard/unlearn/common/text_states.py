@@ -23,7 +23,7 @@ of the empty prompt is its start token.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,9 +40,18 @@ CHUNK = 64
 """Prompts whose states are in double precision at once."""
 
 
-def token_ids(model: DiffusionModel, prompt: str) -> list[int]:
-    """Tokens of a prompt with start and end, truncated to the context (of the first tokenizer, where there are two)."""
-    tokenizer = model.pipeline.tokenizer
+def encoders(model: DiffusionModel) -> dict[str, tuple[Any, Any]]:
+    """Every text encoder with its tokenizer, by the encoder's name."""
+    return {
+        name: (encoder, getattr(model.pipeline, name.replace("text_encoder", "tokenizer")))
+        for name, encoder in model.parts.items()
+        if name.startswith("text_encoder")
+    }
+
+
+def token_ids(model: DiffusionModel, prompt: str, tokenizer: Any = None) -> list[int]:
+    """Tokens of a prompt with start and end, truncated to the context; by the first tokenizer if none is given."""
+    tokenizer = tokenizer or model.pipeline.tokenizer
     ids: list[int] = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
     return ids
 

@@ -11,7 +11,6 @@ from safeguard.policy.schema import Policy
 from safeguard.progress import SilentProgress
 from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.ca import ConceptAblation, ConceptAblationConfig
-from safeguard.unlearn.common.trajectories import draw_captions
 from tests.benches import (
     MIXED,
     abar,
@@ -42,7 +41,10 @@ def slow_loss(method: ConceptAblation, seed: int, *, stop: bool = True) -> torch
     rows = torch.randint(len(method.anchors), (size,), generator=generator)
     images = method.anchors.rows(rows, generator).latents
     anchors = [method.anchors.captions[row] for row in rows]
-    prompts = [draw_captions([p for p, a in ANCHORS.items() if a == one], 1, generator)[0] for one in anchors]
+    prompts = []
+    for one in anchors:
+        own = [prompt for prompt, anchor in ANCHORS.items() if anchor == one]
+        prompts.append(own[int(torch.randint(len(own), (1,), generator=generator))])
     t, noise = bench.model.draw_noise(size, generator)
     losses = []
     for z, eps, time, prompt, anchor in zip(images, noise, t.tolist(), prompts, anchors, strict=True):

@@ -151,9 +151,11 @@ def test_receler(bench: Workbench, variant: str) -> None:
     erased: list[torch.Tensor] = []
     for name, module in plain.named_modules():
         if name.endswith("attn2"):
-            down, up = ((parameters[f"unet.{name}.eraser.{layer}.{part}"] for part in ("weight", "bias"))
-                        for layer in ("down", "up"))  # fmt: skip
-            module.register_forward_hook(_restated_eraser([*down], [*up], variant, erased))
+            down, up = (
+                [parameters[f"unet.{name}.eraser.{layer}.{part}"] for part in ("weight", "bias")]
+                for layer in ("down", "up")
+            )
+            module.register_forward_hook(_restated_eraser(down, up, variant, erased))
 
     x, t, captions, _ = batch(method, seeded(3))
     lengths = [len(bench.model.pipeline.tokenizer(caption).input_ids) for caption in captions]

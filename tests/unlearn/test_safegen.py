@@ -71,6 +71,7 @@ def test_loss_agrees_with_a_slow_one(bench: Workbench, variant: str, snr_limit: 
 def test_a_whole_step_restated(bench: Workbench) -> None:
     """From the drawn latents on: pictures, mosaics and their latents by the autoencoder itself, targets, weights."""
     method = safegen(bench)
+    parameters = learning(method.parameters())
     generator, forget, vae = seeded(8), bench.forget, bench.model.pipeline.vae
     rows = torch.randint(len(forget), (4,), generator=generator)
     noises = [torch.randn(4, 4, 8, 8, generator=generator) for _ in range(2)]
@@ -91,7 +92,6 @@ def test_a_whole_step_restated(bench: Workbench) -> None:
         x = signal * z + spread * eps
         weight = min(1.0, (spread / signal) ** 2)
         losses.append(weight * (answer(bench.model, x, time, "") - (x - signal * m) / spread).pow(2).mean())
-    parameters = learning(method.parameters())
     found, expected = method.loss(seeded(8)), 0.1 * torch.stack(losses).mean()
     assert found.item() == pytest.approx(expected.item(), rel=1e-2)
     assert apart(gradients(found, parameters), gradients(expected, parameters)) < 1e-2

@@ -83,6 +83,7 @@ def test_loss_agrees_with_a_slow_one(bench: Workbench, settings: dict[str, objec
 def test_a_whole_step_restated(bench: Workbench) -> None:
     """Prompts, run, timestep and loss from the description alone; none of the method's own parts is asked."""
     method = sdd(bench)
+    parameters = learning(method.parameters())
     prompts = [["axe in ice", "axe in mud"], ["ink art"], ["max", "old max"]]
     for seed in range(3):
         draws = seeded(seed)
@@ -99,7 +100,6 @@ def test_a_whole_step_restated(bench: Workbench) -> None:
             with torch.no_grad():
                 empty = answer(bench.model, x, t, "")
             rows.append((answer(bench.model, x, t, picked[row][row]) - empty).pow(2).mean())  # the concepts in turn
-        parameters = learning(method.parameters())
         found, expected = method.loss(seeded(seed)), torch.stack(rows).mean()
         assert found.item() == pytest.approx(expected.item(), rel=1e-3)
         assert apart(gradients(found, parameters), gradients(expected, parameters)) < 1e-2

@@ -15,9 +15,9 @@ start token. All projections are edited from their original weights.
 The published weights suit the reference model: of its weapons 1 of 28 is left (tools 16 of 16, animals 16 of 16, things
 10 of 12).
 
-Any number of concepts of any kind is one solve. What a solve can give is limited by the width of the text states: on the
-reference model (128) a hundred names and twenty to keep reach their goals exactly with ``last-subject`` and a small
-``lam``; with ``span``, 3,400 columns, the names end at 0.27 of their distance from the anchor while 44 kept prompts
+Any number of concepts of any kind is one solve. What it can give is limited by the width of the text states: on the
+reference model (128) a hundred names, and twenty to keep, reach their goals exactly with ``last-subject`` and a small
+``lam``; with ``span``, thousands of columns, the names end at 0.27 of their distance from the anchor while 44 kept ones
 move by 0.40 of their length. For a style let the anchor keep the object::
 
     concepts:

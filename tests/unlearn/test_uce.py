@@ -161,7 +161,7 @@ def test_a_hundred_names_of_the_reference_model_become_their_anchor() -> None:
 
 @torch.no_grad()
 def test_a_hundred_names_with_all_positions_are_one_least_squares() -> None:
-    """With 3,400 columns in 128 dimensions the minimiser is a compromise; its gradient vanishes."""
+    """With thousands of columns in 128 dimensions the minimiser is a compromise; its gradient vanishes."""
     bench = names_bench({"name": "uce"}, kept=44)
     method = UCE(UCEConfig(), bench)
     before = {name: weight.detach().clone() for name, weight in method.parameters().items()}

@@ -84,6 +84,9 @@ class Unlearner:
     """Optimiser steps when it is used alone; 0 when there is nothing to descend."""
     learning_rate: float = 0.0
     """Adam's learning rate when it is used alone."""
+    keeping_steps: int = 0
+    """Optimiser steps of :meth:`preservation` alone after each of the ``steps`` of :meth:`loss` alone when it is used
+    alone; 0: every step descends both."""
     data_digest: str = ""
     """Digest of the user's own files that the settings name: with them it determines the result."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from safeguard.finetune.base import Run, Training
-from safeguard.resilience.hypergradient import Vector, cosine, norm, solve_moreau
+from safeguard.resilience.hypergradient import Vector, cosine, solve_moreau
 from safeguard.resilience.trajectory import Trajectory, matched, update
 from tests.benches import apart, seeded
 from tests.resilience.test_hypergradient import THETA, A, C, H, M
@@ -78,7 +78,9 @@ def test_the_reverse_recursion_is_autograd_through_the_loop(optimizer: str, max_
         if done in (4, 6):
             found = torch.autograd.grad(outer(first, second, still), [first, second, still])
             slopes_at[done], beside = list(found[:2]), beside + found[2]
-    assert apart([first.detach(), second.detach()], [x.detach() for x in values]) < 1e-12, "update is what the optimiser does"
+    assert apart([first.detach(), second.detach()], [x.detach() for x in values]) < 1e-12, (
+        "update is what the optimiser does"
+    )
     pulled, through = trajectory.pull_back(slopes_at, [still])
     assert apart([*pulled, beside + through[0]], truth) < 1e-10
 

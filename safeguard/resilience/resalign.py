@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -187,14 +188,16 @@ class ResAlign(Objective):
             draw(config.distribution, bench, derive(bench.seed, "simulation", step, index))
             for index in range(config.simulations)
         ]
-        start, outcomes = Weights(bench.model.named_parameters()), []
-        for index, simulation in enumerate(simulations):
-            outcomes.append(self._simulate(simulation, values, step, index))
-            start.restore()
-        finite = [outcome.hyper for outcome in outcomes if outcome.finite]
+        start = Weights(bench.model.named_parameters())
+        outcomes: list[Outcome] = []
         hyper = [torch.zeros_like(value) for value in values]
-        for vector in finite:
-            hyper = combine(hyper, 1 / len(finite), vector)
+        for index, simulation in enumerate(simulations):
+            outcome = self._simulate(simulation, values, step, index)
+            start.restore()
+            if outcome.finite:
+                hyper = combine(hyper, 1.0, outcome.hyper)
+            outcomes.append(replace(outcome, first=[], hyper=[]))
+        hyper = [vector / max(1, sum(outcome.finite for outcome in outcomes)) for vector in hyper]
         total = combine(total, self.beta(step), hyper)
         slopes = total if self._factors is None else self._factors.pull_back(total)
         for parameter, gradient in zip(self.trained().values(), slopes, strict=True):
@@ -209,7 +212,7 @@ class ResAlign(Objective):
         direct = gradients(loss, values)
         total = [(1 - self.beta(step)) * gradient for gradient in direct]
         facts: Facts = {"erasure loss": loss.item(), "direct gradient norm": norm(direct)}
-        if bench.preserved is not None and alpha:
+        if alpha and bench.preserved is not None:
             retain = distillation(bench, bench.preserved, self.config.retain_batch, self._generator(step, "retain"))
             total = combine(total, alpha, gradients(retain, values))
             facts["preservation loss"] = retain.item()

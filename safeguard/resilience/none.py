@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from safeguard.config import MethodConfig
-from safeguard.resilience.base import Facts
+from safeguard.resilience.base import Facts, Objective
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
 
@@ -17,7 +17,7 @@ class NoConfig(MethodConfig):
     """There is nothing to set."""
 
 
-class NoObjective:
+class NoObjective(Objective):
     """Descends the unlearner's own loss."""
 
     Config: ClassVar = NoConfig

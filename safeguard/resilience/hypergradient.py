@@ -69,19 +69,6 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor], *, retain_graph: bool 
     )
 
 
-def hessian_product(loss: Tensor, parameters: Sequence[Tensor]) -> Product:
-    """Exact H v by double backward over one retained graph; the attention inside must be twice differentiable."""
-    slopes = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-    used = [slope is not None and slope.requires_grad for slope in slopes]
-
-    def product(v: Vector) -> Vector:
-        along, by = ([vector for vector, flag in zip(row, used, strict=True) if flag] for row in (slopes, v))
-        found = torch.autograd.grad(along, parameters, grad_outputs=by, retain_graph=True, allow_unused=True)
-        return [torch.zeros_like(p) if h is None else h for h, p in zip(found, parameters, strict=True)]
-
-    return product
-
-
 def _fixed_point(
     g: Vector, product: Product, gamma: float, iterations: int, tolerance: float
 ) -> tuple[Vector, float, str, int]:

@@ -18,12 +18,11 @@ resistant training does (arXiv 2408.00761): a short way along is where a fine-tu
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
 from safeguard.config import MethodConfig
 from safeguard.model.diffusion import Weights
@@ -31,12 +30,12 @@ from safeguard.model.parameters import exposed
 from safeguard.policy.schema import UnlearnerMethod
 from safeguard.registry import unlearners
 from safeguard.resilience.base import Facts
+from safeguard.resilience.hvp import hessian_product
 from safeguard.resilience.hypergradient import (
     Vector,
     combine,
     dot,
     gradients,
-    hessian_product,
     norm,
     solve_moreau,
 )
@@ -168,18 +167,18 @@ class ResAlign:
         if self.config.hypergradient == "first_order" or not moved:
             # An adapter leaves theta itself in place: theta_FT = theta + adapter, whose derivative is first order.
             return _Point(loss.item(), g, 1.0, 0.0, "")
-        with _twice_differentiable():
-            generator = self._generator(*label, "hessian")
-            batch = simulation.data.batch(self.config.hessian_batch, generator)
-            conditioning = self.bench.model.encode_prompts(batch.captions)
-            inner = self.bench.model.denoising_loss(batch.latents, conditioning, generator)
-            product = hessian_product(inner, values)
-            gamma = self.config.gamma
-            if gamma == "matched":
-                gamma = moved / norm(gradients(inner, values, retain_graph=True))
-            solved = solve_moreau(
-                g, product, float(gamma), solver=self.config.solver, iterations=self.config.iterations
-            )
+        generator, model = self._generator(*label, "hessian"), self.bench.model
+        batch = simulation.data.batch(self.config.hessian_batch, generator)
+        t, noise = model.draw_noise(self.config.hessian_batch, generator)
+
+        def inner() -> Tensor:
+            return model.denoising_loss_at(batch.latents, model.encode_prompts(batch.captions), t, noise)
+
+        product = hessian_product(inner, values)
+        gamma = self.config.gamma
+        if gamma == "matched":
+            gamma = moved / norm(gradients(inner(), values))
+        solved = solve_moreau(g, product, float(gamma), solver=self.config.solver, iterations=self.config.iterations)
         return _Point(loss.item(), [x.detach() for x in solved.x], solved.cosine, solved.residual, solved.guard)
 
     def _summary(self, points: list[_Point], hyper: Vector, direct: Vector) -> Facts:
@@ -204,8 +203,3 @@ class _Point:
 
     def __init__(self, loss: float, x: Vector, cosine: float, residual: float, guard: str) -> None:
         self.loss, self.x, self.cosine, self.residual, self.guard = loss, x, cosine, residual, guard
-
-
-def _twice_differentiable() -> AbstractContextManager[Any]:
-    """Attention by explicit softmax: the fused kernels have no second derivative."""
-    return sdpa_kernel(SDPBackend.MATH)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safeguard.resilience.hypergradient import hessian_product, norm, solve_moreau
+from safeguard.resilience.hypergradient import norm, solve_moreau
 
 H = torch.tensor([[0.5, 0.2, 0.0], [0.2, 0.3, -0.1], [0.0, -0.1, 0.4]], dtype=torch.float64)
 A = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
@@ -90,10 +90,3 @@ def test_no_curvature_gives_the_first_order_hypergradient() -> None:
     solution = solve_moreau(g, lambda v: [torch.zeros_like(v[0])], 1.0)
     assert torch.allclose(solution.x[0], g[0])
     assert solution.cosine == pytest.approx(1.0)
-
-
-def test_hessian_product_by_double_backward() -> None:
-    x = fine_tuned(THETA, 1.0).requires_grad_(True)
-    multiply = hessian_product(0.5 * (x - A) @ H @ (x - A), [x])
-    v = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    assert torch.allclose(multiply([v])[0], H @ v)

@@ -25,6 +25,7 @@ from safeguard.model.parameters import parts_of
 from safeguard.policy.schema import Method
 from safeguard.registry import resilience, unlearners
 from safeguard.resilience.base import Objective
+from safeguard.resilience.hypergradient import GUARDS
 from safeguard.resilience.none import NoConfig, NoObjective
 from safeguard.unlearn.base import Unlearner, Workbench
 
@@ -137,7 +138,7 @@ def _descend(
     bench: Workbench, objective: Objective, key: dict[str, Any], title: str, record: Record, fresh: bool
 ) -> None:
     """Adam on the objective's gradients, from the phase's checkpoint if there is one."""
-    parameters = objective.parameters()
+    parameters = objective.trained()
     bench.model.freeze()
     for value in parameters.values():
         value.requires_grad_(True)
@@ -151,6 +152,7 @@ def _descend(
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(groups["weights"][name])
+            objective.settle()
             for name, kept in state.items():
                 kept.copy_(groups["unlearner"][name])
         start, series = facts["step"], facts["series"]
@@ -191,6 +193,7 @@ def _loop(
                     fix="lower the learning rate; the last checkpoint is kept, nothing was written",
                 )
             optimizer.step()
+            objective.settle()
             objective.unlearner.after_step()
             for name, value in facts.items():
                 series.setdefault(name, []).append(value)
@@ -209,13 +212,22 @@ def _remark(record: Record) -> None:
     images = record.checks["images"]
     if 2 * images["flawed before"] >= len(images["prompts"]):
         record.notes.append("the base model draws noise or blank images itself; the hardened one was not held to more")
-    cosine = record.series.get("cosine of hypergradient and first order")
-    if cosine:
-        mean = sum(cosine) / len(cosine)
-        verdict = "second order hardly mattered" if mean > 0.99 else "second order changed the direction"
-        record.notes.append(f"hypergradient against first order: mean cosine {mean:.3f}; {verdict}")
-    guards = sum(record.series.get("guards fired", []))
-    if guards:
-        record.notes.append(
-            f"a guard of the linear solver fired {guards:.0f} times; the best iterate was used each time"
-        )
+    cosines = record.series.get("cosine of hypergradient and first order")
+    if cosines:
+        record.notes.append(_on_second_order(cosines))
+    for guard, consequence in GUARDS.items():
+        fired = sum(record.series.get(f"guard: {guard}", []))
+        if fired:
+            record.notes.append(f"guard of the hypergradient: {guard}, {fired:.0f} times; {consequence}")
+    skipped = record.series.get("simulations skipped", [])
+    if any(skipped):
+        share = sum(skipped) / len(skipped)
+        record.notes.append(f"{share:.1%} of the simulated fine-tunes were not finite and were skipped")
+
+
+def _on_second_order(cosines: list[float]) -> str:
+    mean, least = sum(cosines) / len(cosines), min(cosines)
+    numbers = f"cosine of the hypergradient with its first-order part: mean {mean:.3f}, least {least:.3f}"
+    if least > 0.99:
+        return f"second order never mattered: hypergradient: first_order would have done the same for less ({numbers})"
+    return f"second order {'hardly mattered' if mean > 0.99 else 'changed the direction'} ({numbers})"

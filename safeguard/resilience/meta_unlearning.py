@@ -26,7 +26,7 @@ from safeguard.finetune.base import Training, fine_tune
 from safeguard.finetune.full import FullConfig, FullFineTuning
 from safeguard.model.diffusion import Weights
 from safeguard.model.parameters import exposed
-from safeguard.resilience.base import Facts
+from safeguard.resilience.base import Facts, Objective
 from safeguard.resilience.hypergradient import Vector, combine, dot, gradients, norm
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
@@ -62,7 +62,7 @@ class MetaUnlearningConfig(MethodConfig):
     """Denoising loss beyond which an ascended loss no longer counts."""
 
 
-class MetaUnlearning:
+class MetaUnlearning(Objective):
     """Algorithm 1 with first-order gradients."""
 
     Config: ClassVar = MetaUnlearningConfig

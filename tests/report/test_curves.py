@@ -127,7 +127,12 @@ def test_a_trace_of_any_values(values: list[float]) -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "steps"),
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (-0.3, 4, [-1, 0, 1, 2, 3, 4]), (0, 0, [0, 0.5, 1]), (-30, 0, [-30, -20, -10, 0])],
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (-0.3, 4, [-1, 0, 1, 2, 3, 4]),
+        (0, 0, [0, 0.5, 1]),
+        (-30, 0, [-30, -20, -10, 0]),
+    ],
 )
 def test_steps_of_an_axis_are_round(low: float, high: float, steps: list[float]) -> None:
     assert curves._round_steps(low, high) == pytest.approx(steps)

@@ -79,7 +79,7 @@ class MetaUnlearningConfig(MethodConfig):
     inner_steps: PositiveInt = 1
     """Simulated fine-tuning steps (M)."""
     inner_learning_rate: PositiveFloat = 1e-5
-    """Their learning rate (tau)."""
+    """Their learning rate (tau), by default that of the paper's fine-tunes; descent by so little hardly moves."""
     inner_optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "sgd"
     """Their optimiser, new at every outer step."""
     batch_size: PositiveInt = 4

@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from safeguard.policy.schema import FineTuningMethod
-from safeguard.resilience.meta_unlearning import MetaUnlearning, MetaUnlearningConfig
-from safeguard.resilience.none import NoConfig, NoObjective
 from safeguard.resilience.resalign import ResAlign, ResAlignConfig
 from safeguard.resilience.simulation import Simulations
 from safeguard.unlearn.base import Workbench
@@ -81,23 +79,3 @@ def test_a_closed_form_gets_a_harmful_loss_of_its_own() -> None:
     bench = tiny_bench()
     objective = ResAlign(ResAlignConfig(distribution=SHORT), bench, UCE(UCEConfig(), bench))
     assert isinstance(objective.unlearner, GradientAscent)
-
-
-def test_meta_unlearning_without_its_weights_is_the_unlearner() -> None:
-    bench = tiny_bench()
-    esd = ESD(ESD_CONFIG, bench)
-    meta = gradients(MetaUnlearning(MetaUnlearningConfig(gamma2=0.0), bench, esd))
-    plain = gradients(NoObjective(NoConfig(), bench, esd))
-    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(meta, plain, strict=True))
-
-
-def test_without_movement_the_retain_terms_of_meta_unlearning_cancel() -> None:
-    """tau -> 0: L_meta -> -L_FT, whose gradient is minus the fine-tuning gradient; zeta then changes nothing."""
-    bench = tiny_bench()
-    found = []
-    for zeta in (0.0, 5.0):
-        config = MetaUnlearningConfig(
-            gamma1=0.0, gamma2=1.0, zeta=zeta, inner_learning_rate=1e-12, bound=100.0, inner_optimizer="sgd"
-        )
-        found.append(gradients(MetaUnlearning(config, bench, ESD(ESD_CONFIG, bench))))
-    assert all(torch.allclose(a, b, atol=1e-4, rtol=1e-2) for a, b in zip(*found, strict=True))

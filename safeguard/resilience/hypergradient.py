@@ -126,8 +126,8 @@ def solve_moreau(
         return [gamma * h / r for h, r in zip(along, root, strict=True)]
 
     b = [x / r for x, r in zip(g, root, strict=True)]
-    y, *rest = method(b, scaled, iterations, tolerance)
-    return Solution([x * r for x, r in zip(y, root, strict=True)], *rest)
+    y, residual, guard, products = method(b, scaled, iterations, tolerance)
+    return Solution([x * r for x, r in zip(y, root, strict=True)], residual, guard, products)
 
 
 def _fixed_point(b: Vector, product: Product, iterations: int, tolerance: float) -> tuple[Vector, float, str, int]:

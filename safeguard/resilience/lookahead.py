@@ -68,6 +68,7 @@ class Outcome:
         hyper: the one asked for.
         facts: what was seen on the way.
         guards: names of :data:`safeguard.resilience.hypergradient.GUARDS` that fired.
+        finite: whether it may be used.
     """
 
     loss: float
@@ -75,11 +76,7 @@ class Outcome:
     hyper: Vector
     facts: Facts
     guards: frozenset[str]
-
-    @property
-    def finite(self) -> bool:
-        """Whether it may be used."""
-        return math.isfinite(self.loss) and math.isfinite(norm(self.first)) and math.isfinite(norm(self.hyper))
+    finite: bool
 
 
 class Lookahead:
@@ -103,6 +100,7 @@ class Lookahead:
         self._slopes: dict[int, Vector] = {}
         self._seen: dict[str, list[float]] = {}
         self._guards: set[str] = set()
+        self._finite = True
 
     def step(self) -> None:
         """One step of the fine-tune."""
@@ -116,6 +114,9 @@ class Lookahead:
         g = gradients(loss, self._leaves)
         self._losses.append(loss.item())
         self._first = combine(self._first, 1.0, g)
+        self._finite = self._finite and math.isfinite(loss.item()) and math.isfinite(norm(g))
+        if not self._finite:
+            return
         if self._trajectory is not None:
             self._slopes[done] = [slope.cpu() for slope in g[:size]]
         elif self.config.hypergradient == "moreau":
@@ -134,7 +135,9 @@ class Lookahead:
                 value.requires_grad_(flag)
 
     def spectrum(self) -> None:
-        """Estimate the extreme eigenvalues of the fine-tune's Hessian at the present weights."""
+        """Estimate the extreme eigenvalues of the fine-tune's Hessian where :meth:`look` was last."""
+        if not self._finite:
+            return
         with self.taking_gradients():
             product = hessian_product(self._inner, self.run.parameters, self.config.hvp)
             generator = torch.Generator().manual_seed(derive(self.seed, "spectrum"))
@@ -145,17 +148,20 @@ class Lookahead:
     def outcome(self) -> Outcome:
         """The whole; an unrolled fine-tune is reversed here, which moves the weights."""
         size, count = len(self.run.parameters), len(self._losses)
+        loss, first = sum(self._losses) / count, self._of_theta([x / count for x in self._first])
+        if not self._finite:
+            return Outcome(loss, first, first, {}, frozenset(), finite=False)
         if self._trajectory is not None:
             with self.taking_gradients():
                 start, through = self._trajectory.pull_back(self._slopes, self._beside, self.config.hvp)
             self._hyper = [*start, *combine(through, 1.0, self._first[size:])]
-        first = hyper = self._of_theta([x / count for x in self._first])
+        hyper = first
         if self.config.hypergradient != "first_order":
             hyper, guard = within_trust(self._of_theta([x / count for x in self._hyper]), first, self.config.trust)
             self._guards |= {guard} - {""}
             self._note("cosine of hypergradient and first order", cosine(hyper, first))
         facts = {name: sum(values) / len(values) for name, values in self._seen.items()}
-        return Outcome(sum(self._losses) / count, first, hyper, facts, frozenset(self._guards))
+        return Outcome(loss, first, hyper, facts, frozenset(self._guards), math.isfinite(norm(hyper)))
 
     def _inner(self) -> Tensor:
         """The fine-tune's loss on a batch of its data, the same at every call at one point of the way."""
@@ -164,9 +170,8 @@ class Lookahead:
 
     def _moreau(self, g: Vector, beside: Vector) -> Vector:
         """The envelope's hypergradient from the gradients of the trained parameters and of those beside."""
-        config, gamma, metric = self.config, self.config.gamma, None
-        if gamma == "matched":
-            gamma, metric = matched(self.run)
+        config = self.config
+        gamma, metric = matched(self.run) if isinstance(config.gamma, str) else (config.gamma, None)
         product = hessian_product(self._inner, self.run.parameters, config.hvp)
         solved = solve_moreau(g, product, gamma, metric=metric, solver=config.solver, iterations=config.iterations)
         self._guards |= {solved.guard} - {""}

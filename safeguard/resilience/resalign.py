@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -40,7 +41,7 @@ from safeguard.resilience.base import Facts, Objective
 from safeguard.resilience.factors import Factors, matrices
 from safeguard.resilience.hypergradient import GUARDS, Vector, combine, cosine, gradients, norm
 from safeguard.resilience.lookahead import Lookahead, LookaheadConfig, Outcome
-from safeguard.resilience.simulation import Simulations, draw
+from safeguard.resilience.simulation import Simulation, Simulations, draw
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
 from safeguard.unlearn.common import distillation
@@ -179,51 +180,62 @@ class ResAlign(Objective):
 
     def accumulate(self, step: int) -> Facts:
         """Direct, retain and hyper-gradients of one outer step."""
-        bench, beta, alpha = self.bench, self.beta(step), self.alpha(step)
+        config, bench = self.config, self.bench
         values = list(self.parameters().values())
         _take_gradients(values)
-        direct_loss = self.unlearner.loss(self._generator(step, "direct"))
-        direct = gradients(direct_loss, values)
-        total = [(1 - beta) * gradient for gradient in direct]
-        facts: Facts = {"erasure loss": direct_loss.item(), "direct gradient norm": norm(direct)}
-        if bench.preserved is not None and alpha:
-            retain = distillation(bench, bench.preserved, self.config.retain_batch, self._generator(step, "retain"))
-            total = combine(total, alpha, gradients(retain, values))
-            facts["preservation loss"] = retain.item()
+        total, direct, facts = self._present(step, values)
+        simulations = [
+            draw(config.distribution, bench, derive(bench.seed, "simulation", step, index))
+            for index in range(config.simulations)
+        ]
         start = Weights(bench.model.named_parameters())
-        outcomes = []
-        for index in range(self.config.simulations):
-            outcomes.append(self._simulate(step, index, values))
-            start.restore()
-        finite = [outcome for outcome in outcomes if outcome.finite]
+        outcomes: list[Outcome] = []
         hyper = [torch.zeros_like(value) for value in values]
-        for outcome in finite:
-            hyper = combine(hyper, 1 / len(finite), outcome.hyper)
-        total = combine(total, beta, hyper)
+        for index, simulation in enumerate(simulations):
+            outcome = self._simulate(simulation, values, step, index)
+            start.restore()
+            if outcome.finite:
+                hyper = combine(hyper, 1.0, outcome.hyper)
+            outcomes.append(replace(outcome, first=[], hyper=[]))
+        hyper = [vector / max(1, sum(outcome.finite for outcome in outcomes)) for vector in hyper]
+        total = combine(total, self.beta(step), hyper)
         slopes = total if self._factors is None else self._factors.pull_back(total)
         for parameter, gradient in zip(self.trained().values(), slopes, strict=True):
             parameter.grad = gradient
         _take_gradients(values)
         return facts | self._summary(outcomes, hyper, direct)
 
-    def _simulate(self, step: int, index: int, theta: list[torch.nn.Parameter]) -> Outcome:
+    def _present(self, step: int, values: list[torch.nn.Parameter]) -> tuple[Vector, Vector, Facts]:
+        """The weighted gradient of what is asked of the present weights, that of L_harm alone, and their losses."""
+        bench, alpha = self.bench, self.alpha(step)
+        loss = self.unlearner.loss(self._generator(step, "direct"))
+        direct = gradients(loss, values)
+        total = [(1 - self.beta(step)) * gradient for gradient in direct]
+        facts: Facts = {"erasure loss": loss.item(), "direct gradient norm": norm(direct)}
+        if alpha and bench.preserved is not None:
+            retain = distillation(bench, bench.preserved, self.config.retain_batch, self._generator(step, "retain"))
+            total = combine(total, alpha, gradients(retain, values))
+            facts["preservation loss"] = retain.item()
+        return total, direct, facts
+
+    def _simulate(self, simulation: Simulation, theta: list[torch.nn.Parameter], step: int, index: int) -> Outcome:
         """Run one simulation in place and differentiate L_harm through it; weights are left anywhere."""
         config, bench = self.config, self.bench
-        simulation = draw(config.distribution, bench, derive(bench.seed, "simulation", step, index))
         steps = simulation.training.steps
         count = min(config.points, steps)
         marks = {round(steps * (k + 1) / count) for k in range(count)}
         ahead = Lookahead(config, simulation.start(bench), theta, simulation.seed)
-        for done in range(1, steps + 1):
-            ahead.step()
-            if done in marks:
-                with ahead.taking_gradients():
-                    ahead.look(self.unlearner.loss(self._generator(step, index, done, "harm")))
-        if index == 0 and config.spectrum_every and step % config.spectrum_every == 0:
-            ahead.spectrum()
-        outcome = ahead.outcome()
-        simulation.tuner.detach(bench.model)
-        return outcome
+        try:
+            for done in range(1, steps + 1):
+                ahead.step()
+                if done in marks:
+                    with ahead.taking_gradients():
+                        ahead.look(self.unlearner.loss(self._generator(step, index, done, "harm")))
+            if index == 0 and config.spectrum_every and step % config.spectrum_every == 0:
+                ahead.spectrum()
+            return ahead.outcome()
+        finally:
+            simulation.tuner.detach(bench.model)
 
     def _summary(self, outcomes: list[Outcome], hyper: Vector, direct: Vector) -> Facts:
         finite = [outcome for outcome in outcomes if outcome.finite]

@@ -29,8 +29,8 @@ EPSILON = 1e-8
 """Adam's, as in torch."""
 LEAST_ANSWER = 1e-4
 """Share of a change of the gradient that is said to reach Adam's step at least, so that P is finite."""
-_STATE = {"sgd": (), "momentum": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq")}
-_STATE["adamw"] = _STATE["adam"]
+_ADAM = ("exp_avg", "exp_avg_sq")
+_STATE: dict[str, tuple[str, ...]] = {"sgd": (), "momentum": ("momentum_buffer",), "adam": _ADAM, "adamw": _ADAM}
 """What each optimiser keeps per parameter, by torch's names."""
 
 
@@ -202,7 +202,7 @@ def matched(run: Run) -> tuple[float, Vector | None]:
 
 def _stiffness(kept: Mapping[str, Tensor], steps: int) -> Tensor:
     """P of one tensor after so many of Adam's steps; 1 for weights without gradients."""
-    mean, square = (kept[name] / (1 - beta**steps) for name, beta in zip(_STATE["adam"], BETAS, strict=True))
+    mean, square = (kept[name] / (1 - beta**steps) for name, beta in zip(_ADAM, BETAS, strict=True))
     known = square > 0
     square = torch.where(known, square, 1.0)
     answering = (1 - mean.pow(2) / square).clamp(min=LEAST_ANSWER)

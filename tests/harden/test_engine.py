@@ -126,7 +126,7 @@ def test_a_cosine_starts_at_the_learning_rate_and_falls() -> None:
         (ESD, 7, {}),
         (SDD, 4, {}),
         (SDD, 7, {}),
-        (SDD, 7, {"lora_rank": 2, "parameters": "cross-attention", "hypergradient": "unrolled"}),
+        (SDD, 7, {"lora_rank": 2, "parameters": "cross-attention", "hypergradient": "first_order"}),
         (LCFDSD, 4, {}),
         (RECELER, 12, {}),
         (ADVUNLEARN, 10, {}),

@@ -26,7 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "certify": ("safeguard.cli.certify:certify", "Attack a model and say whether it meets its policy."),
     "probe": ("safeguard.cli.probe:probe", "Run one probe of a suite and show the rates."),
     "report": ("safeguard.cli.report:report", "Render the report of a finished certification again."),
-    "study": ("safeguard.cli.study:study", "Harden and certify under many policies, and lay the results side by side."),
+    "study": ("safeguard.cli.study:study", "Compare many policies, hardened and certified."),
     "policy": ("safeguard.cli.policy:policy", "Write, check and explain policy files."),
     "list": ("safeguard.cli.list:list_methods", "List the methods a policy or a suite can name."),
     "doctor": ("safeguard.cli.doctor:doctor", "Check that this machine can run safeguard."),

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet
 from safeguard.model.diffusion import DiffusionModel
+from safeguard.model.memory import within_memory
 
 
 class Training(MethodConfig):
@@ -76,12 +77,16 @@ def fine_tune(
     parameters = tuner.attach(model, seed)
     optimizer = make_optimizer(training, parameters)
     generator = torch.Generator().manual_seed(seed)
-    after_step(0)
-    for step in range(training.steps):
+
+    def slopes() -> tuple[torch.Tensor, ...]:
         batch = data.batch(training.batch_size, generator)
         loss = model.denoising_loss(batch.latents, model.encode_prompts(batch.captions), generator)
         # SDXL reads its first encoder before the last layer, whose weights then have no gradient
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        return torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+
+    after_step(0)
+    for step in range(training.steps):
+        gradients = within_memory(model, slopes, generator)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)

@@ -140,6 +140,7 @@ class Receler(ESD):
         self._concept_of = {prompt: row for row, c in enumerate(bench.concepts) for prompt in c.prompt_list}
         generator = torch.Generator().manual_seed(derive(bench.seed, "receler", "adversary"))
         self._vectors = self._start(len(bench.concepts), generator)
+        self._pending: tuple[Tensor, Tensor] | None = None
 
     def _start(self, count: int, generator: torch.Generator) -> Tensor:
         """Adversarial vectors before their first step: uniform in [0, 1), (count, k, width)."""
@@ -153,6 +154,13 @@ class Receler(ESD):
     def state(self) -> dict[str, Tensor]:
         """The adversary's vectors."""
         return {"vectors": self._vectors} if self.config.keep_adversary else {}
+
+    def after_step(self) -> None:
+        """What this step's attack found is where the next one starts."""
+        if self._pending is not None:
+            concepts, found = self._pending
+            self._vectors[concepts] = found
+            self._pending = None
 
     def adversary(self, drawn: Drawn, wanted: Tensor, starts: list[int], generator: torch.Generator) -> Conditioning:
         """The captions' text states with the adversary's vectors behind their tokens.
@@ -179,8 +187,8 @@ class Receler(ESD):
             learning_rate=config.attack_learning_rate,
             weight_decay=config.attack_weight_decay,
         )
-        if config.keep_adversary:
-            self._vectors[present] = found
+        if config.keep_adversary and self._pending is None:  # an objective asks again later in a step
+            self._pending = present, found
         return attacked(found)
 
     def loss(self, generator: torch.Generator) -> Tensor:
@@ -189,7 +197,7 @@ class Receler(ESD):
         drawn, target = self._examples(generator)
         starts = [len(token_ids(model, caption)) - 1 for caption in drawn.captions]
         with torch.no_grad(), attention_maps(teacher) as maps:
-            wanted = teacher.predict(drawn.latents, drawn.t, teacher.encode_prompts(drawn.captions))
+            wanted = teacher.predict(drawn.latents, drawn.t, teacher.encode_prompts(drawn.captions), whole=True)
         mask = concept_mask(maps, starts, max(1, model.latent_shape[1] // 4), config.threshold)
         found = self.adversary(drawn, wanted, starts, generator)
         outputs: list[Tensor] = []
@@ -198,7 +206,7 @@ class Receler(ESD):
             for eraser in erasers(model.unet).values()
         ]
         try:
-            erase = (model.predict(drawn.latents, drawn.t, found) - target).pow(2).mean()
+            erase = (model.predict(drawn.latents, drawn.t, found, whole=True) - target).pow(2).mean()
         finally:
             for handle in handles:
                 handle.remove()

@@ -71,7 +71,7 @@ def attention_masks(
         bool (n, s, s); never empty, since every map has its maximum.
     """
     with cross_attention_maps(model.unet) as maps:
-        model.predict(latents, t, conditioning)
+        model.predict(latents, t, conditioning, whole=True)
     side = latents.shape[-1]
     layers = []
     for attention in maps:

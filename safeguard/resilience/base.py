@@ -13,7 +13,12 @@ Facts = dict[str, float]
 
 
 class Objective(Protocol):
-    """One objective that wraps a base unlearner."""
+    """One objective that wraps a base unlearner.
+
+    Two things more an objective may have. ``spreads = True`` says that :meth:`accumulate` shares its work with
+    ``bench.processes`` and adds up the gradient; without it the main process descends alone and hands the weights round
+    at the end. ``state()`` gives tensors, by name, that a checkpoint keeps and a resumed run copies back in place.
+    """
 
     Config: ClassVar[Any]
     """A subclass of :class:`safeguard.config.MethodConfig`."""
@@ -39,6 +44,7 @@ class Objective(Protocol):
     def accumulate(self, step: int) -> Facts:
         """Leave the gradient of outer step ``step`` in ``.grad`` of :meth:`parameters`; weights come back unchanged.
 
-        All randomness is derived from (run seed, step), so a resumed run repeats an uninterrupted one.
+        All randomness is derived from (run seed, step), so a resumed run repeats an uninterrupted one. Weights come
+        back when the device runs out of memory, too: the engine then asks again, with smaller micro-batches.
         """
         ...

@@ -94,16 +94,15 @@ class MetaUnlearning:
         encode = bench.model.encode_prompts
         before = bench.model.denoising_loss_at(batch.latents, encode(batch.captions), t, noise)
         total = combine(total, config.gamma2 * config.zeta, gradients(before, values))
-        start = Weights(bench.model.named_parameters())
-        self._inner(step)
-        for value in values:
-            value.requires_grad_(True)
-        forget = bench.forget.batch(config.batch_size, generator)
-        relearnt = bench.model.denoising_loss(forget.latents, encode(forget.captions), generator)
-        after = bench.model.denoising_loss_at(batch.latents, encode(batch.captions), t, noise)
-        g_forget = gradients(bounded_ascent(relearnt, config.bound), values)
-        g_retain = gradients(bounded_ascent(after, config.bound), values)
-        start.restore()
+        with Weights(bench.model.named_parameters()):
+            self._inner(step)
+            for value in values:
+                value.requires_grad_(True)
+            forget = bench.forget.batch(config.batch_size, generator)
+            relearnt = bench.model.denoising_loss(forget.latents, encode(forget.captions), generator)
+            after = bench.model.denoising_loss_at(batch.latents, encode(batch.captions), t, noise)
+            g_forget = gradients(bounded_ascent(relearnt, config.bound), values)
+            g_retain = gradients(bounded_ascent(after, config.bound), values)
         meta = combine(g_forget, config.zeta, g_retain)
         total = combine(total, config.gamma2, meta)
         for value, gradient in zip(values, total, strict=True):

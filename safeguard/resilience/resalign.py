@@ -19,14 +19,17 @@ resistant training does (arXiv 2408.00761): a short way along is where a fine-tu
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from safeguard.config import MethodConfig
 from safeguard.model.diffusion import Weights
+from safeguard.model.memory import within_memory
 from safeguard.model.parameters import exposed
 from safeguard.policy.schema import UnlearnerMethod
 from safeguard.registry import unlearners
@@ -88,6 +91,7 @@ class ResAlign:
     """The bilevel objective around a base unlearner."""
 
     Config: ClassVar = ResAlignConfig
+    spreads: ClassVar = True
 
     def __init__(self, config: ResAlignConfig, bench: Workbench, unlearner: Unlearner) -> None:
         self.config = config
@@ -108,38 +112,49 @@ class ResAlign:
         return torch.Generator().manual_seed(derive(self.bench.seed, "outer", *purpose))
 
     def accumulate(self, step: int) -> Facts:
-        """Direct, retain and hyper-gradients of one outer step."""
+        """Direct, retain and hyper-gradients of one outer step; simulations are shared out among the processes."""
         config, bench = self.config, self.bench
-        theta = self.parameters()
-        values = list(theta.values())
-        everything = bench.model.named_parameters()
-        direct_loss = self.unlearner.loss(self._generator(step, "direct"))
-        direct = gradients(direct_loss, values)
+        values = list(self.parameters().values())
+        total, direct, facts = [torch.zeros_like(value) for value in values], list[Tensor](), Facts()
+        if bench.processes.main:
+            total, direct, facts = within_memory(bench.model, partial(self._present, step, values))
+        simulations = [
+            draw(config.distribution, bench, derive(bench.seed, "simulation", step, index))
+            for index in range(config.simulations)
+        ]
+        points: list[_Point] = []
+        for index in bench.processes.share([simulation.training.steps for simulation in simulations]):
+            points += within_memory(bench.model, partial(self._simulate, simulations[index], values, (step, index)))
+        for parameter in values:
+            parameter.requires_grad_(True)
+        hyper = [torch.zeros_like(value) for value in values]
+        for point in points:
+            torch._foreach_add_(hyper, point.x)
+        sums = torch.tensor([[1.0, p.loss, p.cosine, p.residual, bool(p.guard)] for p in points]).reshape(-1, 5).sum(0)
+        *shares, sums = bench.processes.sum([*total, *hyper, sums], alike=values)
+        total, hyper = shares[: len(values)], [share / sums[0] for share in shares[len(values) :]]
+        for parameter, gradient in zip(values, combine(total, config.beta, hyper), strict=True):
+            parameter.grad = gradient
+        return facts | self._summary(sums.tolist(), hyper, direct) if bench.processes.main else {}
+
+    def _present(self, step: int, values: list[torch.nn.Parameter]) -> tuple[Vector, Vector, Facts]:
+        """The gradient at the present weights: all of it, and that of L_harm."""
+        config, bench = self.config, self.bench
+        loss = self.unlearner.loss(self._generator(step, "direct"))
+        direct = gradients(loss, values)
         total = [(1 - config.beta) * gradient for gradient in direct]
-        facts: Facts = {"erasure loss": direct_loss.item(), "direct gradient norm": norm(direct)}
+        facts: Facts = {"erasure loss": loss.item(), "direct gradient norm": norm(direct)}
         data = bench.preserved
         if data is not None and config.alpha:
             retain = distillation(bench, data, config.retain_batch, self._generator(step, "retain"))
             total = combine(total, config.alpha, gradients(retain, values))
             facts["preservation loss"] = retain.item()
-        start = Weights(everything)
-        probes: list[_Point] = []
-        for index in range(config.simulations):
-            simulation = draw(config.distribution, bench, derive(bench.seed, "simulation", step, index))
-            probes += self._simulate(simulation, values, (step, index))
-            start.restore()
-        for parameter in values:
-            parameter.requires_grad_(True)
-        hyper = [torch.stack(parts).mean(0) for parts in zip(*(point.x for point in probes), strict=True)]
-        total = combine(total, config.beta, hyper)
-        for parameter, gradient in zip(values, total, strict=True):
-            parameter.grad = gradient
-        return facts | self._summary(probes, hyper, direct)
+        return total, direct, facts
 
     def _simulate(
         self, simulation: Simulation, values: list[torch.nn.Parameter], label: tuple[int, int]
     ) -> list[_Point]:
-        """Run one simulation in place and differentiate L_harm at its evaluation points."""
+        """Run one simulation and differentiate L_harm at its evaluation points; weights and model come back."""
         steps = simulation.training.steps
         count = min(self.config.points, steps)
         marks = {round(steps * (k + 1) / count) for k in range(count)}
@@ -155,8 +170,11 @@ class ResAlign:
                 for value, flag in zip(values, trained, strict=True):
                     value.requires_grad_(flag)
 
-        run(simulation, self.bench, after_step)
-        simulation.tuner.detach(self.bench.model)
+        with Weights(self.bench.model.named_parameters()):
+            try:
+                run(simulation, self.bench, after_step)
+            finally:
+                simulation.tuner.detach(self.bench.model)
         return points
 
     def _differentiate(
@@ -182,20 +200,21 @@ class ResAlign:
             )
         return _Point(loss.item(), [x.detach() for x in solved.x], solved.cosine, solved.residual, solved.guard)
 
-    def _summary(self, points: list[_Point], hyper: Vector, direct: Vector) -> Facts:
-        count = len(points)
+    def _summary(self, sums: list[float], hyper: Vector, direct: Vector) -> Facts:
+        """Means over all points; ``sums`` counts them and adds up losses, cosines, residuals and guards."""
+        count, loss, cosine, residual, guards = sums
         size, other = norm(hyper), norm(direct)
         facts = {
-            "erasure loss after fine-tuning": sum(point.loss for point in points) / count,
+            "erasure loss after fine-tuning": loss / count,
             "hypergradient norm": size,
             "cosine of hypergradient and direct gradient": dot(hyper, direct) / (size * other) if size * other else 0.0,
         }
         if self.config.hypergradient == "first_order":
             return facts
         return facts | {
-            "cosine of hypergradient and first order": sum(point.cosine for point in points) / count,
-            "solver residual": sum(point.residual for point in points) / count,
-            "guards fired": float(sum(bool(point.guard) for point in points)),
+            "cosine of hypergradient and first order": cosine / count,
+            "solver residual": residual / count,
+            "guards fired": guards,
         }
 
 

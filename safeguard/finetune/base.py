@@ -67,16 +67,20 @@ def fine_tune(
     training: Training,
     *,
     seed: int,
+    begin: Callable[[list[torch.nn.Parameter], torch.optim.Optimizer], None] | None = None,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Adapt the model in place with the plain denoising loss; the adapter, if any, stays attached.
 
     Args:
+        begin: hears the parameters and their optimiser when all is attached, to put there what goes on from earlier.
         after_step: hears the number of steps done: 0 when all is attached and nothing trained, then every step.
     """
     parameters = tuner.attach(model, seed)
     optimizer = make_optimizer(training, parameters)
     generator = torch.Generator().manual_seed(seed)
+    if begin is not None:
+        begin(parameters, optimizer)
 
     def slopes() -> tuple[torch.Tensor, ...]:
         batch = data.batch(training.batch_size, generator)

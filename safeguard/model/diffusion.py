@@ -7,7 +7,7 @@ Stable Diffusion 1.x and 2.x (epsilon and v prediction) and SDXL share this one 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -282,6 +282,11 @@ class Weights:
         """Copy the stored values back in place."""
         for name, parameter in self._parameters.items():
             parameter.copy_(self._values[name])
+
+    def leave(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Come back to all but these."""
+        stay = {id(parameter) for parameter in parameters}
+        self._parameters = {name: value for name, value in self._parameters.items() if id(value) not in stay}
 
     def __enter__(self) -> Weights:
         return self

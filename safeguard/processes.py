@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safeguard.errors import EnvironmentFault, UsageFault
 
@@ -95,17 +95,15 @@ class Processes:
             )
         return [part.view(tensor.shape).to(tensor) for part, tensor in zip(added, tensors, strict=True)]
 
-    def each(self, value: int) -> list[int]:
-        """The value of every process, by their numbers."""
+    def each(self, value: T) -> list[T]:
+        """The value of every process, of any kind, by their numbers."""
         if self.count == 1:
             return [value]
-        import torch
         import torch.distributed as distributed
 
-        values = torch.zeros(self.count, dtype=torch.int64, device=self.device)
-        values[self.rank] = value
-        distributed.all_reduce(values)
-        return [int(value) for value in values]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value)
+        return values
 
     def copy(self, tensors: Sequence[Tensor]) -> None:
         """The main process's values, in place."""
@@ -122,12 +120,7 @@ class Processes:
 
     def tell(self, value: T | None) -> T:
         """The main process's value, of any kind, in every process; all wait for it."""
-        box = [value]
-        if self.count > 1:
-            import torch.distributed as distributed
-
-            distributed.broadcast_object_list(box, src=0)
-        told = box[0]
+        told = self.each(value)[0]
         assert told is not None, "the main process has something to tell"
         return told
 

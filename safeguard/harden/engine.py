@@ -30,6 +30,7 @@ from safeguard.model.parameters import parts_of
 from safeguard.policy.schema import Method
 from safeguard.registry import resilience, unlearners
 from safeguard.resilience.base import Facts, Objective
+from safeguard.resilience.hypergradient import GUARDS
 from safeguard.resilience.none import NoConfig, NoObjective
 from safeguard.unlearn.base import Unlearner, Workbench
 
@@ -147,11 +148,11 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
 
 def _count(record: Record, bench: Workbench) -> None:
     """How many processes worked, and how short of memory they were."""
-    micro, processes = bench.model.micro_batches, bench.processes
-    sizes = [size for size in processes.each(micro.size or 0) if size]
-    record.processes = processes.count
-    record.micro_batch = min(sizes, default=None)
-    record.halved = sum(processes.each(micro.halved))
+    micro = bench.model.micro_batches
+    told = bench.processes.each((micro.size, micro.halved))
+    record.processes = len(told)
+    record.micro_batch = min((size for size, _ in told if size is not None), default=None)
+    record.halved = sum(halved for _, halved in told)
 
 
 def checkpoint_path(key: dict[str, Any]) -> Path:
@@ -163,27 +164,26 @@ def _descend(
     bench: Workbench, objective: Objective, key: dict[str, Any], title: str, record: Record, fresh: bool
 ) -> None:
     """Adam on the objective's gradients, from the phase's checkpoint if there is one."""
-    processes = bench.processes
-    parameters = objective.parameters()
-    spreads = getattr(objective, "spreads", False)
+    processes, spreads = bench.processes, objective.spreads
+    parameters = objective.trained()
     bench.model.freeze()
     for value in parameters.values():
         value.requires_grad_(True)
     optimizer = torch.optim.Adam(parameters.values(), lr=objective.learning_rate)
     path = checkpoint_path(key)
     series: dict[str, list[float]] = {}
-    state = objective.unlearner.state() | getattr(objective, "state", dict)()
+    state = objective.unlearner.state() | objective.state()
     start = 0
     if path.exists() and not fresh and (spreads or processes.main):
         groups, facts = load_state(path, {"adam": optimizer})
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(groups["weights"][name])
+            objective.settle()
             for name, kept in state.items():
                 kept.copy_(groups["unlearner"][name])
         start, series = facts["step"], facts["series"]
         bench.progress.note(f"{title}: continuing at step {start} of {objective.steps}")
-
     if spreads and len(set(processes.each(start))) > 1:
         raise EnvironmentFault(
             f"{title}: the processes find different checkpoints",
@@ -200,6 +200,7 @@ def _descend(
     bench.step = before + objective.steps
     if not spreads:
         processes.copy([*parameters.values(), *state.values()])
+        objective.settle()
     for name, values in series.items():
         record.series.setdefault(name, []).extend(values)
     bench.model.freeze()
@@ -216,8 +217,7 @@ def _loop(
     save: Callable[[int], None],
 ) -> None:
     values = [value for group in optimizer.param_groups for value in group["params"]]
-    spreads, processes = getattr(objective, "spreads", False), bench.processes
-    saved, before = time.monotonic(), bench.step
+    saved, before, processes = time.monotonic(), bench.step, bench.processes
 
     def gradient(step: int) -> Facts:
         bench.model.freeze()
@@ -232,7 +232,7 @@ def _loop(
             for group in optimizer.param_groups:
                 group["lr"] = objective.learning_rate * _SCHEDULES[bench.policy.harden.schedule](step / objective.steps)
             # An objective that exchanges with other processes tries again by itself: they wait for one exchange only.
-            facts = gradient(step) if spreads else within_memory(bench.model, partial(gradient, step))
+            facts = gradient(step) if objective.spreads else within_memory(bench.model, partial(gradient, step))
             size = torch.nn.utils.clip_grad_norm_(values, MAX_GRAD_NORM)
             if not torch.isfinite(size):
                 raise TrainingFault(
@@ -240,8 +240,9 @@ def _loop(
                     fix="lower the learning rate; the last checkpoint is kept, nothing was written",
                 )
             optimizer.step()
+            objective.settle()
             objective.unlearner.after_step()
-            if spreads:
+            if objective.spreads:
                 processes.copy(state)  # what losses left there for after_step is only right in the main process
             for name, value in facts.items():
                 series.setdefault(name, []).append(value)
@@ -265,13 +266,22 @@ def _remark(record: Record) -> None:
             f"the device ran out of memory {record.halved} times: in the end {record.micro_batch} images at a time "
             "went through the denoiser, which changes nothing but time"
         )
-    cosine = record.series.get("cosine of hypergradient and first order")
-    if cosine:
-        mean = sum(cosine) / len(cosine)
-        verdict = "second order hardly mattered" if mean > 0.99 else "second order changed the direction"
-        record.notes.append(f"hypergradient against first order: mean cosine {mean:.3f}; {verdict}")
-    guards = sum(record.series.get("guards fired", []))
-    if guards:
-        record.notes.append(
-            f"a guard of the linear solver fired {guards:.0f} times; the best iterate was used each time"
-        )
+    cosines = record.series.get("cosine of hypergradient and first order")
+    if cosines:
+        record.notes.append(_on_second_order(cosines))
+    for guard, consequence in GUARDS.items():
+        fired = sum(record.series.get(f"guard: {guard}", []))
+        if fired:
+            record.notes.append(f"guard of the hypergradient: {guard}, {fired:.0f} times; {consequence}")
+    skipped = record.series.get("simulations skipped", [])
+    if any(skipped):
+        share = sum(skipped) / len(skipped)
+        record.notes.append(f"{share:.1%} of the simulated fine-tunes were not finite and were skipped")
+
+
+def _on_second_order(cosines: list[float]) -> str:
+    mean, least = sum(cosines) / len(cosines), min(cosines)
+    numbers = f"cosine of the hypergradient with its first-order part: mean {mean:.3f}, least {least:.3f}"
+    if least > 0.99:
+        return f"second order never mattered: hypergradient: first_order would have done the same for less ({numbers})"
+    return f"second order {'hardly mattered' if mean > 0.99 else 'changed the direction'} ({numbers})"

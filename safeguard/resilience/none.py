@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from safeguard.config import MethodConfig
-from safeguard.resilience.base import Facts
+from safeguard.resilience.base import Facts, Objective
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
 
@@ -16,7 +16,7 @@ class NoConfig(MethodConfig):
     """There is nothing to set."""
 
 
-class NoObjective:
+class NoObjective(Objective):
     """Descends the unlearner's own loss."""
 
     Config: ClassVar = NoConfig

@@ -190,13 +190,12 @@ class DiffusionModel:
         size = self.unet.config.sample_size * self.pipeline.vae_scale_factor
         return torch.tensor([[size, size, 0, 0, size, size]], dtype=self.unet.dtype, device=self.device)
 
-    def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning, *, whole: bool = False) -> Tensor:
+    def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's raw output at timesteps ``t`` (n,); what it means is ``prediction_type``.
 
-        Where memory was short it is computed in parts and differentiated through again; ``whole`` is for callers that
-        read what happens inside, by hooks, and must see all rows once.
+        Where memory was short the network runs on parts of the rows, and once more when it is differentiated.
         """
-        return self.micro_batches.run(self._answer, latents, t, conditioning, whole=whole)
+        return self.micro_batches.run(self._answer, latents, t, conditioning)
 
     def _answer(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         added = None

@@ -8,12 +8,14 @@ the same timesteps and noise for every row.
 Work is tried as it is. When the device runs out of memory the parts are halved, down to one row, and the work is done
 again from its start (:func:`within_memory`); they stay that small for the rest of the run. What this does not make
 smaller: weights and their copies, the optimiser's moments, gradients, text encoders, exact Hessian-vector products
-(which keep the graph of all parts), and predictions with ``whole=True``, inside which attention is read.
+(which keep their graph), and predictions inside :func:`whole_batches`, where attention is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -28,6 +30,19 @@ if TYPE_CHECKING:
     from safeguard.model.diffusion import Conditioning, DiffusionModel
 
 T = TypeVar("T")
+
+
+_whole: ContextVar[bool] = ContextVar("whole", default=False)
+
+
+@contextmanager
+def whole_batches() -> Iterator[None]:
+    """Inside, no batch is parted: for who reads what happens in the denoiser, by hooks, or differentiates it twice."""
+    token = _whole.set(True)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
 
 
 @dataclass
@@ -50,11 +65,9 @@ class MicroBatches:
         latents: Tensor,
         t: Tensor,
         conditioning: Conditioning,
-        *,
-        whole: bool = False,
     ) -> Tensor:
-        """The network's answer, in parts if memory was short; ``whole`` rows stay together whatever happens."""
-        count = len(latents)
+        """The network's answer, in parts if memory was short."""
+        count, whole = len(latents), _whole.get()
         size = count if whole or self.size is None else min(count, self.size)
         if not whole:
             self.largest = max(self.largest, size)

@@ -34,12 +34,12 @@ from torch import Tensor
 
 from safeguard.config import MethodConfig
 from safeguard.errors import UsageFault
-from safeguard.finetune.base import FineTuner, Training, fine_tune
+from safeguard.finetune.base import FineTuner, Run, Training
 from safeguard.model.diffusion import Weights
 from safeguard.model.parameters import exposed
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
-from safeguard.resilience.base import Facts
+from safeguard.resilience.base import Facts, Objective
 from safeguard.resilience.hypergradient import Vector, combine, gradients, norm
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
@@ -77,7 +77,7 @@ class IMMAConfig(MethodConfig):
     """Denoising loss beyond which an ascended loss no longer counts."""
 
 
-class IMMA:
+class IMMA(Objective):
     """Ascent on the loss that an adaptation reaches."""
 
     Config: ClassVar = IMMAConfig
@@ -151,7 +151,11 @@ class IMMA:
         seed = derive(self.bench.seed, "inner", step)
         with Weights(model.named_parameters()) as before:
             try:
-                fine_tune(model, self.bench.forget, self._tuner, training, seed=seed, begin=adaptation)
+                run = Run(model, self.bench.forget, self._tuner, training, seed=seed)
+                if adaptation is not None:
+                    adaptation.take_up(run)
+                for _ in range(training.steps):
+                    run.step()
                 yield
                 if adaptation is not None:
                     adaptation.keep()
@@ -189,14 +193,14 @@ class _Adaptation:
         self._now: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def __call__(self, phi: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        """Take up phi and the moments."""
-        for i, value in enumerate(phi):
+    def take_up(self, run: Run) -> None:
+        """Give phi and the moments to a fine-tune that is about to begin."""
+        for i, value in enumerate(run.parameters):
             if id(value) not in self._theta:
                 value.copy_(self._kept[f"phi.{i}.value"])
                 self._now[f"phi.{i}.value"] = value
             moments = {name: self._kept[f"phi.{i}.{name}"].clone() for name in ("step", "exp_avg", "exp_avg_sq")}
-            optimizer.state[value] = moments
+            run.optimizer.state[value] = moments
             self._now |= {f"phi.{i}.{name}": moment for name, moment in moments.items()}
 
     @torch.no_grad()

@@ -25,14 +25,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
 
 from safeguard.errors import UsageFault
 from safeguard.model.diffusion import Weights
+from safeguard.model.memory import within_memory
 from safeguard.model.parameters import exposed
 from safeguard.policy.schema import UnlearnerMethod
 from safeguard.registry import unlearners
@@ -40,7 +43,7 @@ from safeguard.resilience.base import Facts, Objective
 from safeguard.resilience.factors import Factors, matrices
 from safeguard.resilience.hypergradient import GUARDS, Vector, combine, cosine, gradients, norm
 from safeguard.resilience.lookahead import Lookahead, LookaheadConfig, Outcome
-from safeguard.resilience.simulation import Simulations, draw
+from safeguard.resilience.simulation import Simulation, Simulations, draw
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
 from safeguard.unlearn.common import distillation
@@ -125,6 +128,7 @@ class ResAlign(Objective):
     """The bilevel objective around a base unlearner."""
 
     Config: ClassVar = ResAlignConfig
+    spreads: ClassVar = True
 
     def __init__(self, config: ResAlignConfig, bench: Workbench, unlearner: Unlearner) -> None:
         self.config = config
@@ -178,66 +182,88 @@ class ResAlign(Objective):
         return config.alpha + (config.alpha_final - config.alpha) / (1 + math.exp(-10 * (second - 0.5)))
 
     def accumulate(self, step: int) -> Facts:
-        """Direct, retain and hyper-gradients of one outer step."""
-        bench, beta, alpha = self.bench, self.beta(step), self.alpha(step)
+        """Direct, retain and hyper-gradients of one outer step; simulations are shared out among the processes."""
+        config, bench, processes = self.config, self.bench, self.bench.processes
         values = list(self.parameters().values())
         _take_gradients(values)
-        direct_loss = self.unlearner.loss(self._generator(step, "direct"))
-        direct = gradients(direct_loss, values)
-        total = [(1 - beta) * gradient for gradient in direct]
-        facts: Facts = {"erasure loss": direct_loss.item(), "direct gradient norm": norm(direct)}
+        total, direct, facts = [torch.zeros_like(value) for value in values], list[Tensor](), Facts()
+        if processes.main:
+            total, direct, facts = within_memory(bench.model, partial(self._present, step, values))
+        simulations = [
+            draw(config.distribution, bench, derive(bench.seed, "simulation", step, index))
+            for index in range(config.simulations)
+        ]
+        start = Weights(bench.model.named_parameters())
+
+        def outcome(index: int) -> Outcome:
+            with start:
+                return self._simulate(simulations[index], values, step, index)
+
+        mine = processes.share([simulation.training.steps for simulation in simulations])
+        outcomes = [(index, within_memory(bench.model, partial(outcome, index))) for index in mine]
+        hyper = [torch.zeros_like(value) for value in values]
+        for _, found in outcomes:
+            if found.finite:
+                hyper = combine(hyper, 1.0, found.hyper)
+        _take_gradients(values)
+        # Direct and retain gradients are the main process's alone: the sum makes them the same everywhere.
+        shares = processes.sum([*total, *hyper], alike=values)
+        told = processes.each([(index, found.finite, replace(found, first=[], hyper=[])) for index, found in outcomes])
+        seen = sorted((row for rows in told for row in rows), key=lambda row: row[0])
+        count = max(1, sum(finite for _, finite, _ in seen))
+        total, hyper = shares[: len(values)], [share / count for share in shares[len(values) :]]
+        slopes = combine(total, self.beta(step), hyper)
+        slopes = slopes if self._factors is None else self._factors.pull_back(slopes)
+        for parameter, gradient in zip(self.trained().values(), slopes, strict=True):
+            parameter.grad = gradient
+        return facts | self._summary([row[1:] for row in seen], hyper, direct) if processes.main else {}
+
+    def _present(self, step: int, values: list[torch.nn.Parameter]) -> tuple[Vector, Vector, Facts]:
+        """The weighted gradient of what is asked of the present weights, that of L_harm alone, and their losses."""
+        bench, alpha = self.bench, self.alpha(step)
+        loss = self.unlearner.loss(self._generator(step, "direct"))
+        direct = gradients(loss, values)
+        total = [(1 - self.beta(step)) * gradient for gradient in direct]
+        facts: Facts = {"erasure loss": loss.item(), "direct gradient norm": norm(direct)}
         if bench.preserved is not None and alpha:
             retain = distillation(bench, bench.preserved, self.config.retain_batch, self._generator(step, "retain"))
             total = combine(total, alpha, gradients(retain, values))
             facts["preservation loss"] = retain.item()
-        start = Weights(bench.model.named_parameters())
-        outcomes = []
-        for index in range(self.config.simulations):
-            outcomes.append(self._simulate(step, index, values))
-            start.restore()
-        finite = [outcome for outcome in outcomes if outcome.finite]
-        hyper = [torch.zeros_like(value) for value in values]
-        for outcome in finite:
-            hyper = combine(hyper, 1 / len(finite), outcome.hyper)
-        total = combine(total, beta, hyper)
-        slopes = total if self._factors is None else self._factors.pull_back(total)
-        for parameter, gradient in zip(self.trained().values(), slopes, strict=True):
-            parameter.grad = gradient
-        _take_gradients(values)
-        return facts | self._summary(outcomes, hyper, direct)
+        return total, direct, facts
 
-    def _simulate(self, step: int, index: int, theta: list[torch.nn.Parameter]) -> Outcome:
+    def _simulate(self, simulation: Simulation, theta: list[torch.nn.Parameter], step: int, index: int) -> Outcome:
         """Run one simulation in place and differentiate L_harm through it; weights are left anywhere."""
         config, bench = self.config, self.bench
-        simulation = draw(config.distribution, bench, derive(bench.seed, "simulation", step, index))
         steps = simulation.training.steps
         count = min(config.points, steps)
         marks = {round(steps * (k + 1) / count) for k in range(count)}
         ahead = Lookahead(config, simulation.start(bench), theta, simulation.seed)
-        for done in range(1, steps + 1):
-            ahead.step()
-            if done in marks:
-                with ahead.taking_gradients():
-                    ahead.look(self.unlearner.loss(self._generator(step, index, done, "harm")))
-        if index == 0 and config.spectrum_every and step % config.spectrum_every == 0:
-            ahead.spectrum()
-        outcome = ahead.outcome()
-        simulation.tuner.detach(bench.model)
-        return outcome
+        try:
+            for done in range(1, steps + 1):
+                ahead.step()
+                if done in marks:
+                    with ahead.taking_gradients():
+                        ahead.look(self.unlearner.loss(self._generator(step, index, done, "harm")))
+            if index == 0 and config.spectrum_every and step % config.spectrum_every == 0:
+                ahead.spectrum()
+            return ahead.outcome()
+        finally:
+            simulation.tuner.detach(bench.model)
 
-    def _summary(self, outcomes: list[Outcome], hyper: Vector, direct: Vector) -> Facts:
-        finite = [outcome for outcome in outcomes if outcome.finite]
+    def _summary(self, seen: list[tuple[bool, Outcome]], hyper: Vector, direct: Vector) -> Facts:
+        """What all simulations say; of each, whether it could be used."""
+        finite = [outcome for fine, outcome in seen if fine]
         facts: Facts = {
             "hypergradient norm": norm(hyper),
             "cosine of hypergradient and direct gradient": cosine(hyper, direct),
-            "simulations skipped": 1 - len(finite) / len(outcomes),
+            "simulations skipped": 1 - len(finite) / len(seen),
         }
-        seen = [{"erasure loss after fine-tuning": outcome.loss} | outcome.facts for outcome in finite]
-        for name in dict.fromkeys(name for row in seen for name in row):
-            values = [row[name] for row in seen if name in row]
+        rows = [{"erasure loss after fine-tuning": outcome.loss} | outcome.facts for outcome in finite]
+        for name in dict.fromkeys(name for row in rows for name in row):
+            values = [row[name] for row in rows if name in row]
             facts[name] = sum(values) / len(values)
         if self.config.hypergradient != "first_order":
-            facts |= {f"guard: {name}": float(sum(name in o.guards for o in outcomes)) for name in GUARDS}
+            facts |= {f"guard: {name}": float(sum(name in o.guards for _, o in seen)) for name in GUARDS}
         return facts
 
 

@@ -308,7 +308,7 @@ class MACE(Unlearner):
             density = timestep_density(model.timesteps)
             t = torch.multinomial(density, config.batch_size, replacement=True, generator=generator).to(model.device)
         with course.adapter.attached(), cross_attention_maps(model.unet) as maps:
-            model.predict(model.add_noise(batch.latents, noise, t), t, batch.conditioning, whole=True)
+            model.predict(model.add_noise(batch.latents, noise, t), t, batch.conditioning)
         chosen = chosen.to(model.device)
         return attention_loss(maps, course.masks[chosen], course.tokens[chosen], squared=config.variant == "paper")
 

@@ -36,6 +36,7 @@ from torch import Tensor
 
 from safeguard.model.diffusion import Conditioning, DiffusionModel
 from safeguard.model.erasers import attach, cross_attentions, erasers
+from safeguard.model.memory import whole_batches
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.common.adversarial import attack
@@ -94,7 +95,8 @@ def attention_maps(model: DiffusionModel) -> Iterator[list[Tensor]]:
     layers = cross_attentions(model.unet).values()
     handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
     try:
-        yield found
+        with whole_batches():
+            yield found
     finally:
         for handle in handles:
             handle.remove()
@@ -197,7 +199,7 @@ class Receler(ESD):
         drawn, target = self._examples(generator)
         starts = [len(token_ids(model, caption)) - 1 for caption in drawn.captions]
         with torch.no_grad(), attention_maps(teacher) as maps:
-            wanted = teacher.predict(drawn.latents, drawn.t, teacher.encode_prompts(drawn.captions), whole=True)
+            wanted = teacher.predict(drawn.latents, drawn.t, teacher.encode_prompts(drawn.captions))
         mask = concept_mask(maps, starts, max(1, model.latent_shape[1] // 4), config.threshold)
         found = self.adversary(drawn, wanted, starts, generator)
         outputs: list[Tensor] = []
@@ -206,7 +208,8 @@ class Receler(ESD):
             for eraser in erasers(model.unet).values()
         ]
         try:
-            erase = (model.predict(drawn.latents, drawn.t, found, whole=True) - target).pow(2).mean()
+            with whole_batches():
+                erase = (model.predict(drawn.latents, drawn.t, found) - target).pow(2).mean()
         finally:
             for handle in handles:
                 handle.remove()

@@ -114,7 +114,7 @@ two = torch.tensor(float(fellows.rank), dtype=torch.float64)
 weights = torch.ones(3)
 added = fellows.sum([one, two], alike=[weights])
 assert torch.equal(added[0], torch.tensor([[3.0, 6.0]])) and added[1] == 1 and added[1].dtype == torch.float64
-assert fellows.each(fellows.rank + 5) == [5, 6]
+assert fellows.each((fellows.rank, None)) == [(0, None), (1, None)]
 assert fellows.tell("main" if fellows.main else None) == "main"
 fellows.copy([one])
 assert torch.equal(one, torch.tensor([[1.0, 2.0]]))

@@ -17,10 +17,9 @@ from safeguard.finetune.base import Training, fine_tune
 from safeguard.finetune.full import FullConfig, FullFineTuning
 from safeguard.finetune.lora import LoRA, LoRAConfig
 from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.memory import within_memory
+from safeguard.model.memory import whole_batches, within_memory
 from safeguard.registry import unlearners
-from safeguard.resilience.hypergradient import dot, hessian_product
-from safeguard.resilience.resalign import _twice_differentiable
+from safeguard.resilience.hvp import hessian_product
 from safeguard.unlearn.base import Workbench
 from tests.benches import apart, gradients, learning, moved_bench, seeded
 
@@ -107,8 +106,8 @@ def test_what_must_be_seen_whole_is_not_parted_for_ever() -> None:
     bench = moved_bench()
     batch = bench.forget.rows(torch.arange(4), seeded(0))
     t, _ = bench.model.draw_noise(4, seeded(0))
-    with memory_for(bench.model, 2), pytest.raises(EnvironmentFault):
-        within_memory(bench.model, lambda: bench.model.predict(batch.latents, t, batch.conditioning, whole=True))
+    with memory_for(bench.model, 2), whole_batches(), pytest.raises(EnvironmentFault):
+        within_memory(bench.model, lambda: bench.model.predict(batch.latents, t, batch.conditioning))
 
 
 def test_other_errors_pass_and_are_not_tried_again() -> None:
@@ -123,22 +122,22 @@ def test_other_errors_pass_and_are_not_tried_again() -> None:
     assert len(calls) == 1
 
 
-def test_hessian_products_in_parts_are_the_same() -> None:
+@pytest.mark.parametrize("backend", ["fused", "explicit", "finite_difference"])
+def test_hessian_products_are_the_same_when_memory_was_short(backend: Any) -> None:
     bench = moved_bench()
     values = list(learning(dict(bench.model.unet.named_parameters())).values())
     batch = bench.forget.rows(torch.arange(3), seeded(0))
     t, noise = bench.model.draw_noise(3, seeded(1))
     v = [torch.randn(value.shape, generator=seeded(2)) for value in values]
-    found = []
-    for size in (None, 2):
-        bench.model.micro_batches.size = size
-        with _twice_differentiable():
-            loss = bench.model.denoising_loss_at(batch.latents, batch.conditioning, t, noise)
-            product = hessian_product(loss, values)
-            found.append([product(v), product(v)])
-    assert apart(found[1][0], found[0][0]) < 1e-4
-    assert apart(found[1][1], found[0][0]) < 1e-4, "more than once over one graph"
-    assert dot(v, found[0][0]) != 0
+
+    def loss() -> torch.Tensor:
+        return bench.model.denoising_loss_at(batch.latents, batch.conditioning, t, noise)
+
+    whole = hessian_product(loss, values, "explicit")(v)
+    bench.model.micro_batches.size = 2
+    product = hessian_product(loss, values, backend)
+    assert apart(product(v), whole) < 1e-2
+    assert apart(product(v), whole) < 1e-2, "more than once"
 
 
 @pytest.mark.parametrize("tuner", [FullFineTuning(FullConfig()), LoRA(LoRAConfig(rank=2))], ids=["full", "lora"])

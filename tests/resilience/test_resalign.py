@@ -116,16 +116,6 @@ def test_a_fine_tune_that_hardly_moves_has_no_second_order(bench: Workbench, met
         assert facts["cosine of hypergradient and first order"] > 0.999
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
-def test_a_matched_envelope_is_nearer_to_the_unrolled_hypergradient(bench: Workbench, optimizer: str) -> None:
-    moving = distribution(learning_rates=[1e-2 if optimizer != "adamw" else 1e-3], steps=[4], optimizers=[optimizer])
-    settings = {"distribution": moving, "beta": 1.0, "trust": 1e9, "hessian_batch": 32, "iterations": 8}
-    first, unrolled, envelope = (
-        accumulate(bench, hypergradient=kind, **settings)[0] for kind in ("first_order", "unrolled", "moreau")
-    )
-    print(optimizer, apart(envelope, unrolled), apart(first, unrolled))
-
-
 @pytest.mark.parametrize("kind", ["moreau", "unrolled"])
 def test_the_record_says_what_happened(bench: Workbench, kind: str) -> None:
     settings = {"hypergradient": kind, "spectrum_every": 2, "simulations": 2}

@@ -83,12 +83,13 @@ class MicroBatches:
         Raises:
             EnvironmentFault: there was no more than one row at a time already.
         """
-        if self.largest <= 1:
+        rows = self.largest if self.size is None else min(self.largest, self.size)
+        if rows <= 1:
             raise EnvironmentFault(
                 f"the device has too little memory, even for one image at a time: {shortage}",
                 fix="close other programs, train a smaller group of parameters, or take a larger device",
             )
-        self.size = (self.largest + 1) // 2
+        self.size = (rows + 1) // 2
         self.halved += 1
 
 
@@ -103,10 +104,13 @@ def within_memory(model: DiffusionModel, work: Callable[[], T], generator: torch
         EnvironmentFault: one row at a time is still too much.
     """
     micro, state = model.micro_batches, None if generator is None else generator.get_state()
+    around = micro.largest
     while True:
         micro.largest = 0
         try:
-            return work()
+            done = work()
+            micro.largest = max(micro.largest, around)  # this may be part of larger work
+            return done
         except torch.OutOfMemoryError as error:
             shortage = str(error).partition("\n")[0]
         # Outside the handler, since the error keeps the frames, and with them the tensors, of what failed.

@@ -110,6 +110,21 @@ def test_what_must_be_seen_whole_is_not_parted_for_ever() -> None:
         within_memory(bench.model, lambda: bench.model.predict(batch.latents, t, batch.conditioning))
 
 
+def test_work_within_work_is_halved_for_both() -> None:
+    """A small part fits and the large one around it does not: the small one must not be taken for the limit."""
+    bench = moved_bench()
+    small, large = (slopes(bench, "ga", {"batch_size": size, "preserve_weight": 0.0}) for size in (1, 4))
+
+    def work() -> None:
+        large()
+        within_memory(bench.model, small)
+        if bench.model.micro_batches.size is None:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    within_memory(bench.model, work)
+    assert (bench.model.micro_batches.size, bench.model.micro_batches.halved) == (2, 1)
+
+
 def test_other_errors_pass_and_are_not_tried_again() -> None:
     bench, calls = moved_bench(), []
 

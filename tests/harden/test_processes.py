@@ -63,7 +63,7 @@ def launch(arguments: list[str], count: int, **environment: str) -> list[subproc
         return [
             subprocess.CompletedProcess(arguments, process.returncode, *output)
             for process in running
-            for output in [process.communicate(timeout=200)]
+            for output in [process.communicate(timeout=300)]
         ]
     finally:
         for process in running:

@@ -78,6 +78,9 @@ def harden(
     Run again after a kill, it continues from the last checkpoint (unless ``fresh``). The directory appears complete or
     not at all, with the resolved policy and the hardening record inside.
 
+    Processes that ``accelerate launch`` or ``torchrun`` started work on it together; the main one writes and reports,
+    and all return the same.
+
     Raises:
         SafeguardError: invalid policy, refused base model, unusable result, unwritable output.
     """
@@ -90,25 +93,31 @@ def harden(
     from safeguard.policy.loading import load_policy, resolved_yaml
     from safeguard.policy.methods import check_methods
     from safeguard.probe.opening import POLICY_FILE
+    from safeguard.processes import join
     from safeguard.screening import screen
 
-    progress, target, started = progress or SilentProgress(), Path(out), _now()
+    processes, device = join(device)
+    progress, target, started = progress if progress and processes.main else SilentProgress(), Path(out), _now()
     declared = load_policy(Path(policy_path))
     check_methods(declared, Path(policy_path))
     policy, dropped = screen(declared)
     if dropped:
         progress.note(f"content filter: {dropped} prompts dropped before any image was generated")
-    check_target(target, overwrite)
+    if processes.main:
+        check_target(target, overwrite)
     chosen = pick_device(device)
     base_dir = resolve(policy.model, policy.revision, offline=offline)
     model = DiffusionModel(open_pipeline(base_dir, device=chosen))
     base_digest = directory_digest(base_dir)
-    bench = set_up(policy, model, progress)
+    bench = set_up(policy, model, progress, processes)
     record = run(bench, base_digest, fresh=fresh)
-    facts = _record(policy, record, base_digest, policy.harden.resilience, started)
-    extra = {POLICY_FILE: resolved_yaml(declared), RECORD_FILE: json.dumps(facts, indent=1) + "\n"}
-    save_pipeline(model.pipeline, target, extra, overwrite=overwrite)
-    return HardenedModel(target, directory_digest(target), facts)
+    written = None
+    if processes.main:
+        facts = _record(policy, record, base_digest, policy.harden.resilience, started)
+        extra = {POLICY_FILE: resolved_yaml(declared), RECORD_FILE: json.dumps(facts, indent=1) + "\n"}
+        save_pipeline(model.pipeline, target, extra, overwrite=overwrite)
+        written = HardenedModel(target, directory_digest(target), facts)
+    return processes.tell(written)
 
 
 def certify(

@@ -12,6 +12,7 @@ from torch import Tensor
 from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet
 from safeguard.model.diffusion import DiffusionModel
+from safeguard.model.memory import within_memory
 
 MOMENTUM = 0.9
 """Of SGD with momentum."""
@@ -110,11 +111,14 @@ class Run:
         batch = data.batch(batch_size or self.training.batch_size, generator)
         return self.model.denoising_loss(batch.latents, self.model.encode_prompts(batch.captions), generator)
 
+    def _gradients(self) -> tuple[Tensor, ...]:
+        # SDXL reads its first encoder before the last layer, whose weights then have no gradient
+        loss = self.loss(self.generator)
+        return torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+
     def step(self) -> None:
         """One optimiser step."""
-        loss = self.loss(self.generator)
-        # SDXL reads its first encoder before the last layer, whose weights then have no gradient
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+        gradients = within_memory(self.model, self._gradients, self.generator)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         size = torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)

@@ -23,6 +23,9 @@ class Objective:
     """Outer steps."""
     learning_rate: float
     """Adam's learning rate of the outer loop."""
+    spreads: ClassVar[bool] = False
+    """True: :meth:`accumulate` shares its work with ``bench.processes`` and adds up the gradient. False: the main
+    process descends alone and hands the weights round at the end."""
 
     def __init__(self, config: Any, bench: Workbench, unlearner: Unlearner) -> None:
         """An objective keeps them itself, so that its settings have types; nothing else is at hand."""
@@ -38,12 +41,17 @@ class Objective:
         """
         return self.parameters()
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps beside the weights; a resumed run copies it back in place."""
+        return {}
+
     def settle(self) -> None:
         """Bring :meth:`parameters` in line with :meth:`trained`, which a step or a checkpoint has just changed."""
 
     def accumulate(self, step: int) -> Facts:
         """Leave the gradient of outer step ``step`` in ``.grad`` of :meth:`trained`; weights come back unchanged.
 
-        All randomness is derived from (run seed, step), so a resumed run repeats an uninterrupted one.
+        All randomness is derived from (run seed, step), so a resumed run repeats an uninterrupted one. Weights come
+        back when the device runs out of memory, too: the engine then asks again, with smaller micro-batches.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what it descends")

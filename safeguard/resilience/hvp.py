@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from safeguard.errors import TrainingFault, UsageFault
+from safeguard.model.memory import whole_batches
 from safeguard.resilience.hypergradient import Product, Vector, combine, gradients, norm
 
 Backend = Literal["fused", "explicit", "finite_difference"]
@@ -50,7 +51,7 @@ def hessian_product(loss: Callable[[], Tensor], values: Sequence[Tensor], backen
     """
     if backend == "finite_difference":
         return _Differences(loss, values)
-    with fused_attention() if backend == "fused" else explicit_attention():
+    with whole_batches(), fused_attention() if backend == "fused" else explicit_attention():
         return double_backward(loss(), values)
 
 

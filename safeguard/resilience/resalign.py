@@ -26,14 +26,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
 
 from safeguard.errors import UsageFault
 from safeguard.model.diffusion import Weights
+from safeguard.model.memory import within_memory
 from safeguard.model.parameters import exposed
 from safeguard.policy.schema import UnlearnerMethod
 from safeguard.registry import unlearners
@@ -126,6 +128,7 @@ class ResAlign(Objective):
     """The bilevel objective around a base unlearner."""
 
     Config: ClassVar = ResAlignConfig
+    spreads: ClassVar = True
 
     def __init__(self, config: ResAlignConfig, bench: Workbench, unlearner: Unlearner) -> None:
         self.config = config
@@ -179,31 +182,42 @@ class ResAlign(Objective):
         return config.alpha + (config.alpha_final - config.alpha) / (1 + math.exp(-10 * (second - 0.5)))
 
     def accumulate(self, step: int) -> Facts:
-        """Direct, retain and hyper-gradients of one outer step."""
-        config, bench = self.config, self.bench
+        """Direct, retain and hyper-gradients of one outer step; simulations are shared out among the processes."""
+        config, bench, processes = self.config, self.bench, self.bench.processes
         values = list(self.parameters().values())
         _take_gradients(values)
-        total, direct, facts = self._present(step, values)
+        total, direct, facts = [torch.zeros_like(value) for value in values], list[Tensor](), Facts()
+        if processes.main:
+            total, direct, facts = within_memory(bench.model, partial(self._present, step, values))
         simulations = [
             draw(config.distribution, bench, derive(bench.seed, "simulation", step, index))
             for index in range(config.simulations)
         ]
         start = Weights(bench.model.named_parameters())
-        outcomes: list[Outcome] = []
+
+        def simulated(index: int) -> Outcome:
+            with start:
+                return self._simulate(simulations[index], values, step, index)
+
+        rows: list[tuple[int, Outcome]] = []
         hyper = [torch.zeros_like(value) for value in values]
-        for index, simulation in enumerate(simulations):
-            outcome = self._simulate(simulation, values, step, index)
-            start.restore()
-            if outcome.finite:
-                hyper = combine(hyper, 1.0, outcome.hyper)
-            outcomes.append(replace(outcome, first=[], hyper=[]))
-        hyper = [vector / max(1, sum(outcome.finite for outcome in outcomes)) for vector in hyper]
-        total = combine(total, self.beta(step), hyper)
-        slopes = total if self._factors is None else self._factors.pull_back(total)
+        for index in processes.share([simulation.training.steps for simulation in simulations]):
+            found = within_memory(bench.model, partial(simulated, index))
+            if found.finite:
+                hyper = combine(hyper, 1.0, found.hyper)
+            rows.append((index, replace(found, first=[], hyper=[])))
+        _take_gradients(values)
+        # Direct and retain gradients are the main process's alone: the sum makes them the same everywhere.
+        shares = processes.sum([*total, *hyper], alike=values)
+        told = sorted((row for rows in processes.each(rows) for row in rows), key=lambda row: row[0])
+        outcomes = [outcome for _, outcome in told]
+        count = max(1, sum(outcome.finite for outcome in outcomes))
+        total, hyper = shares[: len(values)], [share / count for share in shares[len(values) :]]
+        slopes = combine(total, self.beta(step), hyper)
+        slopes = slopes if self._factors is None else self._factors.pull_back(slopes)
         for parameter, gradient in zip(self.trained().values(), slopes, strict=True):
             parameter.grad = gradient
-        _take_gradients(values)
-        return facts | self._summary(outcomes, hyper, direct)
+        return facts | self._summary(outcomes, hyper, direct) if processes.main else {}
 
     def _present(self, step: int, values: list[torch.nn.Parameter]) -> tuple[Vector, Vector, Facts]:
         """The weighted gradient of what is asked of the present weights, that of L_harm alone, and their losses."""
@@ -238,15 +252,16 @@ class ResAlign(Objective):
             simulation.tuner.detach(bench.model)
 
     def _summary(self, outcomes: list[Outcome], hyper: Vector, direct: Vector) -> Facts:
+        """What all simulations say."""
         finite = [outcome for outcome in outcomes if outcome.finite]
         facts: Facts = {
             "hypergradient norm": norm(hyper),
             "cosine of hypergradient and direct gradient": cosine(hyper, direct),
             "simulations skipped": 1 - len(finite) / len(outcomes),
         }
-        seen = [{"erasure loss after fine-tuning": outcome.loss} | outcome.facts for outcome in finite]
-        for name in dict.fromkeys(name for row in seen for name in row):
-            values = [row[name] for row in seen if name in row]
+        rows = [{"erasure loss after fine-tuning": outcome.loss} | outcome.facts for outcome in finite]
+        for name in dict.fromkeys(name for row in rows for name in row):
+            values = [row[name] for row in rows if name in row]
             facts[name] = sum(values) / len(values)
         if self.config.hypergradient != "first_order":
             facts |= {f"guard: {name}": float(sum(name in o.guards for o in outcomes)) for name in GUARDS}

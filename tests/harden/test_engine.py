@@ -252,7 +252,57 @@ def test_an_object_a_style_and_an_identity_are_erased_together(unlearner: dict[s
 
 
 @pytest.mark.parametrize("unlearner", UNLEARNERS, ids=lambda unlearner: unlearner["name"])
-@pytest.mark.parametrize("resilience", [RESALIGN, {"name": "meta-unlearning", "steps": 2, "learning_rate": 1e-3}])
+@pytest.mark.parametrize(
+    "resilience",
+    [
+        RESALIGN,
+        {"name": "meta-unlearning", "steps": 2, "learning_rate": 1e-3},
+        {"name": "imma", "steps": 2, "learning_rate": 1e-3, "inner_steps": 2},
+    ],
+)
 def test_any_unlearner_with_any_objective(unlearner: dict[str, Any], resilience: dict[str, Any]) -> None:
     record = harden(bench(unlearner=unlearner, resilience=resilience), "base")
     assert record.seconds > 0
+
+
+SHORTAGE = [
+    ({"name": "ga", "batch_size": 4, "preserve_batch": 4} | SHORT, {"name": "none"}, 1),
+    ({"name": "ga", "batch_size": 4} | SHORT, RESALIGN | {"steps": 2, "retain_batch": 4, "gamma": 0.5}, 1),
+    (
+        {"name": "uce"},
+        RESALIGN | {"steps": 2, "distribution": {"steps": [2], "batch_size": 4, "methods": [{"name": "lora"}]}},
+        2,
+    ),
+    (
+        ESD | {"steps": 2},
+        {"name": "meta-unlearning", "steps": 2, "learning_rate": 1e-3, "inner_optimizer": "sgd"},
+        2,
+    ),
+]
+"""Unlearner, objective, and rows that fit; batches are of 4."""
+
+
+@pytest.mark.parametrize(
+    ("unlearner", "resilience", "rows"), SHORTAGE, ids=["alone", "resalign", "resalign-lora", "meta-unlearning"]
+)
+def test_a_run_short_of_memory_ends_at_the_same_weights(
+    unlearner: dict[str, Any], resilience: dict[str, Any], rows: int
+) -> None:
+    roomy, cramped = (bench(unlearner=unlearner, resilience=resilience) for _ in range(2))
+    before = weights(roomy)
+    record = harden(roomy, "roomy")
+    assert (record.micro_batch, record.halved) == (None, 0)
+
+    def fit(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if torch.is_grad_enabled() and len(inputs[0]) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    cramped.model.unet.register_forward_pre_hook(fit)
+    record = harden(cramped, "cramped")
+    assert record.micro_batch == rows and record.halved > 0
+    assert any("ran out of memory" in note for note in record.notes)
+    one, two = weights(roomy), weights(cramped)
+    moved, apart = (
+        sum(float((one[name] - other[name]).pow(2).sum()) for name in one) ** 0.5 for other in (before, two)
+    )
+    assert moved > 0 and apart < 1e-2 * moved

@@ -117,7 +117,7 @@ def _attention(
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    attended: Tensor = _Attention.apply(query, key, value, attn_mask, scale)
+    attended: Tensor = _Attention.apply(query, key, value, attn_mask, scale)  # type: ignore[no-untyped-call]
     return attended
 
 
@@ -132,8 +132,9 @@ class _Attention(torch.autograd.Function):
         return attended
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Any:  # type: ignore[override]
-        return *_Slopes.apply(*ctx.saved_tensors, slope, ctx.mask, ctx.scale), None, None
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        slopes = _Slopes.apply(*ctx.saved_tensors, slope, ctx.mask, ctx.scale)  # type: ignore[no-untyped-call]
+        return *slopes, None, None
 
 
 class _Slopes(torch.autograd.Function):
@@ -269,7 +270,7 @@ class _Differences:
 @contextmanager
 def _full_precision(device: str) -> Iterator[None]:
     """No TF32 and no autocast."""
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [place.allow_tf32 for place in places]
     try:
         for place in places:

@@ -81,8 +81,9 @@ class Simulation:
 
 def images(bench: Workbench, name: str) -> LatentSet | None:
     """The set of that name, or what there is of a mixture; None without any."""
-    sets = {"concept": lambda: bench.forget, "related": lambda: bench.related, "retain": lambda: bench.retain}
-    found = [data for part in dict.fromkeys(name.split("+")) if (data := sets[part]()) is not None]
+    drawn = {"concept": "forget", "related": "related", "retain": "retain"}
+    sets: list[LatentSet | None] = [getattr(bench, drawn[part]) for part in dict.fromkeys(name.split("+"))]
+    found = [data for data in sets if data is not None]
     return LatentSet.join(found) if len(found) > 1 else next(iter(found), None)
 
 

@@ -114,6 +114,7 @@ def test_work_within_work_is_halved_for_both() -> None:
     """A small part fits and the large one around it does not: the small one must not be taken for the limit."""
     bench = moved_bench()
     small, large = (slopes(bench, "ga", {"batch_size": size, "preserve_weight": 0.0}) for size in (1, 4))
+    bench.model.micro_batches.largest = 0
 
     def work() -> None:
         large()

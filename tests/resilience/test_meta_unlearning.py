@@ -18,6 +18,7 @@ from safeguard.seeds import derive
 from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.common import bounded_ascent
 from safeguard.unlearn.esd import ESD, ESDConfig
+from safeguard.unlearn.safegen import SafeGen, SafeGenConfig
 from tests.benches import apart, drawn_bench, learning, mixed_concepts, moved_bench, tiny_bench
 from tests.resilience.test_hypergradient import THETA, A, H
 from tests.resilience.test_trajectory import OPTIMIZERS, Scripted
@@ -262,7 +263,9 @@ def test_the_gradient_of_a_part_is_a_part_of_the_gradient(group):
 
 def test_parameters_that_the_unlearner_leaves_alone_are_refused():
     with pytest.raises(UsageFault, match="does not depend on the parameters 'text-encoder'"):
-        gradients(objective(parameters="text-encoder"))
+        bench = tiny_bench()
+        config = MetaUnlearningConfig(parameters="text-encoder")
+        gradients(MetaUnlearning(config, bench, SafeGen(SafeGenConfig(batch_size=2), bench)))
 
 
 def test_a_step_depends_on_seed_and_step_alone():

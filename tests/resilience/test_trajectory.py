@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from safeguard.finetune.base import Run, Training
+from safeguard.model.memory import MicroBatches
 from safeguard.resilience.hypergradient import Vector, cosine, solve_moreau
 from safeguard.resilience.trajectory import Trajectory, matched, update
 from tests.benches import apart, seeded
@@ -27,7 +29,8 @@ class Scripted(Run):
                 return parameters
 
         self._scripted = loss
-        super().__init__(None, None, Nothing(), training, seed=5)  # type: ignore[arg-type]
+        model = SimpleNamespace(micro_batches=MicroBatches())
+        super().__init__(model, None, Nothing(), training, seed=5)  # type: ignore[arg-type]
 
     def loss(self, generator: torch.Generator, batch_size: int | None = None) -> Tensor:
         return self._scripted(generator)

@@ -117,6 +117,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def nearest(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
 def check_writable(path: Path) -> None:
     """Try, before long work, whether something could be written at ``path``, in the nearest directory there is.
 
@@ -124,9 +129,8 @@ def check_writable(path: Path) -> None:
         EnvironmentFault: it could not.
     """
     path = path.resolve()
-    existing = next(folder for folder in path.parents if folder.exists())
     try:
-        with TemporaryDirectory(prefix=f".{path.name}.", dir=existing):
+        with TemporaryDirectory(prefix=f".{path.name}.", dir=nearest(path.parent)):
             pass
     except OSError as error:
         raise _explain(error, path) from error

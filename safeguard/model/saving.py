@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from safeguard.errors import EnvironmentFault, TrainingFault, UsageFault
 from safeguard.model.erasers import erasers
-from safeguard.model.files import atomic_directory, check_writable
+from safeguard.model.files import atomic_directory, check_writable, nearest
 from safeguard.model.manifest import manifest
 from safeguard.model.opening import quiet
 
@@ -108,7 +108,7 @@ def _check_space(directory: Path, modules: Mapping[str, torch.nn.Module]) -> Non
     """The new directory must fit beside the old one, which is removed last."""
     tensors = [value for module in modules.values() for value in module.state_dict().values()]
     needed = sum(value.numel() * value.element_size() for value in tensors) + OVERHEAD
-    existing = next(folder for folder in (directory.absolute(), *directory.absolute().parents) if folder.exists())
+    existing = nearest(directory.absolute())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise EnvironmentFault(

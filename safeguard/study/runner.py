@@ -55,7 +55,7 @@ class Runner:
                 waiting = [pool.submit(self.cell, cell) for cell in todo]
                 for done, future in enumerate(as_completed(waiting), start=1):
                     result = future.result()
-                    found[f"{result.task}/{result.variant}"] = result
+                    found[result.name] = result
                     self.progress.note(_line(result))
                     task.update(done)
             except BaseException:
@@ -161,10 +161,9 @@ def _complaint(log: Path, code: int) -> str:
 
 
 def _line(result: CellResult) -> str:
-    name = f"{result.task}/{result.variant}"
     if result.error:
-        return f"{name}: {result.error}"
-    return f"{name}: hardened in {duration(result.cpu_seconds)} of processor time, " + ", ".join(
+        return f"{result.name}: {result.error}"
+    return f"{result.name}: hardened in {duration(result.cpu_seconds)} of processor time, " + ", ".join(
         f"{look.probe} at {look.step}: {look.flagged}/{look.samples}" for look in result.looks
     )
 

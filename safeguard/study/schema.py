@@ -99,6 +99,11 @@ class CellResult(Strict):
     looks: list[Look] = []
     utility: list[UtilityRow] = []
 
+    @property
+    def name(self) -> str:
+        """That of its :class:`Cell`."""
+        return f"{self.task}/{self.variant}"
+
 
 class StudyResult(Strict):
     """``study.json``: everything a table is made of."""

@@ -48,9 +48,7 @@ def test_check_names_the_mistake(written, capsys):
 def test_check_looks_into_the_settings_of_methods(written, capsys):
     text = written.read_text(encoding="utf-8")
     assert "name: esd" in text
-    written.write_text(
-        text.replace("name: esd", "name: esd, etta: 3" if "{name: esd" in text else "name: esd\n    etta: 3")
-    )
+    written.write_text(text.replace("name: esd", "name: esd\n    etta: 3"), encoding="utf-8")
     assert run(["policy", "check", str(written)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

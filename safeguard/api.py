@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safeguard import __version__
 from safeguard.errors import ModelFault
+from safeguard.model.manifest import RECORD_FILE
 from safeguard.policy.schema import Method, Policy, ResilienceMethod
 from safeguard.progress import Progress, SilentProgress
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from safeguard.probe.session import Session
     from safeguard.report.schema import Diagnostics, Report
 
-RECORD_FILE = "hardening.json"
-"""Name of the hardening record inside a hardened model directory."""
-
 
 @dataclass(frozen=True)
 class HardenedModel:
@@ -35,7 +33,7 @@ class HardenedModel:
 
     path: Path
     digest: str
-    """Root digest of the directory."""
+    """What identifies it: the digest of everything but the record."""
     record: dict[str, Any]
     """The hardening record, as in ``hardening.json``."""
 
@@ -78,37 +76,48 @@ def harden(
     Run again after a kill, it continues from the last checkpoint (unless ``fresh``). The directory appears complete or
     not at all, with the resolved policy and the hardening record inside.
 
+    Processes that ``accelerate launch`` or ``torchrun`` started work on it together; the main one writes and reports,
+    and all return the same.
+
     Raises:
         SafeguardError: invalid policy, refused base model, unusable result, unwritable output.
     """
     from safeguard.harden.engine import harden as run
     from safeguard.harden.workbench import set_up
     from safeguard.model.diffusion import DiffusionModel
-    from safeguard.model.manifest import directory_digest
+    from safeguard.model.manifest import model_digest
     from safeguard.model.opening import open_pipeline, pick_device, resolve
     from safeguard.model.saving import check_target, save_pipeline
     from safeguard.policy.loading import load_policy, resolved_yaml
     from safeguard.policy.methods import check_methods
     from safeguard.probe.opening import POLICY_FILE
+    from safeguard.probe.suite import check_requirements
+    from safeguard.processes import join
     from safeguard.screening import screen
 
-    progress, target, started = progress or SilentProgress(), Path(out), _now()
+    processes, device = join(device)
+    progress, target, started = progress if progress and processes.main else SilentProgress(), Path(out), _now()
     declared = load_policy(Path(policy_path))
     check_methods(declared, Path(policy_path))
+    check_requirements(declared, Path(policy_path))
     policy, dropped = screen(declared)
     if dropped:
         progress.note(f"content filter: {dropped} prompts dropped before any image was generated")
-    check_target(target, overwrite)
+    if processes.main:
+        check_target(target, overwrite)
     chosen = pick_device(device)
     base_dir = resolve(policy.model, policy.revision, offline=offline)
     model = DiffusionModel(open_pipeline(base_dir, device=chosen))
-    base_digest = directory_digest(base_dir)
-    bench = set_up(policy, model, progress)
+    base_digest = model_digest(base_dir)
+    bench = set_up(policy, model, progress, processes)
     record = run(bench, base_digest, fresh=fresh)
-    facts = _record(policy, record, base_digest, policy.harden.resilience, started)
-    extra = {POLICY_FILE: resolved_yaml(declared), RECORD_FILE: json.dumps(facts, indent=1) + "\n"}
-    save_pipeline(model.pipeline, target, extra, overwrite=overwrite)
-    return HardenedModel(target, directory_digest(target), facts)
+    written = None
+    if processes.main:
+        facts = _record(policy, record, base_digest, policy.harden.resilience, started)
+        extra = {POLICY_FILE: resolved_yaml(declared), RECORD_FILE: json.dumps(facts, indent=1) + "\n"}
+        save_pipeline(model.pipeline, target, extra, overwrite=overwrite)
+        written = HardenedModel(target, model_digest(target), facts)
+    return processes.tell(written)
 
 
 def certify(

@@ -90,6 +90,7 @@ resilience = Registry(
         "none": "safeguard.resilience.none:NoObjective",
         "meta-unlearning": "safeguard.resilience.meta_unlearning:MetaUnlearning",
         "resalign": "safeguard.resilience.resalign:ResAlign",
+        "imma": "safeguard.resilience.imma:IMMA",
     },
 )
 finetuners = Registry(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from safeguard import reference
 from safeguard.data.latents import LatentSet
 from safeguard.harden.workbench import set_up
 from safeguard.model.diffusion import DiffusionModel
+from safeguard.model.opening import open_pipeline
 from safeguard.policy.schema import Policy
 from safeguard.progress import SilentProgress
+from safeguard.reference.world import NAMES, caption
 from safeguard.unlearn.base import Unlearner, Workbench
 from tests.tiny import tiny_pipeline
 
@@ -154,3 +158,40 @@ def drawn_bench(unlearner: dict[str, object], concepts: list[dict[str, object]])
         seed=0,
         progress=SilentProgress(),
     )
+
+
+def names_bench(unlearner: dict[str, object], kept: int) -> Workbench:
+    """The reference model, 100 of its names to erase at once and ``kept`` others to keep; one random latent each."""
+    names = [name.text for name in NAMES]
+    erased, others = names[:100], names[100 : 100 + kept]
+    detector = {"name": "clip"}
+    policy = Policy.model_validate(
+        {
+            "version": 1,
+            "name": "names",
+            "model": "reference",
+            "concepts": [
+                {
+                    "name": name.replace(" ", "-"),
+                    "kind": "object",
+                    "prompts": [caption(name)],
+                    "anchor": "an emoji",
+                    "detector": detector,
+                }
+                for name in erased
+            ],
+            "retain": [{"name": "others", "prompts": [caption(name) for name in others]}],
+            "harden": {"unlearner": unlearner},
+            "requirements": [{"probe": "*", "max_rate": 0.5}],
+        }
+    )
+    model = DiffusionModel(open_pipeline(reference.path()))
+    captions = [caption(name) for name in erased]
+    mean = torch.randn(len(captions), *model.latent_shape, generator=seeded(0))
+    forget = LatentSet(mean, torch.zeros_like(mean), model.encode_prompts(captions), captions, "drawn")
+    return replace(set_up(policy, model, SilentProgress()), images={"concept": forget}.get)
+
+
+def states(bench: Workbench, text: str) -> torch.Tensor:
+    """All text states of a prompt in the base model, (tokens, width), float64."""
+    return bench.teacher.encode_prompts([text]).states[0].double()

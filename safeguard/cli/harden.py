@@ -23,9 +23,14 @@ def harden(policy: Path, out: Path, device: str, resume: bool, overwrite: bool, 
 
     POLICY is a policy file. The result is a diffusers directory with the policy and the record of the run inside. An
     interrupted run continues where it was when the same command is given again.
+
+    On several GPUs: accelerate launch -m safeguard harden ...
     """
     from safeguard import api
+    from safeguard.processes import launched
 
-    reporter = choose(progress)
+    rank, _, _ = launched()
+    reporter = choose(progress if rank == 0 else "none")
     api.harden(policy, out, device=device, fresh=not resume, overwrite=overwrite, offline=offline, progress=reporter)
-    click.echo(f"hardened model: {out}")
+    if rank == 0:
+        click.echo(f"hardened model: {out}")

@@ -16,6 +16,7 @@ from safeguard.policy.loading import load_policy, resolved_yaml
 from safeguard.policy.methods import check_methods
 from safeguard.policy.schema import Policy, Subject
 from safeguard.policy.starting import starting_policy
+from safeguard.probe.suite import check_requirements
 from safeguard.progress import printable
 
 
@@ -30,6 +31,7 @@ def check(file: Path) -> None:
     """Say whether FILE is a valid policy; if not, name every mistake with line and column."""
     declared = load_policy(file)
     check_methods(declared, file)
+    check_requirements(declared, file)
     click.echo(printable(f"{file}: OK ({_counts(declared)})"))
 
 

@@ -7,10 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
 
 from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet
 from safeguard.model.diffusion import DiffusionModel
+from safeguard.model.memory import within_memory
+
+MOMENTUM = 0.9
+"""Of SGD with momentum."""
+CLIP_EPSILON = 1e-6
+"""What torch adds to a norm before it divides by it to clip."""
 
 
 class Training(MethodConfig):
@@ -22,8 +29,8 @@ class Training(MethodConfig):
     """Constant learning rate."""
     batch_size: PositiveInt = 1
     """Images per step."""
-    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
-    """Optimiser, with its library defaults."""
+    optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "adamw"
+    """Optimiser, with its library defaults; ``momentum`` is SGD with 0.9."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW's decay."""
     max_grad_norm: PositiveFloat = 1.0
@@ -52,11 +59,73 @@ class FineTuner(Protocol):
 
 def make_optimizer(training: Training, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The declared optimiser over the parameters."""
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=training.learning_rate)
+    if training.optimizer in ("sgd", "momentum"):
+        momentum = MOMENTUM if training.optimizer == "momentum" else 0.0
+        return torch.optim.SGD(parameters, lr=training.learning_rate, momentum=momentum)
     if training.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=training.learning_rate)
     return torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+
+
+class Run:
+    """A fine-tune under way: its adapter, if any, is attached, and stays so until the tuner detaches it.
+
+    Args:
+        prior: images of the class that the data are of, whose loss is added so that the class survives
+            (DreamBooth's prior preservation, arXiv 2208.12242); None: the plain denoising loss.
+        prior_weight: weight of that term.
+
+    Attributes:
+        parameters: what is trained.
+        optimizer: theirs.
+        generator: where the next step draws its images, timesteps and noise.
+        clipped: factor of every step done so far by which clipping shortened its gradient.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        data: LatentSet,
+        tuner: FineTuner,
+        training: Training,
+        *,
+        seed: int,
+        prior: LatentSet | None = None,
+        prior_weight: float = 1.0,
+    ) -> None:
+        self.model, self.data, self.training = model, data, training
+        self.prior, self.prior_weight = prior, prior_weight
+        self.parameters = tuner.attach(model, seed)
+        self.optimizer = make_optimizer(training, self.parameters)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.clipped: list[Tensor] = []
+
+    def loss(self, generator: torch.Generator, batch_size: int | None = None) -> Tensor:
+        """The loss of one batch at the present weights; everything random comes from the generator."""
+        total = self._denoising(self.data, generator, batch_size)
+        if self.prior is not None:
+            total = total + self.prior_weight * self._denoising(self.prior, generator, batch_size)
+        return total
+
+    def _denoising(self, data: LatentSet, generator: torch.Generator, batch_size: int | None) -> Tensor:
+        batch = data.batch(batch_size or self.training.batch_size, generator)
+        return self.model.denoising_loss(batch.latents, self.model.encode_prompts(batch.captions), generator)
+
+    def _gradients(self) -> tuple[Tensor, ...]:
+        # SDXL reads its first encoder before the last layer, whose weights then have no gradient
+        loss = self.loss(self.generator)
+        return torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+
+    def step(self) -> None:
+        """One optimiser step."""
+        gradients = within_memory(self.model, self._gradients, self.generator)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        size = torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
+        self.clipped.append((self.training.max_grad_norm / (size + CLIP_EPSILON)).clamp(max=1.0))
+        self.optimizer.step()
+        for parameter in self.parameters:
+            parameter.grad = None
 
 
 def fine_tune(
@@ -73,19 +142,8 @@ def fine_tune(
     Args:
         after_step: hears the number of steps done: 0 when all is attached and nothing trained, then every step.
     """
-    parameters = tuner.attach(model, seed)
-    optimizer = make_optimizer(training, parameters)
-    generator = torch.Generator().manual_seed(seed)
+    run = Run(model, data, tuner, training, seed=seed)
     after_step(0)
     for step in range(training.steps):
-        batch = data.batch(training.batch_size, generator)
-        loss = model.denoising_loss(batch.latents, model.encode_prompts(batch.captions), generator)
-        # SDXL reads its first encoder before the last layer, whose weights then have no gradient
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
-        optimizer.step()
+        run.step()
         after_step(step + 1)
-    for parameter in parameters:
-        parameter.grad = None

@@ -12,10 +12,31 @@ the last layer of SDXL's first text encoder, whose states are taken before it; t
 * blank: its standard deviation is below :data:`safeguard.quality.statistics.BLANK_STD` grey levels;
 * noise: its pixels are noise (:mod:`safeguard.quality.statistics`), or its latent is: at least :data:`LATENT_NOISE` of
   a channel's energy, on average, lies above a quarter of the sampling frequency. White noise has 1 - pi/16 = 0.80
-  there (never below 0.75 in 1,000 latents of 16 x 16), energy that falls off like 1/f^0.5 has 0.7, like 1/f^2, as in
-  pictures, 0.2 to 0.3. A decoder smoothes what it decodes, so a network that removes no noise shows here first;
+  there (never below 0.75 in 1,000 latents of 16 x 16). A decoder smoothes what it decodes, so noise shows here first;
 * out of range: the root mean square of its latent is over :data:`LATENT_RMS`. ``scaling_factor`` makes it about 1 for
   pictures, whatever they show; latents far beyond are none that the autoencoder gives, and decode to glaring blotches.
+  A network that predicts no noise leaves sqrt(1 / abar) at the first timestep, 14.6 on Stable Diffusion's schedule.
+
+Measured, lowest, median and highest (15 steps, guidance 4; the reference model's latents are 4 x 16 x 16):
+
+====================================  ======================  ======================
+latents of                            share of fine detail    root mean square
+====================================  ======================  ======================
+the reference model, 96 names         0.31 - 0.55 - 0.81      0.64 - 1.11 - 1.84
+its weights times 1 + 0.1 noise       0.41 - 0.58 - 0.71      0.80 - 1.02 - 1.57
+its weights times 1 + 0.3 noise       0.48 - 0.62 - 0.69      1.22 - 1.53 - 2.06
+its weights times 1 + 0.5 noise       0.59 - 0.64 - 0.72      2.83 - 3.33 - 4.23
+its weights times 1 + 1.0 noise       0.46 - 0.52 - 0.55      19.1 - 22.3 - 27.0
+its weights halved                    0.77 - 0.80 - 0.84      8.9 - 9.7 - 10.0
+its last layer zero                   0.78 - 0.81 - 0.85      14.0 - 14.8 - 15.2
+its weights shuffled                  0.76 - 0.78 - 0.82      16.4 - 17.5 - 18.2
+random networks of noise (tests)      0.68 - 0.77 - 0.89      13.5 - 15.2 - 17.0
+random networks of v (tests)          0.69 - 0.77 - 0.85      0.98 - 1.06 - 1.14
+====================================  ======================  ======================
+
+So the size tells most ruined networks, and detail those whose noise has the size of pictures. Detail alone would not do
+for single small latents: 12 of the 96, in which the detector recognises 94, have 0.7 or more. That is why what the base
+model's own image has is no flaw, and why a majority is asked for.
 
 The run is refused when more than half of the images are broken. What is drawn plays no part, nor how much it differs
 from the base model's picture: no flaw can be had by drawing something else, and a subject that is plain or noisy by
@@ -44,7 +65,7 @@ IMAGES = 8
 STEPS = 15
 GUIDANCE = 4.0
 LATENT_NOISE = 0.7
-LATENT_RMS = 5.0
+LATENT_RMS = 3.0
 
 FLAWS = {
     "blank": "blank images",

@@ -3,6 +3,9 @@
 A hardening is one or two *phases*: the unlearner alone (an edit, or a descent), then the objective around it. Each is
 addressed by everything that determines it; its checkpoint lies in the cache under that address, so the same command
 run again continues, and the unlearned-only control of a certification finds the phase already done.
+
+Several processes (:mod:`safeguard.processes`) take the steps of an objective that spreads its simulations together; of
+every other phase they wait for the end. Only the main one keeps checkpoints and checks the result.
 """
 
 from __future__ import annotations
@@ -11,20 +14,23 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from safeguard.cache import address, cache_dir
-from safeguard.errors import TrainingFault
+from safeguard.errors import EnvironmentFault, TrainingFault
 from safeguard.harden.checks import benign_prompts, check_images, check_weights, fingerprints
 from safeguard.model.checkpoint import load_state, save_state
 from safeguard.model.erasers import fold, has_erasers
+from safeguard.model.memory import within_memory
 from safeguard.model.parameters import parts_of
 from safeguard.policy.schema import Method
 from safeguard.registry import resilience, unlearners
-from safeguard.resilience.base import Objective
+from safeguard.resilience.base import Facts, Objective
+from safeguard.resilience.hypergradient import GUARDS
 from safeguard.resilience.none import NoConfig, NoObjective
 from safeguard.unlearn.base import Unlearner, Workbench
 
@@ -46,12 +52,18 @@ class Record:
         series: one list per logged quantity, one value per outer step (of all phases, in order).
         notes: what a reader should know: guards that fired, phases resumed.
         checks: what was found when the finished model was checked (``safeguard.harden.checks``).
+        processes: how many took part.
+        micro_batch: rows that went through the denoiser at once after the device ran out of memory; None: all.
+        halved: how often it ran out of memory, in all processes.
     """
 
     series: dict[str, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     checks: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    processes: int = 1
+    micro_batch: int | None = None
+    halved: int = 0
 
 
 def build(method: Method, bench: Workbench) -> Unlearner:
@@ -75,8 +87,12 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         fresh: ignore checkpoints.
         objective: override of the policy's resilience objective (``none`` makes the unlearned-only control).
 
+    Returns:
+        The record; complete in the main process, which alone checks the result.
+
     Raises:
         TrainingFault: the gradient is not finite, or the finished model fails :mod:`safeguard.harden.checks`.
+        EnvironmentFault: too little memory even for one image at a time, or processes that do not agree.
     """
     policy = bench.policy
     method = objective or policy.harden.resilience
@@ -119,13 +135,24 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
             "this model holds erasers, which safeguard opens and plain diffusers ignores with a warning: opened by "
             "anything but safeguard it is not hardened"
         )
-    record.checks = {
-        "tensors": check_weights(bench.model.pipeline, before, intended),
-        "images": check_images(bench.teacher, bench.model, benign_prompts(policy), bench.seed),
-    }
-    record.seconds = time.monotonic() - started
-    _remark(record)
+    _count(record, bench)
+    if bench.processes.main:
+        record.checks = {
+            "tensors": check_weights(bench.model.pipeline, before, intended),
+            "images": check_images(bench.teacher, bench.model, benign_prompts(policy), bench.seed),
+        }
+        record.seconds = time.monotonic() - started
+        _remark(record)
     return record
+
+
+def _count(record: Record, bench: Workbench) -> None:
+    """How many processes worked, and how short of memory they were."""
+    micro = bench.model.micro_batches
+    told = bench.processes.each((micro.size, micro.halved))
+    record.processes = len(told)
+    record.micro_batch = min((size for size, _ in told if size is not None), default=None)
+    record.halved = sum(halved for _, halved in told)
 
 
 def checkpoint_path(key: dict[str, Any]) -> Path:
@@ -137,30 +164,43 @@ def _descend(
     bench: Workbench, objective: Objective, key: dict[str, Any], title: str, record: Record, fresh: bool
 ) -> None:
     """Adam on the objective's gradients, from the phase's checkpoint if there is one."""
-    parameters = objective.parameters()
+    processes, spreads = bench.processes, objective.spreads
+    parameters = objective.trained()
     bench.model.freeze()
     for value in parameters.values():
         value.requires_grad_(True)
     optimizer = torch.optim.Adam(parameters.values(), lr=objective.learning_rate)
     path = checkpoint_path(key)
     series: dict[str, list[float]] = {}
-    state = objective.unlearner.state()
+    state = objective.unlearner.state() | objective.state()
     start = 0
-    if path.exists() and not fresh:
+    if path.exists() and not fresh and (spreads or processes.main):
         groups, facts = load_state(path, {"adam": optimizer})
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(groups["weights"][name])
+            objective.settle()
             for name, kept in state.items():
                 kept.copy_(groups["unlearner"][name])
         start, series = facts["step"], facts["series"]
         bench.progress.note(f"{title}: continuing at step {start} of {objective.steps}")
+    if spreads and len(set(processes.each(start))) > 1:
+        raise EnvironmentFault(
+            f"{title}: the processes find different checkpoints",
+            fix="let SAFEGUARD_CACHE be a directory that all of them see",
+        )
 
     def save(step: int) -> None:
         tensors: dict[str, Mapping[str, torch.Tensor]] = {"weights": parameters, "unlearner": state}
         save_state(path, tensors, {"adam": optimizer}, {"step": step, "series": series})
 
-    _loop(bench, objective, optimizer, title, series, start, save)
+    before = bench.step
+    if spreads or processes.main:
+        _loop(bench, objective, optimizer, title, series, start, list(state.values()), save)
+    bench.step = before + objective.steps
+    if not spreads:
+        processes.copy([*parameters.values(), *state.values()])
+        objective.settle()
     for name, values in series.items():
         record.series.setdefault(name, []).extend(values)
     bench.model.freeze()
@@ -173,17 +213,26 @@ def _loop(
     title: str,
     series: dict[str, list[float]],
     start: int,
+    state: list[torch.Tensor],
     save: Callable[[int], None],
 ) -> None:
     values = [value for group in optimizer.param_groups for value in group["params"]]
-    saved, before = time.monotonic(), bench.step
+    saved, before, processes = time.monotonic(), bench.step, bench.processes
+
+    def gradient(step: int) -> Facts:
+        bench.model.freeze()
+        for value in values:
+            value.requires_grad_(True)
+        optimizer.zero_grad(set_to_none=True)
+        return objective.accumulate(step)
+
     with bench.progress.task(title, objective.steps) as task:
         for step in range(start, objective.steps):
-            optimizer.zero_grad(set_to_none=True)
             bench.step = before + step
             for group in optimizer.param_groups:
                 group["lr"] = objective.learning_rate * _SCHEDULES[bench.policy.harden.schedule](step / objective.steps)
-            facts = objective.accumulate(step)
+            # An objective that exchanges with other processes tries again by itself: they wait for one exchange only.
+            facts = gradient(step) if objective.spreads else within_memory(bench.model, partial(gradient, step))
             size = torch.nn.utils.clip_grad_norm_(values, MAX_GRAD_NORM)
             if not torch.isfinite(size):
                 raise TrainingFault(
@@ -191,14 +240,17 @@ def _loop(
                     fix="lower the learning rate; the last checkpoint is kept, nothing was written",
                 )
             optimizer.step()
+            objective.settle()
             objective.unlearner.after_step()
+            if objective.spreads:
+                processes.copy(state)  # what losses left there for after_step is only right in the main process
             for name, value in facts.items():
                 series.setdefault(name, []).append(value)
             task.update(step + 1, **{name: value for name, value in facts.items() if name.endswith(("loss", "tuning"))})
-            if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == objective.steps:
+            due = time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == objective.steps
+            if due and processes.main:
                 save(step + 1)
                 saved = time.monotonic()
-    bench.step = before + objective.steps
 
 
 def _remark(record: Record) -> None:
@@ -209,13 +261,27 @@ def _remark(record: Record) -> None:
     images = record.checks["images"]
     if 2 * images["flawed before"] >= len(images["prompts"]):
         record.notes.append("the base model draws noise or blank images itself; the hardened one was not held to more")
-    cosine = record.series.get("cosine of hypergradient and first order")
-    if cosine:
-        mean = sum(cosine) / len(cosine)
-        verdict = "second order hardly mattered" if mean > 0.99 else "second order changed the direction"
-        record.notes.append(f"hypergradient against first order: mean cosine {mean:.3f}; {verdict}")
-    guards = sum(record.series.get("guards fired", []))
-    if guards:
+    if record.halved:
         record.notes.append(
-            f"a guard of the linear solver fired {guards:.0f} times; the best iterate was used each time"
+            f"the device ran out of memory {record.halved} times: in the end {record.micro_batch} images at a time "
+            "went through the denoiser, which changes nothing but time"
         )
+    cosines = record.series.get("cosine of hypergradient and first order")
+    if cosines:
+        record.notes.append(_on_second_order(cosines))
+    for guard, consequence in GUARDS.items():
+        fired = sum(record.series.get(f"guard: {guard}", []))
+        if fired:
+            record.notes.append(f"guard of the hypergradient: {guard}, {fired:.0f} times; {consequence}")
+    skipped = record.series.get("simulations skipped", [])
+    if any(skipped):
+        share = sum(skipped) / len(skipped)
+        record.notes.append(f"{share:.1%} of the simulated fine-tunes were not finite and were skipped")
+
+
+def _on_second_order(cosines: list[float]) -> str:
+    mean, least = sum(cosines) / len(cosines), min(cosines)
+    numbers = f"cosine of the hypergradient with its first-order part: mean {mean:.3f}, least {least:.3f}"
+    if least > 0.99:
+        return f"second order never mattered: hypergradient: first_order would have done the same for less ({numbers})"
+    return f"second order {'hardly mattered' if mean > 0.99 else 'changed the direction'} ({numbers})"

@@ -8,6 +8,7 @@ from typing import Literal
 from safeguard.data.latents import LatentSet, generate
 from safeguard.model.diffusion import DiffusionModel
 from safeguard.policy.schema import Policy, Subject
+from safeguard.processes import ALONE, Processes
 from safeguard.progress import Progress
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Workbench
@@ -24,7 +25,7 @@ def draw_set(
         return generate(model, prompts, count, seed=seed, done=task.update)
 
 
-def set_up(policy: Policy, model: DiffusionModel, progress: Progress) -> Workbench:
+def set_up(policy: Policy, model: DiffusionModel, progress: Progress, processes: Processes = ALONE) -> Workbench:
     """The workbench of an already screened policy; ``model`` is the untouched base model and will be edited."""
     teacher, count = model.frozen_copy(), policy.harden.images
     related = [subject for concept in policy.concepts for subject in concept.related]
@@ -46,4 +47,5 @@ def set_up(policy: Policy, model: DiffusionModel, progress: Progress) -> Workben
         images=images,
         seed=policy.seed,
         progress=progress,
+        processes=processes,
     )

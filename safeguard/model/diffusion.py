@@ -7,7 +7,7 @@ Stable Diffusion 1.x and 2.x (epsilon and v prediction) and SDXL share this one 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from safeguard.errors import ModelFault
+from safeguard.model.memory import MicroBatches
 from safeguard.model.preflight import PIPELINES, unsupported
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
@@ -63,6 +64,7 @@ class DiffusionModel:
         parts: those of :data:`PARTS` that the pipeline has, by name.
         surface: parts that a fine-tune trains: the denoiser, and what hardening changed besides. What was hardened is
             what is attacked.
+        micro_batches: how many rows go through the denoiser at once (:mod:`safeguard.model.memory`).
 
     Raises:
         ModelFault: another class of pipeline, or it predicts neither noise nor v.
@@ -78,6 +80,7 @@ class DiffusionModel:
             name: module for name in PARTS if (module := getattr(pipeline, name, None)) is not None
         }
         self.surface = frozenset({"unet"})
+        self.micro_batches = MicroBatches()
         self.device = torch.device(pipeline.unet.device)
         config = pipeline.scheduler.config
         self.prediction_type: str = config.prediction_type
@@ -133,6 +136,7 @@ class DiffusionModel:
             setattr(pipeline, name, copy.deepcopy(module).requires_grad_(False).eval())
         copied = DiffusionModel(pipeline)
         copied.surface = self.surface
+        copied.micro_batches = self.micro_batches
         return copied
 
     # -- text -------------------------------------------------------------------------------------------------------
@@ -187,7 +191,13 @@ class DiffusionModel:
         return torch.tensor([[size, size, 0, 0, size, size]], dtype=self.unet.dtype, device=self.device)
 
     def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's raw output at timesteps ``t`` (n,); what it means is ``prediction_type``."""
+        """The network's raw output at timesteps ``t`` (n,); what it means is ``prediction_type``.
+
+        Where memory was short the network runs on parts of the rows, and once more when it is differentiated.
+        """
+        return self.micro_batches.run(self._answer, latents, t, conditioning)
+
+    def _answer(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         added = None
         if conditioning.pooled is not None:
             added = {"text_embeds": conditioning.pooled, "time_ids": self._time_ids.expand(len(latents), -1)}
@@ -260,7 +270,7 @@ class DiffusionModel:
 
 
 class Weights:
-    """A copy of some parameters, to come back to."""
+    """A copy of some parameters, to come back to: with :meth:`restore`, or at the end of a ``with`` block."""
 
     def __init__(self, parameters: dict[str, torch.nn.Parameter]) -> None:
         self._parameters = parameters
@@ -271,3 +281,14 @@ class Weights:
         """Copy the stored values back in place."""
         for name, parameter in self._parameters.items():
             parameter.copy_(self._values[name])
+
+    def leave(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Come back to all but these."""
+        stay = {id(parameter) for parameter in parameters}
+        self._parameters = {name: value for name, value in self._parameters.items() if id(value) not in stay}
+
+    def __enter__(self) -> Weights:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()

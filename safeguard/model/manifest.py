@@ -19,6 +19,8 @@ from safeguard.errors import ModelFault
 
 IGNORED = frozenset({".git", ".gitattributes", ".github", ".gitignore", ".gitmodules", ".cache"})
 """Top-level names that belong to tools, not to the model."""
+RECORD_FILE = "hardening.json"
+"""The record of a hardening, beside the model; a directory that has it was written by us and may be replaced."""
 
 
 def files(directory: Path, exclude: Collection[str] = ()) -> list[str]:
@@ -90,6 +92,14 @@ def directory_digest(directory: Path, exclude: Collection[str] = ()) -> str:
     """:func:`root_digest` of what is in a directory now."""
     digests = manifest(directory, exclude)
     return root_digest(digests, sizes(directory, digests))
+
+
+def model_digest(directory: Path) -> str:
+    """What identifies a model: the digest of everything in its directory but the record of how it was made.
+
+    The record names times, so a hardening done again would otherwise be another model; the manifest has its digest.
+    """
+    return directory_digest(directory, exclude=[RECORD_FILE])
 
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:

@@ -1,8 +1,8 @@
 """Named groups of a model's parameters: the one way a method says what it trains.
 
 A name is the part's, then its library's own: ``unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight``
-(attn1 is self-attention, attn2 cross-attention), ``text_encoder.….layers.0.mlp.fc1.bias``. All groups but the last are
-of the denoiser. Tensors and numbers in Stable Diffusion 1.x:
+(attn1 is self-attention, attn2 cross-attention), ``text_encoder.….layers.0.mlp.fc1.bias``. All groups but the last two
+are of the denoiser. Tensors and numbers in Stable Diffusion 1.x:
 
 ==================  =======  ===========
 group               tensors  numbers
@@ -15,6 +15,7 @@ self-attention      80       49,574,080
 cross-attention     80       43,962,560
 cross-attention-kv  32       19,169,280
 text-encoder        194      85,056,000
+token-embedding     1        37,945,344
 ==================  =======  ===========
 
 ``text-encoder`` is all encoders without their embeddings of tokens and positions.
@@ -58,7 +59,8 @@ def _in_denoiser(test: Callable[[str], bool]) -> Callable[[str], bool]:
 
 
 GROUPS: dict[str, Callable[[str], bool]] = {group: _in_denoiser(test) for group, test in _OF_THE_DENOISER.items()} | {
-    "text-encoder": lambda name: name.startswith("text_encoder") and ".embeddings." not in f".{name}"
+    "text-encoder": lambda name: name.startswith("text_encoder") and ".embeddings." not in f".{name}",
+    "token-embedding": lambda name: name.startswith("text_encoder") and name.endswith(".token_embedding.weight"),
 }
 """Group -> does the parameter of that name belong to it? ``no-cross-attention`` is ESD-u, ``cross-attention`` ESD-x."""
 

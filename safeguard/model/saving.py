@@ -14,11 +14,9 @@ from diffusers import DiffusionPipeline
 from safeguard.errors import EnvironmentFault, TrainingFault, UsageFault
 from safeguard.model.erasers import erasers
 from safeguard.model.files import atomic_directory, check_writable, nearest
-from safeguard.model.manifest import manifest
+from safeguard.model.manifest import RECORD_FILE, manifest
 from safeguard.model.opening import quiet
 
-OURS = "hardening.json"
-"""A directory with this file was written by us and may be replaced."""
 OVERHEAD = 64 * 2**20
 """Bytes besides weights: tokenizers, configurations, records."""
 _LOCAL_SETTINGS = ("_name_or_path", "is_local", "local_files_only")
@@ -73,7 +71,7 @@ def check_target(directory: Path, overwrite: bool) -> None:
     """
     if directory.exists() and not directory.is_dir():
         raise UsageFault("this is a file, not a directory", fix="choose another output directory", where=str(directory))
-    occupied = directory.is_dir() and any(directory.iterdir()) and not (directory / OURS).is_file()
+    occupied = directory.is_dir() and any(directory.iterdir()) and not (directory / RECORD_FILE).is_file()
     if occupied and not overwrite:
         raise UsageFault(
             "the output directory is not empty, and it is not a model that safeguard wrote",

@@ -10,7 +10,7 @@ from typing import Any
 from safeguard.detect.base import Detector
 from safeguard.errors import ModelFault, UsageFault
 from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.manifest import manifest, root_digest, sizes
+from safeguard.model.manifest import manifest, model_digest
 from safeguard.model.opening import open_pipeline, pick_device, resolve
 from safeguard.policy.loading import load_policy
 from safeguard.policy.methods import check_methods
@@ -45,8 +45,7 @@ def find_policy(model_dir: Path, policy: str | Path | Policy | None) -> Policy:
 def open_model(directory: Path, device: str) -> tuple[DiffusionModel, str, dict[str, str]]:
     """A checked directory in memory, its digest, and its manifest."""
     pipeline = open_pipeline(directory, device=device)
-    files = manifest(directory)
-    return DiffusionModel(pipeline), root_digest(files, sizes(directory, files)), files
+    return DiffusionModel(pipeline), model_digest(directory), manifest(directory)
 
 
 @dataclass

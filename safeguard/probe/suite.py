@@ -5,6 +5,7 @@ The settings of a probe are checked by the probe itself, so that other packages'
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from pydantic import Field, field_validator
 from safeguard.cache import address
 from safeguard.errors import UsageFault
 from safeguard.policy.reading import load_yaml
-from safeguard.policy.schema import Identifier, Strict
+from safeguard.policy.schema import Identifier, Policy, Strict
 from safeguard.policy.validation import Problem, fault, validate
 from safeguard.registry import probes, suggest
 from safeguard.resources import resource_dir
@@ -81,6 +82,26 @@ def load_suite(name_or_path: str | Path) -> Suite:
 def suite_digest(suite: Suite) -> str:
     """sha256 (hexadecimal) of the suite as canonical JSON; layout and comments do not count."""
     return address(suite.model_dump(mode="json"))
+
+
+def check_requirements(policy: Policy, source: Path | None = None) -> None:
+    """Every requirement of a policy must be about a probe of its suite: a misspelt one would be found after hours.
+
+    Args:
+        source: the file the policy came from, so that messages can name line and column.
+
+    Raises:
+        PolicyFault: one is not.
+    """
+    suite = load_suite(policy.certification.suite)
+    ids = [spec.id for spec in suite.probes]
+    problems = [
+        Problem(("requirements", index, "probe"), f"no probe of suite {suite.name!r} matches; it has {', '.join(ids)}")
+        for index, requirement in enumerate(policy.requirements)
+        if not any(fnmatchcase(probe, requirement.probe) for probe in ids)
+    ]
+    if problems:
+        raise fault(problems, load_yaml(source)[1] if source else None)
 
 
 def _find(name_or_path: str | Path) -> Path:

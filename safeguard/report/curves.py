@@ -6,11 +6,11 @@ All coordinates are user units of an SVG whose size is its :class:`Frame`; colou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from safeguard.report.schema import Claim, Curve, Point
-from safeguard.report.wording import ROLE_NAMES, declared, percent, plural
+from safeguard.report.wording import ROLE_NAMES, declared, number, percent, plural
 
 Scale = Callable[[float], float]
 ROLES = ("hardened", "unlearned", "base")
@@ -411,3 +411,77 @@ def _stretches(values: Sequence[float], most: int) -> list[float | None]:
         finite = [value for value in values[start : start + size] if math.isfinite(value)]
         result.append(sum(value / len(finite) for value in finite) if finite else None)
     return result
+
+
+TRACES: dict[str, str] = {
+    "gradient norm term": (
+        "Squared length of the gradient with which a fine-tune on the concept begins: near zero it learns nothing"
+    ),
+    "gradient angle term": (
+        "Inner product of that gradient with the benign one: below zero, learning the concept costs benign knowledge"
+    ),
+}
+"""Logged quantities that say how resilience came about, and what they mean (arXiv 2410.12777, Eq. 4 and Fig. 6)."""
+TRACE = Frame(340, 210, left=54, right=12, top=12, bottom=44)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A logged quantity against outer steps, with axes."""
+
+    frame: Frame
+    name: str
+    meaning: str
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    zero_y: float
+    lines: list[str]
+    description: str
+
+
+def traces(series: Mapping[str, Sequence[float]], frame: Frame = TRACE) -> list[Trace]:
+    """A chart for every one of :data:`TRACES` that was logged; one value is no curve."""
+    return [
+        _trace(name, meaning, series[name], frame)
+        for name, meaning in TRACES.items()
+        if sum(map(math.isfinite, series.get(name, []))) > 1
+    ]
+
+
+def _trace(name: str, meaning: str, values: Sequence[float], frame: Frame) -> Trace:
+    means = _stretches(values, 160)
+    finite = [mean for mean in means if mean is not None]
+    steps = _round_steps(min(0.0, *finite), max(0.0, *finite))
+    low, high = steps[0], steps[-1]
+
+    def y(value: float) -> float:
+        return frame.y1 - (frame.y1 - frame.top) * (value - low) / (high - low)
+
+    def x(share: float) -> float:
+        return frame.left + (frame.x1 - frame.left) * share
+
+    lines: list[list[str]] = [[]]
+    for index, mean in enumerate(means):
+        if mean is None:
+            lines.append([])
+        else:
+            lines[-1].append(f"{x(index / max(1, len(means) - 1)):.1f},{y(mean):.1f}")
+    return Trace(
+        frame=frame,
+        name=name,
+        meaning=meaning,
+        x_ticks=[Tick(round(x(share), 1), f"{1 + round(share * (len(values) - 1)):,}") for share in (0, 0.5, 1)],
+        y_ticks=[Tick(round(y(step), 1), number(step)) for step in steps],
+        zero_y=round(y(0.0), 1),
+        lines=[" ".join(line) for line in lines if line],
+        description=f"{plural(len(values), 'step')}, from {number(finite[0])} to {number(finite[-1])}",
+    )
+
+
+def _round_steps(low: float, high: float) -> list[float]:
+    """Three to seven round numbers, evenly spaced, that hold [low, high] between them; zero is among them."""
+    reach = (high - low) or 1.0
+    unit = 10.0 ** math.floor(math.log10(reach / 2))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if reach / (unit * factor) <= 5)
+    first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
+    return [step * place for place in range(first, last + 1)]

@@ -15,6 +15,8 @@ def render(report: Report, run_dir: Path) -> str:
     An image that is missing or refused is named in the page; it never stops the rendering or changes the verdict.
     """
     diagnostics = report.diagnostics.series if report.diagnostics else {}
+    traces = curves.traces(diagnostics)
+    drawn = {trace.name for trace in traces}
     template = environment(escape=str).get_template("report.html.j2")
     return template.render(
         report=report,
@@ -24,6 +26,7 @@ def render(report: Report, run_dir: Path) -> str:
         bullets=curves.bullets(report.claims),
         utility=view.utility(report),
         has_unlearned=bool(report.unlearned_utility),
-        sparks=[(name, curves.sparkline(values)) for name, values in diagnostics.items()],
+        traces=traces,
+        sparks=[(name, curves.sparkline(values)) for name, values in diagnostics.items() if name not in drawn],
         blurred=view.must_blur(report),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 
@@ -12,33 +12,46 @@ Facts = dict[str, float]
 """Quantities of one outer step for the hardening record: losses, norms, cosines, residuals, guards that fired."""
 
 
-class Objective(Protocol):
-    """One objective that wraps a base unlearner."""
+class Objective:
+    """One objective that wraps a base unlearner; objectives derive from this class and say what they do."""
 
     Config: ClassVar[Any]
     """A subclass of :class:`safeguard.config.MethodConfig`."""
     unlearner: Unlearner
     """The one whose loss is descended: the engine tells it of every step and keeps its state."""
+    steps: int
+    """Outer steps."""
+    learning_rate: float
+    """Adam's learning rate of the outer loop."""
+    spreads: ClassVar[bool] = False
+    """True: :meth:`accumulate` shares its work with ``bench.processes`` and adds up the gradient. False: the main
+    process descends alone and hands the weights round at the end."""
 
-    def __init__(self, config: Any, bench: Workbench, unlearner: Unlearner) -> None: ...
-
-    @property
-    def steps(self) -> int:
-        """Outer steps."""
-        ...
-
-    @property
-    def learning_rate(self) -> float:
-        """Adam's learning rate of the outer loop."""
-        ...
+    def __init__(self, config: Any, bench: Workbench, unlearner: Unlearner) -> None:
+        """An objective keeps them itself, so that its settings have types; nothing else is at hand."""
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """What may change, by name in the model (``unet.…``, ``text_encoder.…``)."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} does not say what it changes")
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """What the optimiser steps on, by name: :meth:`parameters`, or values from which :meth:`settle` makes them.
+
+        First asked for when the objective's own phase begins.
+        """
+        return self.parameters()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps beside the weights; a resumed run copies it back in place."""
+        return {}
+
+    def settle(self) -> None:
+        """Bring :meth:`parameters` in line with :meth:`trained`, which a step or a checkpoint has just changed."""
 
     def accumulate(self, step: int) -> Facts:
-        """Leave the gradient of outer step ``step`` in ``.grad`` of :meth:`parameters`; weights come back unchanged.
+        """Leave the gradient of outer step ``step`` in ``.grad`` of :meth:`trained`; weights come back unchanged.
 
-        All randomness is derived from (run seed, step), so a resumed run repeats an uninterrupted one.
+        All randomness is derived from (run seed, step), so a resumed run repeats an uninterrupted one. Weights come
+        back when the device runs out of memory, too: the engine then asks again, with smaller micro-batches.
         """
-        ...
+        raise NotImplementedError(f"{type(self).__name__} does not say what it descends")

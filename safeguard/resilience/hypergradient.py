@@ -1,23 +1,28 @@
 """Gradients through a simulated fine-tune.
 
 A simulation takes theta to theta_FT by descending L_FT; an outer loss is evaluated at theta_FT with gradient g. Its
-gradient with respect to theta is approximated by
+gradient with respect to theta is
 
-* ``first_order``: g itself (theta_FT = theta + constant);
-* ``moreau``: theta_FT as the minimiser of L_FT(x) + |x - theta|^2 / (2 gamma), whose implicit derivative gives
-  x = (I + gamma H)^-1 g with H the Hessian of L_FT at theta_FT (ResAlign, arXiv 2507.16302, Eq. 5).
+* ``first_order``: g itself, as if theta_FT were theta + constant;
+* ``moreau``: that of theta_FT = argmin L_FT(x) + (x - theta)' P (x - theta) / (2 gamma), which the implicit function
+  theorem gives as x = P (P + gamma H)^-1 g, H the Hessian of L_FT at theta_FT (ResAlign, arXiv 2507.16302, Eq. 5, where
+  P = I);
+* ``unrolled``: the exact one, through every step (:mod:`safeguard.resilience.trajectory`).
 
-Solvers of (I + gamma H) x = g, with matrix-free products H v:
+Solvers of A y = b with A = I + gamma P^-1/2 H P^-1/2, b = P^-1/2 g, x = P^1/2 y, and matrix-free products H v:
 
-* ``fixed_point``: x <- g - gamma H x from x = g, the paper's Richardson iteration with relaxation gamma. It converges
-  only while gamma |eigenvalues of H| < 1; growth is detected, the best iterate is returned and the guard is named.
-  (Eq. 7 of the paper, x <- g / gamma - H x, is right for gamma = 1 only.)
-* ``cg``: conjugate gradients, which need only I + gamma H > 0; a direction of negative curvature ends them at
-  the present iterate (Steihaug).
+* ``fixed_point``: y <- b - gamma H y from y = b, the paper's Richardson iteration with relaxation gamma. Its residuals
+  are (-gamma H)^k r, whose lengths are log-convex: once they grow they grow for ever, so the first growth ends it with
+  the iterate before. (Eq. 7 of the paper, x <- g / gamma - H x, is right for gamma = 1 only; the paper starts from
+  zero, so its K terms are K - 1 products here.)
+* ``cg``: conjugate gradients from zero, which need only A > 0. Every iterate is a sum of directions that descend, so
+  x' g > 0 however early they end; their residuals may grow on the way, their errors do not. A direction of negative
+  curvature ends them at the present iterate (Steihaug), the first one at g.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,21 +33,28 @@ from torch import Tensor
 Vector = list[Tensor]
 Product = Callable[[Vector], Vector]
 
+GUARDS = {
+    "diverging": "the best iterate was used",
+    "negative curvature": "the solve ended there",
+    "not finite": "the best iterate was used",
+    "trust region": "its length was cut",
+}
+"""What may be wrong with a hypergradient, and what is done about it."""
+
 
 @dataclass(frozen=True)
 class Solution:
     """Approximate x, and how good it is.
 
     Attributes:
-        residual: |g - (I + gamma H) x| / |g| of the returned iterate.
-        cosine: of x with g, the first-order hypergradient: 1 means that second order did not matter.
-        guard: what was detected ("", "diverging", "negative curvature", "trust region").
+        residual: |b - A y| / |b| of the returned iterate; of the one before it when ``fixed_point`` runs to its end,
+            since its own would cost one more product.
+        guard: what was detected: one of :data:`GUARDS`, or "".
         products: Hessian-vector products spent.
     """
 
     x: Vector
     residual: float
-    cosine: float
     guard: str
     products: int
 
@@ -57,6 +69,12 @@ def norm(a: Sequence[Tensor]) -> float:
     return float(torch.stack(torch._foreach_norm(list(a))).double().norm()) if a else 0.0
 
 
+def cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """Of the angle between two vectors; 0 when one of them is zero."""
+    size = norm(a) * norm(b)
+    return dot(a, b) / size if size else 0.0
+
+
 def combine(a: Sequence[Tensor], scale: float, b: Sequence[Tensor]) -> Vector:
     """a + scale b."""
     return [p + scale * q for p, q in zip(a, b, strict=True)]
@@ -69,55 +87,12 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor], *, retain_graph: bool 
     )
 
 
-def hessian_product(loss: Tensor, parameters: Sequence[Tensor]) -> Product:
-    """Exact H v by double backward over one retained graph; the attention inside must be twice differentiable."""
-    slopes = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-    used = [slope is not None and slope.requires_grad for slope in slopes]
-
-    def product(v: Vector) -> Vector:
-        along, by = ([vector for vector, flag in zip(row, used, strict=True) if flag] for row in (slopes, v))
-        found = torch.autograd.grad(along, parameters, grad_outputs=by, retain_graph=True, allow_unused=True)
-        return [torch.zeros_like(p) if h is None else h for h, p in zip(found, parameters, strict=True)]
-
-    return product
-
-
-def _fixed_point(
-    g: Vector, product: Product, gamma: float, iterations: int, tolerance: float
-) -> tuple[Vector, float, str, int]:
-    x, best, best_residual, previous = list(g), list(g), float("inf"), float("inf")
-    size = norm(g)
-    for spent in range(1, iterations + 1):
-        following = combine(g, -gamma, product(x))
-        residual = norm(combine(following, -1.0, x)) / size
-        if residual < best_residual:
-            best, best_residual = list(x), residual
-        if residual > 2 * previous or residual != residual:
-            return best, best_residual, "diverging", spent
-        if residual < tolerance:
-            return following, residual, "", spent
-        x, previous = following, residual
-    return x, best_residual, "", iterations
-
-
-def _conjugate_gradients(
-    g: Vector, product: Product, gamma: float, iterations: int, tolerance: float
-) -> tuple[Vector, float, str, int]:
-    size = norm(g)
-    x = list(g)
-    r = combine(g, -1.0, combine(x, gamma, product(x)))
-    p, square, spent = list(r), dot(r, r), 1
-    while spent < iterations and square**0.5 > tolerance * size:
-        ap = combine(p, gamma, product(p))
-        spent += 1
-        curvature = dot(p, ap)
-        if curvature <= 0:
-            return x, square**0.5 / size, "negative curvature", spent
-        step = square / curvature
-        x, r = combine(x, step, p), combine(r, -step, ap)
-        square, before = dot(r, r), square
-        p = combine(r, square / before, p)
-    return x, square**0.5 / size, "", spent
+def within_trust(x: Vector, g: Sequence[Tensor], trust: float) -> tuple[Vector, str]:
+    """x cut to ``trust`` times the length of g, and the name of the guard if it was longer."""
+    length, most = norm(x), trust * norm(g)
+    if length <= most:
+        return x, ""
+    return [tensor * (most / length) for tensor in x], "trust region"
 
 
 def solve_moreau(
@@ -125,26 +100,103 @@ def solve_moreau(
     product: Product,
     gamma: float,
     *,
+    metric: Vector | None = None,
     solver: Literal["fixed_point", "cg"] = "cg",
     iterations: int = 5,
     tolerance: float = 1e-2,
-    trust: float = 3.0,
 ) -> Solution:
-    """Solve (I + gamma H) x = g.
+    """Solve (P + gamma H) x = P g.
 
     Args:
         g: gradient of the outer loss at theta_FT.
         product: v -> H v.
+        metric: the diagonal of P, positive, shaped like g; None: P = I.
         iterations: most Hessian-vector products.
-        trust: |x| is cut to this multiple of |g|.
+        tolerance: relative residual at which the solver is content.
     """
-    size = norm(g)
-    if size == 0:
-        return Solution(list(g), 0.0, 1.0, "", 0)
+    if norm(g) == 0:
+        return Solution(list(g), 0.0, "", 0)
     method = _fixed_point if solver == "fixed_point" else _conjugate_gradients
-    x, residual, guard, spent = method(g, product, gamma, iterations, tolerance)
-    length = norm(x)
-    if length > trust * size:
-        x, guard = [tensor * (trust * size / length) for tensor in x], guard or "trust region"
-        length = trust * size
-    return Solution(x, residual, dot(x, g) / (length * size), guard, spent)
+    if metric is None:
+        return Solution(*method(g, lambda v: [gamma * h for h in product(v)], iterations, tolerance))
+    root = [p.sqrt() for p in metric]
+
+    def scaled(v: Vector) -> Vector:
+        along = product([x / r for x, r in zip(v, root, strict=True)])
+        return [gamma * h / r for h, r in zip(along, root, strict=True)]
+
+    b = [x / r for x, r in zip(g, root, strict=True)]
+    y, residual, guard, products = method(b, scaled, iterations, tolerance)
+    return Solution([x * r for x, r in zip(y, root, strict=True)], residual, guard, products)
+
+
+def _fixed_point(b: Vector, product: Product, iterations: int, tolerance: float) -> tuple[Vector, float, str, int]:
+    """y <- b - B y, with ``product`` v -> B v = (A - I) v."""
+    size, y, best, least = norm(b), list(b), list(b), 1.0
+    for spent in range(1, iterations + 1):
+        following = combine(b, -1.0, product(y))
+        residual = norm(combine(following, -1.0, y)) / size
+        if not residual <= least:
+            guard = "diverging" if math.isfinite(residual) else "not finite"
+            return best, residual if spent == 1 and guard == "diverging" else least, guard, spent
+        if residual < tolerance:
+            return following, residual, "", spent
+        best, least, y = y, residual, following
+    return y, least, "", iterations
+
+
+def _conjugate_gradients(
+    b: Vector, product: Product, iterations: int, tolerance: float
+) -> tuple[Vector, float, str, int]:
+    """Conjugate gradients of (I + B) y = b from zero, with ``product`` v -> B v."""
+    size = norm(b)
+    y, r, p = [torch.zeros_like(x) for x in b], list(b), list(b)
+    square = size**2
+    for spent in range(1, iterations + 1):
+        ap = combine(p, 1.0, product(p))
+        curvature = dot(p, ap)
+        if not curvature > 0:
+            guard = "negative curvature" if math.isfinite(curvature) else "not finite"
+            return (list(b) if spent == 1 else y), square**0.5 / size, guard, spent
+        step = square / curvature
+        y, r = combine(y, step, p), combine(r, -step, ap)
+        before, square = square, dot(r, r)
+        if square**0.5 < tolerance * size:
+            return y, square**0.5 / size, "", spent
+        p = combine(r, square / before, p)
+    return y, square**0.5 / size, "", iterations
+
+
+def extreme_eigenvalues(
+    product: Product, like: Sequence[Tensor], generator: torch.Generator, iterations: int = 12
+) -> tuple[float, float]:
+    """Smallest and largest eigenvalue of a symmetric matrix, by Lanczos from a random vector.
+
+    Three vectors are kept; without orthogonalisation against all earlier ones eigenvalues may appear twice, which does
+    not move the extreme ones. Both are bounds from within.
+
+    Args:
+        product: v -> H v.
+        like: tensors shaped like v.
+        generator: gives the first vector.
+    """
+    random = [torch.randn(x.shape, generator=generator).to(x) for x in like]
+    length = norm(random)
+    v, previous = [x / length for x in random], [torch.zeros_like(x) for x in like]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    for _ in range(min(iterations, sum(x.numel() for x in like))):
+        w = combine(product(v), -(beside[-1] if beside else 0.0), previous)
+        diagonal.append(dot(w, v))
+        w = combine(w, -diagonal[-1], v)
+        length = norm(w)
+        if length <= 1e-7 * max(map(abs, diagonal)):
+            break
+        beside.append(length)
+        previous, v = v, [x / length for x in w]
+    size = len(diagonal)
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    for i, value in enumerate(beside[: size - 1]):
+        matrix[i, i + 1] = matrix[i + 1, i] = value
+    values = torch.linalg.eigvalsh(matrix)
+    return float(values[0]), float(values[-1])

@@ -1,36 +1,58 @@
-"""Meta-unlearning (arXiv 2410.12777, Algorithm 1), first order.
+"""Meta-unlearning (arXiv 2410.12777, Algorithm 1).
 
-    gradient = gamma1 grad L_unlearn(theta) + gamma2 grad L_meta
-    L_meta   = -L_DM(theta_FT; forget) - zeta [ L_DM(theta_FT; retain) - L_DM(theta; retain) ]                 (Eq. 2)
-    theta_FT = theta after M inner steps on L_DM(.; forget)
+    gradient = gamma1 grad L_unlearn(theta) + gamma2 grad_theta L_meta(theta)
+    L_meta   = -L_FT(theta_FT) - zeta [ L_benign(theta_FT) - L_benign(theta) ]                                 (Eq. 2)
+    theta_FT = theta after M steps of fine-tuning on the concept's images
 
-A malicious fine-tune shall fail to learn the concept and break benign knowledge on the way. L_unlearn is the base
-unlearner's loss with its preservation term; for a closed form the edit comes first and gamma1 has nothing to weigh.
-"Retain" are related and retained images. First order means that gradients at theta_FT are used as if theta_FT did not
-depend on theta, which is what the released code does: of the gradient of Eq. 4 it keeps half the gradient-norm term
-and one of the two halves of the inner product. Losses are means over their batch; the released code sums over batches,
-so its gammas scale with images / batch size. The ascended losses are bounded (as in gradient ascent) so that the meta
-term cannot run away; ``bound`` is far above the losses of a working model.
+L_FT is the denoising loss of the concept's images and L_benign that of related and retained ones. A malicious fine-tune
+shall fail to learn the concept and break benign knowledge on the way. For one step of descent with rate tau,
+
+    L_meta = -L_FT(theta) + tau |grad L_FT|^2 + tau zeta <grad L_FT, grad L_benign> + O(tau^2)                 (Eq. 4)
+
+whose *gradient norm term*, the square, and *gradient angle term*, the inner product, the record follows (the paper's
+Fig. 6). L_unlearn is the base unlearner's loss with its preservation term; for a closed form the edit comes first and
+the meta loss is descended alone.
+
+``variant: exact`` differentiates through every inner step, clipping and the optimiser's state included.
+``variant: released`` is what the released code does: gradients at theta_FT are used as if theta_FT were theta plus a
+constant, which keeps half of the gradient of the norm term, and one half of that of the inner product. That code takes
+three AdamW steps with batches of ten; its weights of concept, related and retained images are, by evident intent, 0.1,
+0.1 and 0.01 (``gamma2`` 0.1, ``zeta`` 1.1, ``related_share`` 0.91), but its scripts pass one option three times, and
+0.01, 1 and 1 is what runs. It sums losses over batches where here they are means: its weights are to be multiplied by
+images / batch size. Its gamma1 weighs L_benign(theta), not L_unlearn.
+
+Adam's first step has the size of the learning rate whatever the gradient, so with one step of Adam the exact gradient
+is the released one. The ascended losses are bounded (as in gradient ascent) so that the meta term cannot run away;
+``bound`` is far above the losses of a working model.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
 
 from safeguard.config import MethodConfig
+from safeguard.data.latents import LatentSet
 from safeguard.errors import UsageFault
-from safeguard.finetune.base import Training, fine_tune
+from safeguard.finetune.base import Run, Training
 from safeguard.finetune.full import FullConfig, FullFineTuning
 from safeguard.model.diffusion import Weights
 from safeguard.model.parameters import exposed
-from safeguard.resilience.base import Facts
-from safeguard.resilience.hypergradient import Vector, combine, dot, gradients, norm
+from safeguard.resilience.base import Facts, Objective
+from safeguard.resilience.hvp import Backend
+from safeguard.resilience.hypergradient import Vector, combine, cosine, dot, gradients, norm, within_trust
+from safeguard.resilience.trajectory import Trajectory
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
 from safeguard.unlearn.common import bounded_ascent
+
+Loss = Callable[[], Tensor]
+"""A loss at the present weights: the same images, timesteps and noise at every call."""
 
 
 class MetaUnlearningConfig(MethodConfig):
@@ -44,26 +66,34 @@ class MetaUnlearningConfig(MethodConfig):
     """Parameter group theta (``safeguard.model.parameters.GROUPS``)."""
     warm_start: bool = False
     """Run the unlearner alone first (always so for closed forms)."""
+    variant: Literal["exact", "released"] = "exact"
+    """Gradient of the meta loss: through the inner steps, or first order as in the released code."""
     gamma1: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the unlearning loss."""
     gamma2: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the meta loss (the paper: 0.05 to 0.1)."""
     zeta: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the retained knowledge inside the meta loss."""
+    """Weight of benign knowledge inside the meta loss."""
+    related_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of related subjects in the benign loss, the rest being retained ones; where there are both."""
     inner_steps: PositiveInt = 1
     """Simulated fine-tuning steps (M)."""
     inner_learning_rate: PositiveFloat = 1e-5
-    """Their learning rate (tau)."""
-    inner_optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
-    """Their optimiser."""
+    """Their learning rate (tau), by default that of the paper's fine-tunes; descent by so little hardly moves."""
+    inner_optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "sgd"
+    """Their optimiser, new at every outer step."""
     batch_size: PositiveInt = 4
     """Images per loss."""
-    bound: PositiveFloat = 1.0
-    """Denoising loss beyond which an ascended loss no longer counts."""
+    bound: PositiveFloat | None = 1.0
+    """Denoising loss beyond which an ascended loss no longer counts; none: it always does, as in the paper."""
+    hvp: Backend = "fused"
+    """How Hessian-vector products are computed (:mod:`safeguard.resilience.hvp`)."""
+    trust: Annotated[float, Field(ge=1)] = 3.0
+    """The exact gradient after fine-tuning is cut to this multiple of the length of the released one."""
 
 
-class MetaUnlearning:
-    """Algorithm 1 with first-order gradients."""
+class MetaUnlearning(Objective):
+    """Algorithm 1 around a base unlearner."""
 
     Config: ClassVar = MetaUnlearningConfig
 
@@ -75,7 +105,6 @@ class MetaUnlearning:
         self.config = config
         self.bench = bench
         self.unlearner = unlearner
-        self.retain = bench.preserved
         self.steps = config.steps
         self.learning_rate = config.learning_rate
 
@@ -84,39 +113,41 @@ class MetaUnlearning:
         return exposed(self.bench.model, self.config.parameters)
 
     def accumulate(self, step: int) -> Facts:
-        """Unlearning, retain and meta gradients of one outer step."""
+        """Unlearning and meta gradients of one outer step."""
         config, bench = self.config, self.bench
         values = list(self.parameters().values())
         generator = torch.Generator().manual_seed(derive(bench.seed, "outer", step))
         total, facts = self._unlearning(values, generator)
-        batch = self.retain.batch(config.batch_size, generator)
-        t, noise = bench.model.draw_noise(config.batch_size, generator)
-        encode = bench.model.encode_prompts
-        before = bench.model.denoising_loss_at(batch.latents, encode(batch.captions), t, noise)
-        total = combine(total, config.gamma2 * config.zeta, gradients(before, values))
+        concept, benign = self._loss(bench.forget, generator), self._benign(generator)
+        training = Training(
+            steps=config.inner_steps,
+            learning_rate=config.inner_learning_rate,
+            batch_size=config.batch_size,
+            optimizer=config.inner_optimizer,
+        )
+        tuner = FullFineTuning(FullConfig())
         start = Weights(bench.model.named_parameters())
-        self._inner(step)
-        for value in values:
-            value.requires_grad_(True)
-        forget = bench.forget.batch(config.batch_size, generator)
-        relearnt = bench.model.denoising_loss(forget.latents, encode(forget.captions), generator)
-        after = bench.model.denoising_loss_at(batch.latents, encode(batch.captions), t, noise)
-        g_forget = gradients(bounded_ascent(relearnt, config.bound), values)
-        g_retain = gradients(bounded_ascent(after, config.bound), values)
-        start.restore()
-        meta = combine(g_forget, config.zeta, g_retain)
-        total = combine(total, config.gamma2, meta)
-        for value, gradient in zip(values, total, strict=True):
+        try:
+            run = Run(bench.model, bench.forget, tuner, training, seed=derive(bench.seed, "inner", step))
+            meta, more = meta_gradient(
+                run,
+                values,
+                concept,
+                benign,
+                zeta=config.zeta,
+                exact=config.variant == "exact",
+                bound=config.bound,
+                backend=config.hvp,
+                trust=config.trust,
+            )
+        finally:
+            start.restore()
+            tuner.detach(bench.model)
+            for value in values:
+                value.requires_grad_(True)
+        for value, gradient in zip(values, combine(total, config.gamma2, meta), strict=True):
             value.grad = gradient
-        size = norm(g_forget) * norm(g_retain)
-        return facts | {
-            "fine-tuning loss after inner steps": relearnt.item(),
-            "retain loss before": before.item(),
-            "retain loss after inner steps": after.item(),
-            "meta gradient norm": norm(meta),
-            "fine-tuning gradient norm": norm(g_forget),
-            "cosine of forget and retain gradients": dot(g_forget, g_retain) / size if size else 0.0,
-        }
+        return facts | more
 
     def _unlearning(self, values: list[torch.nn.Parameter], generator: torch.Generator) -> tuple[Vector, Facts]:
         if self.unlearner.closed_form:
@@ -127,16 +158,90 @@ class MetaUnlearning:
         if keep is not None:
             facts["preservation loss"] = keep.item()
             loss = loss + keep
+        if not loss.requires_grad:
+            raise UsageFault(
+                f"the unlearner's loss does not depend on the parameters {self.config.parameters!r}",
+                fix="let meta-unlearning change what the unlearner changes, for example parameters: full",
+            )
         return gradients(self.config.gamma1 * loss, values), facts
 
-    def _inner(self, step: int) -> None:
-        config, bench = self.config, self.bench
-        training = Training(
-            steps=config.inner_steps,
-            learning_rate=config.inner_learning_rate,
-            batch_size=config.batch_size,
-            optimizer=config.inner_optimizer,
-        )
-        tuner = FullFineTuning(FullConfig())
-        fine_tune(bench.model, bench.forget, tuner, training, seed=derive(bench.seed, "inner", step))
-        tuner.detach(bench.model)
+    def _loss(self, data: LatentSet, generator: torch.Generator) -> Loss:
+        """The denoising loss of a batch."""
+        model, size = self.bench.model, self.config.batch_size
+        batch, (t, noise) = data.batch(size, generator), model.draw_noise(size, generator)
+        return lambda: model.denoising_loss_at(batch.latents, model.encode_prompts(batch.captions), t, noise)
+
+    def _benign(self, generator: torch.Generator) -> Loss:
+        """The weighted mean of the losses of related and retained images."""
+        share = self.config.related_share
+        sets = [(share, self.bench.related), (1 - share, self.bench.retain)]
+        drawn = [(weight, self._loss(data, generator)) for weight, data in sets if data is not None]
+        if len(drawn) == 1:
+            return drawn[0][1]
+        return lambda: torch.stack([weight * loss() for weight, loss in drawn]).sum()
+
+
+def meta_gradient(
+    run: Run,
+    values: Sequence[torch.nn.Parameter],
+    concept: Loss,
+    benign: Loss,
+    *,
+    zeta: float,
+    exact: bool = True,
+    bound: float | None = None,
+    backend: Backend = "fused",
+    trust: float = math.inf,
+) -> tuple[Vector, Facts]:
+    """The gradient of L_meta with respect to ``values``. Leaves the weights somewhere along the fine-tune.
+
+    Args:
+        run: the fine-tune, about to begin; L_FT is its loss at every inner step.
+        values: theta, all or some of what the fine-tune trains.
+        concept: L_FT where it is looked at.
+        benign: L_benign.
+        zeta: weight of the benign loss.
+        exact: differentiate through the fine-tune, or take theta_FT - theta for a constant.
+        bound: of the ascended losses; None: they are ascended without end.
+        backend: of the Hessian-vector products.
+        trust: longest exact gradient of what follows the fine-tune, as a multiple of that of first order.
+
+    Returns:
+        The gradient, one tensor per value, and for the record: the losses before and after, the terms of Eq. 4 at
+        theta, and how the exact gradient compares with that of first order.
+    """
+    places = {id(parameter): place for place, parameter in enumerate(run.parameters)}
+
+    def of_values(vector: Vector) -> Vector:
+        return [vector[places[id(value)]] for value in values]
+
+    def ascended(loss: Tensor) -> Tensor:
+        return -loss if bound is None else bounded_ascent(loss, bound)
+
+    fitted, known = concept(), benign()
+    g_concept, g_benign = gradients(fitted, values), gradients(known, values)
+    trajectory = Trajectory(run)
+    for _ in range(run.training.steps):
+        if exact:
+            trajectory.record()
+        run.step()
+    relearnt, left = concept(), benign()
+    slope = combine(gradients(ascended(relearnt), run.parameters), zeta, gradients(ascended(left), run.parameters))
+    first = through = of_values(slope)
+    if exact:
+        through = of_values(trajectory.pull_back({run.training.steps: slope}, [], backend)[0])
+        through, guard = within_trust(through, first, trust)
+    facts = {
+        "fine-tuning loss": fitted.item(),
+        "fine-tuning loss after inner steps": relearnt.item(),
+        "benign loss": known.item(),
+        "benign loss after inner steps": left.item(),
+        "gradient norm term": dot(g_concept, g_concept),
+        "gradient angle term": dot(g_concept, g_benign),
+        "cosine of fine-tuning and benign gradients": cosine(g_concept, g_benign),
+        "meta gradient norm": norm(through),
+    }
+    if exact:
+        facts["cosine of hypergradient and first order"] = cosine(through, first)
+        facts["guard: trust region"] = float(bool(guard))
+    return combine(through, zeta, g_benign), facts

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from safeguard.config import MethodConfig
-from safeguard.resilience.base import Facts
+from safeguard.resilience.base import Facts, Objective
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
 
@@ -16,7 +17,7 @@ class NoConfig(MethodConfig):
     """There is nothing to set."""
 
 
-class NoObjective:
+class NoObjective(Objective):
     """Descends the unlearner's own loss."""
 
     Config: ClassVar = NoConfig
@@ -24,7 +25,7 @@ class NoObjective:
     def __init__(self, config: NoConfig, bench: Workbench, unlearner: Unlearner) -> None:
         self.bench = bench
         self.unlearner = unlearner
-        self.steps = unlearner.steps
+        self.steps = unlearner.steps * (1 + unlearner.keeping_steps)
         self.learning_rate = unlearner.learning_rate
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -32,9 +33,14 @@ class NoObjective:
         return self.unlearner.trained()
 
     def accumulate(self, step: int) -> Facts:
-        """Erasure and preservation, one backward pass."""
+        """Erasure and preservation in one backward pass, or in turns where the unlearner says so."""
         generator = torch.Generator().manual_seed(derive(self.bench.seed, "outer", step))
-        erase = self.unlearner.loss(generator)
-        keep = self.unlearner.preservation(generator)
-        torch.autograd.backward(erase if keep is None else erase + keep)
-        return {"erasure loss": erase.item()} | ({} if keep is None else {"preservation loss": keep.item()})
+        turns = 1 + self.unlearner.keeping_steps
+        losses: dict[str, Tensor] = {}
+        if step % turns == 0:
+            losses["erasure loss"] = self.unlearner.loss(generator)
+        if step % turns or turns == 1:
+            keep = self.unlearner.preservation(generator)
+            losses |= {} if keep is None else {"preservation loss": keep}
+        torch.autograd.backward(list(losses.values()))
+        return {name: value.item() for name, value in losses.items()}

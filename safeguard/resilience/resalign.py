@@ -4,65 +4,107 @@
 
 L_harm is the base unlearner's loss (for a closed form, ``harmful_loss`` names one), R the distillation of related and
 retained images against the base model, and theta_FT the result of a fine-tune drawn from a declared distribution
-(data x method x learning rate x steps x optimiser; ``simulations`` of them per outer step). The gradient through
-theta_FT is ``hypergradient`` (see :mod:`safeguard.resilience.hypergradient`).
+(data x method x loss x learning rate x steps x optimiser; ``simulations`` of them per outer step). The gradient through
+theta_FT is ``hypergradient`` (:mod:`safeguard.resilience.hypergradient`).
 
-Where this differs from the released code, on purpose: theta is a group of the denoiser's own weights (the code trains
-rank-4 LoRA factors), gamma may be matched to the simulated trajectory instead of 1, losses are averaged over
-simulations, simulations depend on (seed, step, index) alone, and a diverging solve is recorded and returns its best
-iterate instead of silently becoming the direct gradient.
+theta is a group of weights, or low-rank factors beside one (:mod:`safeguard.resilience.factors`); the gradient passes
+through fine-tunes of any method (:mod:`safeguard.resilience.lookahead`).
 
 ``points`` > 1 evaluates L_harm at equally spaced points of the simulated fine-tune instead of its end only, as tamper-
 resistant training does (arXiv 2408.00761): a short way along is where a fine-tune first succeeds.
+
+``preset: published`` has the released code's numbers, without its defects: simulations depend on (seed, step, index)
+alone and start from theta (there, one begins where another ended, data sets with one name collide, Adam corrects its
+bias twice and never forgets); full fine-tunes train the merged weights (there, their result is factored anew, in other
+coordinates than theta); losses are averages; a solve that diverges is named and returns its best iterate (there, it is
+repeated with less relaxation, and in the end silently the direct gradient). Ascent stays bounded, A and B start so that
+nothing changes, and the optimiser is Adam without weight decay.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
 
-from safeguard.config import MethodConfig
+from safeguard.errors import UsageFault
 from safeguard.model.diffusion import Weights
+from safeguard.model.memory import within_memory
 from safeguard.model.parameters import exposed
 from safeguard.policy.schema import UnlearnerMethod
 from safeguard.registry import unlearners
-from safeguard.resilience.base import Facts
-from safeguard.resilience.hypergradient import (
-    Vector,
-    combine,
-    dot,
-    gradients,
-    hessian_product,
-    norm,
-    solve_moreau,
-)
-from safeguard.resilience.simulation import Simulation, Simulations, draw, run
+from safeguard.resilience.base import Facts, Objective
+from safeguard.resilience.factors import Factors, matrices
+from safeguard.resilience.hypergradient import GUARDS, Vector, combine, cosine, gradients, norm
+from safeguard.resilience.lookahead import Lookahead, LookaheadConfig, Outcome
+from safeguard.resilience.simulation import Simulation, Simulations, draw
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
 from safeguard.unlearn.common import distillation
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "published": {
+        "parameters": "attention",
+        "lora_rank": 4,
+        "steps": 160,
+        "learning_rate": 2e-4,
+        "harmful_loss": {"name": "ga", "batch_size": 1},
+        "beta": 0.8,
+        "alpha": 1.6,
+        "alpha_final": 2.0,
+        "retain_batch": 4,
+        "simulations": 3,
+        "distribution": {
+            "methods": [{"name": "lora", "rank": 4}, {"name": "full"}],
+            "learning_rates": [1e-4, 1e-5, 1e-6],
+            "steps": [5, 10, 20, 30],
+            "optimizers": ["sgd", "adam"],
+            "losses": ["plain", "prior-preserving"],
+            "max_grad_norm": 1e9,
+        },
+        "hypergradient": "moreau",
+        "gamma": 1.0,
+        "solver": "fixed_point",
+        "iterations": 4,
+        "hessian_batch": 1,
+    }
+}
+"""Settings that a preset stands for; what is given besides goes before them."""
 
-class ResAlignConfig(MethodConfig):
+
+class ResAlignConfig(LookaheadConfig):
     """Settings of ResAlign."""
 
+    preset: Literal["published"] | None = None
+    """Defaults of every other setting: ours, or the released code's."""
     steps: PositiveInt = 160
     """Outer steps."""
     learning_rate: PositiveFloat = 2e-4
     """Adam's learning rate of the outer loop."""
     parameters: str = "full"
     """Parameter group theta (``safeguard.model.parameters.GROUPS``)."""
+    lora_rank: PositiveInt | None = None
+    """Train low-rank factors of this rank beside the matrices of the group; none: the weights themselves."""
     warm_start: bool = False
     """Run the unlearner alone first (always so for closed forms)."""
     harmful_loss: UnlearnerMethod | None = None
-    """Gradient unlearner whose loss is L_harm; none: the base unlearner's own."""
+    """Gradient unlearner whose loss is L_harm (``ga``, ``esd``, ``ca``, …); none: the base unlearner's own."""
     beta: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of the loss after fine-tuning; the paper finds 0.3 to 0.9 good."""
+    beta_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Constant as in the paper, or rising to ``beta``, in a line or along half a cosine."""
+    beta_warm_in: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of the steps over which it rises."""
     alpha: Annotated[float, Field(ge=0)] = 1.6
     """Weight of the retain distillation."""
+    alpha_final: Annotated[float, Field(ge=0)] | None = None
+    """Its value at the end: a sigmoid over the second half of the run leads there; none: ``alpha`` throughout."""
     retain_batch: PositiveInt = 4
     """Images per outer step of the retain distillation."""
     simulations: PositiveInt = 3
@@ -71,23 +113,22 @@ class ResAlignConfig(MethodConfig):
     """What they are drawn from."""
     points: PositiveInt = 1
     """Where along each simulation L_harm is evaluated; 1: at its end, as in the paper."""
-    hypergradient: Literal["first_order", "moreau"] = "moreau"
-    """How the gradient passes through the simulation."""
-    gamma: PositiveFloat | Literal["matched"] = "matched"
-    """Moreau parameter; ``matched``: |theta_FT - theta| / |grad L_FT(theta_FT)|, which makes theta_FT stationary for
-    the envelope in norm and equals learning rate x steps for plain descent on a constant slope. The paper uses 1."""
-    solver: Literal["fixed_point", "cg"] = "cg"
-    """Linear solver; ``fixed_point`` is the paper's."""
-    iterations: PositiveInt = 5
-    """Hessian-vector products per solve at most (K)."""
-    hessian_batch: PositiveInt = 4
-    """Images (each with its own timestep and noise) the Hessian is averaged over."""
+    spectrum_every: Annotated[int, Field(ge=0)] = 0
+    """Every so many steps the extreme eigenvalues of the first simulation's Hessian are estimated, by twelve products;
+    0: never."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, given: Any) -> Any:
+        name = given.get("preset") if isinstance(given, Mapping) else None
+        return {**PRESETS[name], **given} if name in PRESETS else given
 
 
-class ResAlign:
+class ResAlign(Objective):
     """The bilevel objective around a base unlearner."""
 
     Config: ClassVar = ResAlignConfig
+    spreads: ClassVar = True
 
     def __init__(self, config: ResAlignConfig, bench: Workbench, unlearner: Unlearner) -> None:
         self.config = config
@@ -98,114 +139,135 @@ class ResAlign:
         named = config.harmful_loss or (UnlearnerMethod(name="ga") if unlearner.closed_form else None)
         if named is not None:
             registered = unlearners.get(named.name)
+            if registered.closed_form:
+                raise UsageFault(
+                    f"harmful_loss: {named.name} is a closed form, without a loss", fix="name ga, esd or ca"
+                )
             self.unlearner = registered(registered.Config(**named.settings), bench)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The parameter group theta, with other parts that the unlearner changes."""
-        return exposed(self.bench.model, self.config.parameters)
+        group = exposed(self.bench.model, self.config.parameters)
+        return group if self.config.lora_rank is None else matrices(group)
+
+    @cached_property
+    def _factors(self) -> Factors | None:
+        rank = self.config.lora_rank
+        return None if rank is None else Factors(self.parameters(), rank, derive(self.bench.seed, "factors"))
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The group, or its factors."""
+        return self.parameters() if self._factors is None else self._factors.parameters
+
+    def settle(self) -> None:
+        """Write the factors' sum into the weights."""
+        if self._factors is not None:
+            self._factors.write()
 
     def _generator(self, *purpose: object) -> torch.Generator:
         return torch.Generator().manual_seed(derive(self.bench.seed, "outer", *purpose))
 
+    def beta(self, step: int) -> float:
+        """Share of the loss after fine-tuning in an outer step."""
+        done = min(1.0, (step + 1) / (self.config.beta_warm_in * self.steps))
+        rise = {"constant": 1.0, "linear": done, "cosine": 0.5 * (1 - math.cos(math.pi * done))}
+        return self.config.beta * rise[self.config.beta_schedule]
+
+    def alpha(self, step: int) -> float:
+        """Weight of the retain distillation in an outer step."""
+        config = self.config
+        second = 2 * step / self.steps - 1
+        if config.alpha_final is None or second < 0:
+            return config.alpha
+        return config.alpha + (config.alpha_final - config.alpha) / (1 + math.exp(-10 * (second - 0.5)))
+
     def accumulate(self, step: int) -> Facts:
-        """Direct, retain and hyper-gradients of one outer step."""
-        config, bench = self.config, self.bench
-        theta = self.parameters()
-        values = list(theta.values())
-        everything = bench.model.named_parameters()
-        direct_loss = self.unlearner.loss(self._generator(step, "direct"))
-        direct = gradients(direct_loss, values)
-        total = [(1 - config.beta) * gradient for gradient in direct]
-        facts: Facts = {"erasure loss": direct_loss.item(), "direct gradient norm": norm(direct)}
-        data = bench.preserved
-        if data is not None and config.alpha:
-            retain = distillation(bench, data, config.retain_batch, self._generator(step, "retain"))
-            total = combine(total, config.alpha, gradients(retain, values))
-            facts["preservation loss"] = retain.item()
-        start = Weights(everything)
-        probes: list[_Point] = []
-        for index in range(config.simulations):
-            simulation = draw(config.distribution, bench, derive(bench.seed, "simulation", step, index))
-            probes += self._simulate(simulation, values, (step, index))
-            start.restore()
-        for parameter in values:
-            parameter.requires_grad_(True)
-        hyper = [torch.stack(parts).mean(0) for parts in zip(*(point.x for point in probes), strict=True)]
-        total = combine(total, config.beta, hyper)
-        for parameter, gradient in zip(values, total, strict=True):
+        """Direct, retain and hyper-gradients of one outer step; simulations are shared out among the processes."""
+        config, bench, processes = self.config, self.bench, self.bench.processes
+        values = list(self.parameters().values())
+        _take_gradients(values)
+        total, direct, facts = [torch.zeros_like(value) for value in values], list[Tensor](), Facts()
+        if processes.main:
+            total, direct, facts = within_memory(bench.model, partial(self._present, step, values))
+        simulations = [
+            draw(config.distribution, bench, derive(bench.seed, "simulation", step, index))
+            for index in range(config.simulations)
+        ]
+        start = Weights(bench.model.named_parameters())
+
+        def simulated(index: int) -> Outcome:
+            with start:
+                return self._simulate(simulations[index], values, step, index)
+
+        rows: list[tuple[int, Outcome]] = []
+        hyper = [torch.zeros_like(value) for value in values]
+        for index in processes.share([simulation.training.steps for simulation in simulations]):
+            found = within_memory(bench.model, partial(simulated, index))
+            if found.finite:
+                hyper = combine(hyper, 1.0, found.hyper)
+            rows.append((index, replace(found, first=[], hyper=[])))
+        _take_gradients(values)
+        # Direct and retain gradients are the main process's alone: the sum makes them the same everywhere.
+        shares = processes.sum([*total, *hyper], alike=values)
+        told = sorted((row for rows in processes.each(rows) for row in rows), key=lambda row: row[0])
+        outcomes = [outcome for _, outcome in told]
+        count = max(1, sum(outcome.finite for outcome in outcomes))
+        total, hyper = shares[: len(values)], [share / count for share in shares[len(values) :]]
+        slopes = combine(total, self.beta(step), hyper)
+        slopes = slopes if self._factors is None else self._factors.pull_back(slopes)
+        for parameter, gradient in zip(self.trained().values(), slopes, strict=True):
             parameter.grad = gradient
-        return facts | self._summary(probes, hyper, direct)
+        return facts | self._summary(outcomes, hyper, direct) if processes.main else {}
 
-    def _simulate(
-        self, simulation: Simulation, values: list[torch.nn.Parameter], label: tuple[int, int]
-    ) -> list[_Point]:
-        """Run one simulation in place and differentiate L_harm at its evaluation points."""
+    def _present(self, step: int, values: list[torch.nn.Parameter]) -> tuple[Vector, Vector, Facts]:
+        """The weighted gradient of what is asked of the present weights, that of L_harm alone, and their losses."""
+        bench, alpha = self.bench, self.alpha(step)
+        loss = self.unlearner.loss(self._generator(step, "direct"))
+        direct = gradients(loss, values)
+        total = [(1 - self.beta(step)) * gradient for gradient in direct]
+        facts: Facts = {"erasure loss": loss.item(), "direct gradient norm": norm(direct)}
+        if alpha and bench.preserved is not None:
+            retain = distillation(bench, bench.preserved, self.config.retain_batch, self._generator(step, "retain"))
+            total = combine(total, alpha, gradients(retain, values))
+            facts["preservation loss"] = retain.item()
+        return total, direct, facts
+
+    def _simulate(self, simulation: Simulation, theta: list[torch.nn.Parameter], step: int, index: int) -> Outcome:
+        """Run one simulation in place and differentiate L_harm through it; weights are left anywhere."""
+        config, bench = self.config, self.bench
         steps = simulation.training.steps
-        count = min(self.config.points, steps)
+        count = min(config.points, steps)
         marks = {round(steps * (k + 1) / count) for k in range(count)}
-        before = [value.detach().clone() for value in values]
-        points: list[_Point] = []
+        ahead = Lookahead(config, simulation.start(bench), theta, simulation.seed)
+        try:
+            for done in range(1, steps + 1):
+                ahead.step()
+                if done in marks:
+                    with ahead.taking_gradients():
+                        ahead.look(self.unlearner.loss(self._generator(step, index, done, "harm")))
+            if index == 0 and config.spectrum_every and step % config.spectrum_every == 0:
+                ahead.spectrum()
+            return ahead.outcome()
+        finally:
+            simulation.tuner.detach(bench.model)
 
-        def after_step(step: int) -> None:
-            if step in marks:
-                trained = [value.requires_grad for value in values]
-                for value in values:
-                    value.requires_grad_(True)
-                points.append(self._differentiate(simulation, values, before, (*label, step)))
-                for value, flag in zip(values, trained, strict=True):
-                    value.requires_grad_(flag)
-
-        run(simulation, self.bench, after_step)
-        simulation.tuner.detach(self.bench.model)
-        return points
-
-    def _differentiate(
-        self, simulation: Simulation, values: list[torch.nn.Parameter], before: Vector, label: tuple[int, ...]
-    ) -> _Point:
-        loss = self.unlearner.loss(self._generator(*label, "harm"))
-        g = gradients(loss, values)
-        moved = norm([value.detach() - old for value, old in zip(values, before, strict=True)])
-        if self.config.hypergradient == "first_order" or not moved:
-            # An adapter leaves theta itself in place: theta_FT = theta + adapter, whose derivative is first order.
-            return _Point(loss.item(), g, 1.0, 0.0, "")
-        with _twice_differentiable():
-            generator = self._generator(*label, "hessian")
-            batch = simulation.data.batch(self.config.hessian_batch, generator)
-            conditioning = self.bench.model.encode_prompts(batch.captions)
-            inner = self.bench.model.denoising_loss(batch.latents, conditioning, generator)
-            product = hessian_product(inner, values)
-            gamma = self.config.gamma
-            if gamma == "matched":
-                gamma = moved / norm(gradients(inner, values, retain_graph=True))
-            solved = solve_moreau(
-                g, product, float(gamma), solver=self.config.solver, iterations=self.config.iterations
-            )
-        return _Point(loss.item(), [x.detach() for x in solved.x], solved.cosine, solved.residual, solved.guard)
-
-    def _summary(self, points: list[_Point], hyper: Vector, direct: Vector) -> Facts:
-        count = len(points)
-        size, other = norm(hyper), norm(direct)
-        facts = {
-            "erasure loss after fine-tuning": sum(point.loss for point in points) / count,
-            "hypergradient norm": size,
-            "cosine of hypergradient and direct gradient": dot(hyper, direct) / (size * other) if size * other else 0.0,
+    def _summary(self, outcomes: list[Outcome], hyper: Vector, direct: Vector) -> Facts:
+        """What all simulations say."""
+        finite = [outcome for outcome in outcomes if outcome.finite]
+        facts: Facts = {
+            "hypergradient norm": norm(hyper),
+            "cosine of hypergradient and direct gradient": cosine(hyper, direct),
+            "simulations skipped": 1 - len(finite) / len(outcomes),
         }
-        if self.config.hypergradient == "first_order":
-            return facts
-        return facts | {
-            "cosine of hypergradient and first order": sum(point.cosine for point in points) / count,
-            "solver residual": sum(point.residual for point in points) / count,
-            "guards fired": float(sum(bool(point.guard) for point in points)),
-        }
+        rows = [{"erasure loss after fine-tuning": outcome.loss} | outcome.facts for outcome in finite]
+        for name in dict.fromkeys(name for row in rows for name in row):
+            values = [row[name] for row in rows if name in row]
+            facts[name] = sum(values) / len(values)
+        if self.config.hypergradient != "first_order":
+            facts |= {f"guard: {name}": float(sum(name in o.guards for o in outcomes)) for name in GUARDS}
+        return facts
 
 
-class _Point:
-    """L_harm and its hypergradient at one point of a simulation."""
-
-    def __init__(self, loss: float, x: Vector, cosine: float, residual: float, guard: str) -> None:
-        self.loss, self.x, self.cosine, self.residual, self.guard = loss, x, cosine, residual, guard
-
-
-def _twice_differentiable() -> AbstractContextManager[Any]:
-    """Attention by explicit softmax: the fused kernels have no second derivative."""
-    return sdpa_kernel(SDPBackend.MATH)
+def _take_gradients(values: list[torch.nn.Parameter]) -> None:
+    for value in values:
+        value.requires_grad_(True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,75 +10,119 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet
-from safeguard.finetune.base import FineTuner, Training, fine_tune
+from safeguard.errors import UsageFault
+from safeguard.finetune.base import FineTuner, Run, Training
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
 from safeguard.unlearn.base import Workbench
+
+_SETS = "(concept|related|retain)"
+DataName = Annotated[str, Field(pattern=rf"^{_SETS}(\+{_SETS})*$")]
+"""One of the workbench's sets of images, or several joined by ``+``."""
 
 
 class Simulations(MethodConfig):
     """The distribution simulated fine-tunes are drawn from; every list is drawn from uniformly."""
 
-    data: dict[Literal["concept", "related", "retain"], Annotated[float, Field(ge=0)]] = {
+    data: Annotated[dict[DataName, Annotated[float, Field(ge=0)]], Field(min_length=1)] = {
         "concept": 0.5,
         "related": 0.25,
         "retain": 0.25,
     }
-    """Weights of the data sets."""
+    """Weights of the data sets: ``concept`` (harmful), ``related``, ``retain`` (benign), and mixtures such as
+    ``concept+retain``, whose images are drawn together. Sets that the policy does not have are left out."""
     methods: Annotated[list[FineTuningMethod], Field(min_length=1)] = [FineTuningMethod(name="full")]
     """Fine-tuning methods with their settings."""
     learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = [1e-5]
     """Learning rates."""
     steps: Annotated[list[PositiveInt], Field(min_length=1)] = [5, 10, 20, 30]
     """Lengths."""
-    optimizers: Annotated[list[Literal["sgd", "adam", "adamw"]], Field(min_length=1)] = ["sgd", "adam"]
+    optimizers: Annotated[list[Literal["sgd", "momentum", "adam", "adamw"]], Field(min_length=1)] = ["sgd", "adam"]
     """Optimisers."""
+    losses: Annotated[list[Literal["plain", "prior-preserving"]], Field(min_length=1)] = ["plain"]
+    """The denoising loss, or that with related and retained images beside it (DreamBooth's prior preservation)."""
+    prior_weight: PositiveFloat = 1.0
+    """Weight of the images beside."""
     batch_size: PositiveInt = 1
     """Images per step."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this norm."""
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """One draw: everything that determines a simulated fine-tune."""
+    """One draw: everything that determines a simulated fine-tune.
+
+    Attributes:
+        prior: images of the prior-preserving loss; None: the plain one.
+        seed: of the adapter and of all batches.
+    """
 
     data: LatentSet
     data_name: str
     tuner: FineTuner
     training: Training
+    prior: LatentSet | None
+    prior_weight: float
     seed: int
+
+    def start(self, bench: Workbench) -> Run:
+        """Begin it on the bench's model, in place; an adapter stays attached until ``tuner.detach``."""
+        return Run(
+            bench.model,
+            self.data,
+            self.tuner,
+            self.training,
+            seed=self.seed,
+            prior=self.prior,
+            prior_weight=self.prior_weight,
+        )
+
+
+def images(bench: Workbench, name: str) -> LatentSet | None:
+    """The set of that name, or what there is of a mixture; None without any."""
+    drawn = {"concept": "forget", "related": "related", "retain": "retain"}
+    sets: list[LatentSet | None] = [getattr(bench, drawn[part]) for part in dict.fromkeys(name.split("+"))]
+    found = [data for data in sets if data is not None]
+    return LatentSet.join(found) if len(found) > 1 else next(iter(found), None)
 
 
 def draw(config: Simulations, bench: Workbench, seed: int) -> Simulation:
-    """A simulation that depends on the seed alone."""
+    """A simulation that depends on the seed alone.
+
+    Raises:
+        UsageFault: the policy has none of the data, or nothing to preserve.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def pick(options: list[Any]) -> Any:
         return options[int(torch.randint(len(options), (), generator=generator))]
 
-    sets = {"concept": bench.forget, "related": bench.related, "retain": bench.retain}
-    names = [name for name, weight in config.data.items() if weight > 0 and sets[name] is not None]
+    sets = {name: data for name, weight in config.data.items() if weight and (data := images(bench, name)) is not None}
+    if not sets:
+        raise UsageFault(
+            f"no images to simulate fine-tunes on: the policy has nothing of {', '.join(config.data)}",
+            fix="give 'concept' a weight in distribution.data, or declare related or retained subjects",
+        )
+    names = list(sets)
     weights = torch.tensor([config.data[name] for name in names])
     name = names[int(torch.multinomial(weights, 1, generator=generator))]
     method: FineTuningMethod = pick(config.methods)
     registered = finetuners.get(method.name)
-    data = sets[name]
-    assert data is not None
-    return Simulation(
-        data=data,
-        data_name=name,
-        tuner=registered(registered.Config(**method.settings)),
-        training=Training(
-            steps=pick(config.steps),
-            learning_rate=pick(config.learning_rates),
-            batch_size=config.batch_size,
-            optimizer=pick(config.optimizers),
-        ),
-        seed=seed,
+    training = Training(
+        steps=pick(config.steps),
+        learning_rate=pick(config.learning_rates),
+        batch_size=config.batch_size,
+        optimizer=pick(config.optimizers),
+        max_grad_norm=config.max_grad_norm,
     )
-
-
-def run(simulation: Simulation, bench: Workbench, after_step: Callable[[int], None]) -> None:
-    """Fine-tune the bench's model in place; an adapter stays attached until ``simulation.tuner.detach``."""
-    fine_tune(
-        bench.model, simulation.data, simulation.tuner, simulation.training, seed=simulation.seed, after_step=after_step
-    )
+    prior = None
+    if pick(config.losses) == "prior-preserving":
+        prior = bench.preserved
+        if prior is None:
+            raise UsageFault(
+                "a prior-preserving loss needs benign images",
+                fix="declare related subjects of a concept, or retained subjects",
+            )
+    tuner = registered(registered.Config(**method.settings))
+    return Simulation(sets[name], name, tuner, training, prior, config.prior_weight, seed)

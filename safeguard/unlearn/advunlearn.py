@@ -12,9 +12,13 @@ by putting the old one back: a certification therefore attacks denoiser and text
 words drawn from the vocabulary, so a step depends on its seed alone.
 
 The paper retains with noisy latents of "a photo of a <COCO object>"; here related and retained subjects are used, as
-by every method. The released code never clears the gradient of delta, so that each attack step follows the sum of all
-before it: ``attack_gradient="sum"``. Like the paper it draws x_t from the edited model: ``latents_from="edited"``. It
-counts the words of a prompt where it needs its tokens, which is not repeated.
+by every method. ``retain="alternate"`` (``iter``, the default of the released code) gives the distillation optimiser
+steps of its own after each step of erasure. It has no weight there: to compare, set ``preserve_weight`` to 1. A
+resilience objective adds the distillation in its own way, and takes no such steps.
+
+The released code never clears the gradient of delta, so that each attack step follows the sum of all before it:
+``attack_gradient="sum"``. Like the paper it draws x_t from the edited model: ``latents_from="edited"``. It counts the
+words of a prompt where it needs its tokens, which is not repeated.
 """
 
 from __future__ import annotations
@@ -27,9 +31,11 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from safeguard.errors import UsageFault
 from safeguard.model.diffusion import Conditioning, DiffusionModel
 from safeguard.model.parameters import select
 from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.common import kept_subjects
 from safeguard.unlearn.common.adversarial import WarmedESD, attack
 from safeguard.unlearn.common.trajectories import Drawn, Places, draw_fresh
 from safeguard.unlearn.esd import ESDConfig
@@ -57,6 +63,10 @@ class AdvUnlearnConfig(ESDConfig):
     """Its optimiser: Adam, or steps along the sign of the gradient."""
     attack_gradient: Literal["last", "sum"] = "last"
     """What a step of the attack follows: the present gradient, or the sum of all so far (the released code)."""
+    retain: Literal["together", "alternate"] = "together"
+    """Erasure and distillation in one step (the paper, ``reg`` in its code), or in steps of their own (``iter``)."""
+    retain_steps: PositiveInt = 1
+    """Steps of distillation after each step of erasure when they alternate; they come on top of ``steps``."""
     preserve_weight: Annotated[float, Field(ge=0)] = 0.3
     """Weight of the distillation on related and retained images."""
     preserve_batch: PositiveInt = 5
@@ -105,6 +115,14 @@ class AdvUnlearn(WarmedESD):
 
     def __init__(self, config: AdvUnlearnConfig, bench: Workbench) -> None:
         super().__init__(config, bench, config.warm_up)
+        if config.retain == "alternate":
+            if not config.preserve_weight or not kept_subjects(bench):
+                raise UsageFault(
+                    "advunlearn cannot retain in steps of their own: there is nothing to retain",
+                    fix="declare related or retained subjects, and a preserve_weight above 0",
+                    where="harden.unlearner.retain",
+                )
+            self.keeping_steps = config.retain_steps
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The text encoder without its embeddings, or the variant's group of the denoiser."""
@@ -156,12 +174,9 @@ class AdvUnlearn(WarmedESD):
             accumulate=config.attack_gradient == "sum",
         )
 
-    def loss(self, generator: torch.Generator) -> Tensor:
-        """ESD's loss, after the plain steps behind the adversary's words."""
+    def attacked_loss(self, generator: torch.Generator) -> Tensor:
+        """ESD's loss behind the adversary's words."""
         model = self.bench.model
         drawn, target = self._examples(generator)
-        if self.attacked:
-            prompt = encode_with_prefix(model, drawn.captions, self.adversary(drawn.captions, generator))
-        else:
-            prompt = model.encode_prompts(drawn.captions)
+        prompt = encode_with_prefix(model, drawn.captions, self.adversary(drawn.captions, generator))
         return (model.predict(drawn.latents, drawn.t, prompt) - target).pow(2).mean()

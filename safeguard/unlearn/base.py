@@ -17,6 +17,7 @@ from torch import Tensor
 from safeguard.data.latents import LatentSet
 from safeguard.model.diffusion import DiffusionModel
 from safeguard.policy.schema import Concept, Policy
+from safeguard.processes import ALONE, Processes
 from safeguard.progress import Progress
 
 
@@ -32,6 +33,7 @@ class Workbench:
             policy names no such subject.
         seed: run seed; every use derives its own.
         step: descents done so far, over all phases; the engine counts.
+        processes: this process and those that harden the same model with it.
     """
 
     policy: Policy
@@ -60,6 +62,7 @@ class Workbench:
         return self.images("retain")
 
     step: int = 0
+    processes: Processes = ALONE
 
     @cached_property
     def preserved(self) -> LatentSet | None:
@@ -84,6 +87,9 @@ class Unlearner:
     """Optimiser steps when it is used alone; 0 when there is nothing to descend."""
     learning_rate: float = 0.0
     """Adam's learning rate when it is used alone."""
+    keeping_steps: int = 0
+    """Optimiser steps of :meth:`preservation` alone after each of the ``steps`` of :meth:`loss` alone when it is used
+    alone; 0: every step descends both."""
     data_digest: str = ""
     """Digest of the user's own files that the settings name: with them it determines the result."""
 

@@ -124,5 +124,5 @@ class ESD(Descent):
     def loss(self, generator: torch.Generator) -> Tensor:
         """Mean squared distance to the negatively guided target."""
         drawn, target = self._examples(generator)
-        concept = self.bench.teacher.encode_prompts(drawn.captions)
-        return (self.bench.model.predict(drawn.latents, drawn.t, concept) - target).pow(2).mean()
+        model = self.bench.model
+        return (model.predict(drawn.latents, drawn.t, model.encode_prompts(drawn.captions)) - target).pow(2).mean()

@@ -17,7 +17,8 @@ are in the loss itself; ``preserve_weight`` adds distillation on them (0 is the 
 The released code turns distances into plain numbers, so L_con has no gradient: what it trains is the clean denoising
 loss alone (ng, lt) or that with half a gradient ascent (high). ``variant="released"`` is that; it also shows the loss
 values of the formula. Where the formula's own gradient leads is worth knowing: -x - 100 against x + 100 moves both
-kinds of ``lt`` the same way, and only the denoising loss on clean images tells them apart.
+kinds of ``lt`` the same way, and only the denoising loss on clean images tells them apart. The paper also speaks of a
+KL divergence between the two kinds; the released code has no such term, and neither has this.
 
 Half of a batch is clean, half harmful; the code takes whatever its data set mixes. For a network of v, noise is
 compared with the noise that its answer means.
@@ -36,7 +37,7 @@ from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet
 from safeguard.errors import UsageFault
 from safeguard.unlearn.base import Workbench
-from safeguard.unlearn.common import bounded_ascent
+from safeguard.unlearn.common import bounded_ascent, kept_subjects
 from safeguard.unlearn.common.descent import Descent
 
 _WEIGHTS = {"ng": 5e-3, "lt": 5e-5, "high": 5e-5}
@@ -88,12 +89,11 @@ class LCFDSD(Descent):
     config: LCFDSDConfig
 
     def __init__(self, config: LCFDSDConfig, bench: Workbench) -> None:
-        if bench.preserved is None:
+        if not kept_subjects(bench):
             raise UsageFault(
                 "lcfdsd needs clean images", fix="declare related subjects of a concept, or retained subjects"
             )
         super().__init__(config, bench)
-        self.clean: LatentSet = bench.preserved
         self.weight = config.contrast_weight or _WEIGHTS[config.mode]
         self._pending: tuple[Tensor, Tensor] | None = None
 
@@ -101,6 +101,12 @@ class LCFDSD(Descent):
     def _means(self) -> dict[str, Tensor]:
         zeros = torch.zeros(self.bench.model.latent_shape, device=self.bench.model.device)
         return {"clean": zeros, "harmful": zeros.clone(), "count": zeros.new_zeros(())}
+
+    @property
+    def clean(self) -> LatentSet:
+        """Related and retained images; drawn when first asked for."""
+        assert self.bench.preserved is not None
+        return self.bench.preserved
 
     def state(self) -> dict[str, Tensor]:
         """The running means (c, h, w) of either kind, and how many images each has seen."""

@@ -22,9 +22,10 @@ which has other words s* in their place.
        W* = (lam W' + sum_i sum_e (W' + B_i A_i) e e^T + mu sum W_0 p p^T) (lam I + sum_i sum_e e e^T + mu sum p p^T)^-1
 
 Preserved states (p) are all states of the empty prompt and the retained subjects' prompts, and, ``preserve_weight``
-times, of the related subjects' prompts. The published prior is 600,000 captions with mu = 1e-4 (celebrities, styles),
-which together weigh about as much as the erased prompts, or no prior and lam = 1e3 (objects); over the few prompts of a
-policy the same balance is mu = 1. Published learning rates are 1e-4 (celebrities, styles) and 1e-5 (objects, nudity),
+times, of the related subjects' prompts; and of the captions of a file (``prior``). The published prior is 600,000
+captions of COCO with mu = 1e-4 (celebrities, styles), which together weigh about as much as the erased prompts, with
+8e3 to 2e5 times the subjects to keep; or no prior and lam = 1e3 (objects). Over the few prompts of a policy the same
+balance is mu = 1. Published learning rates are 1e-4 (celebrities, styles) and 1e-5 (objects, nudity),
 for 50 steps (nudity: 120) per concept. The default is 1e-2, chosen on the reference model, whose text states are a
 third as long: it ends a third below the loss that 1e-4 reaches at the same images and timesteps, and leaves 0 of 28
 weapons (tools 15 of 16, animals 14 of 16, things 11 of 12). Larger models may want the published rates.
@@ -64,6 +65,7 @@ from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
 from safeguard.unlearn.common import erase_pairs
 from safeguard.unlearn.common.attention import attention_masks, cross_attention_maps, resize_masks
+from safeguard.unlearn.common.captions import captions_digest, captions_moment
 from safeguard.unlearn.common.closed_form import System, apply_change, guided_change, originals, projections
 from safeguard.unlearn.common.examples import folder_digest, read_examples
 from safeguard.unlearn.common.text_states import pair_moments, prompt_moment, prompts_of, subject, token_ids
@@ -85,6 +87,9 @@ class MACEConfig(MethodConfig):
     """Weight mu of preserved states in the fusion."""
     preserve_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of related subjects among the preserved states."""
+    prior: str = ""
+    """File of captions, one per line, whose text states are preserved too (mu is then small, 1e-4 as published); their
+    sum is kept in the cache. None: the policy's own prompts alone."""
     rank: PositiveInt = 1
     """Rank of each concept's adapter."""
     steps: PositiveInt = 50
@@ -201,7 +206,7 @@ class MACE(Unlearner):
         self.bench = bench
         self.steps = config.steps * len(bench.concepts)
         self.learning_rate = config.learning_rate
-        self.data_digest = folder_digest(config.examples)
+        self.data_digest = folder_digest(config.examples) + captions_digest(config.prior)
         self._anchor_of = dict(erase_pairs(bench))
         self._courses: list[_Course] = []
 
@@ -236,6 +241,8 @@ class MACE(Unlearner):
         if related:
             near = prompt_moment(bench.model, list(dict.fromkeys(prompts_of(related))))
             prior += self.config.preserve_weight * near
+        if self.config.prior:
+            prior += captions_moment(bench.teacher, self.config.prior, bench.progress)
         return prior
 
     # -- one adapter per concept ------------------------------------------------------------------------------------

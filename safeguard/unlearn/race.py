@@ -101,10 +101,8 @@ class RACE(WarmedESD):
         )
         return replace(clean, states=found)
 
-    def loss(self, generator: torch.Generator) -> Tensor:
-        """ESD's loss, after the plain steps where the adversary led."""
-        if not self.attacked:
-            return super().loss(generator)
+    def attacked_loss(self, generator: torch.Generator) -> Tensor:
+        """ESD's loss at the adversary's text states."""
         drawn, target, wanted = self._attacked_examples(generator)
         found = self.adversary(drawn, wanted, generator)
         return (self.bench.model.predict(drawn.latents, drawn.t, found) - target).pow(2).mean()

@@ -32,17 +32,15 @@ from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from safeguard.config import MethodConfig
 from safeguard.model.diffusion import Weights
-from safeguard.model.sampling import sample
-from safeguard.registry import detectors
-from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
 from safeguard.unlearn.common import erase_pairs
 from safeguard.unlearn.common.closed_form import System, apply_change, guided_change, originals, projections
+from safeguard.unlearn.common.detection import detector_of, draw_concept
 from safeguard.unlearn.common.text_states import pair_moments, preserved_prompts, prompt_moment
 from safeguard.unlearn.uce import UCE, UCEConfig
 
@@ -69,6 +67,13 @@ class RECEConfig(MethodConfig):
     select: NonNegativeInt = 0
     """Images per concept drawn after UCE and after every epoch; the epoch the concepts' detectors flag least is kept
     (the earliest of equals). 0: the last epoch is kept and no image is drawn."""
+
+    @field_validator("start")
+    @classmethod
+    def _erases(cls, start: UCEConfig) -> UCEConfig:
+        if start.debias:
+            raise ValueError("rece starts from an erasure, so its start cannot debias")
+        return start
 
 
 def adversary(
@@ -142,11 +147,8 @@ class RECE(Unlearner):
         """Share of the concepts' images that their detectors flag, equal seeds every time; 0 when none are drawn."""
         flagged = total = 0
         for concept in self.bench.concepts if self.config.select else []:
-            registered = detectors.get(concept.detector.name)
-            detector = registered(registered.Config(**concept.detector.settings), str(self.bench.model.device))
-            prompts = (concept.prompt_list * self.config.select)[: self.config.select]
-            seeds = [derive(self.bench.seed, "rece", concept.name, index) for index in range(len(prompts))]
-            images = sample(self.bench.model, prompts, seeds, steps=15, guidance=4.0)
+            detector = detector_of(self.bench, concept)
+            images = draw_concept(self.bench, concept, self.config.select, "rece")
             flagged += int((detector.scores(images, list(concept.labels)) >= detector.threshold).sum())
             total += len(images)
         return flagged / total if total else 0.0

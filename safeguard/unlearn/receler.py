@@ -36,6 +36,7 @@ from torch import Tensor
 
 from safeguard.model.diffusion import Conditioning, DiffusionModel
 from safeguard.model.erasers import attach, cross_attentions, erasers
+from safeguard.model.memory import whole_batches
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.common.adversarial import attack
@@ -94,7 +95,8 @@ def attention_maps(model: DiffusionModel) -> Iterator[list[Tensor]]:
     layers = cross_attentions(model.unet).values()
     handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
     try:
-        yield found
+        with whole_batches():
+            yield found
     finally:
         for handle in handles:
             handle.remove()
@@ -140,6 +142,7 @@ class Receler(ESD):
         self._concept_of = {prompt: row for row, c in enumerate(bench.concepts) for prompt in c.prompt_list}
         generator = torch.Generator().manual_seed(derive(bench.seed, "receler", "adversary"))
         self._vectors = self._start(len(bench.concepts), generator)
+        self._pending: tuple[Tensor, Tensor] | None = None
 
     def _start(self, count: int, generator: torch.Generator) -> Tensor:
         """Adversarial vectors before their first step: uniform in [0, 1), (count, k, width)."""
@@ -153,6 +156,13 @@ class Receler(ESD):
     def state(self) -> dict[str, Tensor]:
         """The adversary's vectors."""
         return {"vectors": self._vectors} if self.config.keep_adversary else {}
+
+    def after_step(self) -> None:
+        """What this step's attack found is where the next one starts."""
+        if self._pending is not None:
+            concepts, found = self._pending
+            self._vectors[concepts] = found
+            self._pending = None
 
     def adversary(self, drawn: Drawn, wanted: Tensor, starts: list[int], generator: torch.Generator) -> Conditioning:
         """The captions' text states with the adversary's vectors behind their tokens.
@@ -179,8 +189,8 @@ class Receler(ESD):
             learning_rate=config.attack_learning_rate,
             weight_decay=config.attack_weight_decay,
         )
-        if config.keep_adversary:
-            self._vectors[present] = found
+        if config.keep_adversary and self._pending is None:  # an objective asks again later in a step
+            self._pending = present, found
         return attacked(found)
 
     def loss(self, generator: torch.Generator) -> Tensor:
@@ -198,7 +208,8 @@ class Receler(ESD):
             for eraser in erasers(model.unet).values()
         ]
         try:
-            erase = (model.predict(drawn.latents, drawn.t, found) - target).pow(2).mean()
+            with whole_batches():
+                erase = (model.predict(drawn.latents, drawn.t, found) - target).pow(2).mean()
         finally:
             for handle in handles:
                 handle.remove()

@@ -55,6 +55,17 @@ def test_check_looks_into_the_settings_of_methods(written, capsys):
     assert "harden.unlearner.etta: unknown" in captured.err and "'eta'" in captured.err
 
 
+def test_check_finds_a_requirement_that_no_probe_matches(written, capsys):
+    text = written.read_text(encoding="utf-8")
+    assert "malicious-*" in text
+    written.write_text(text.replace("malicious-*", "malicous-*"), encoding="utf-8")
+    assert run(["policy", "check", str(written)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "requirements[" in captured.err and "no probe of suite 'standard' matches" in captured.err
+    assert f"{written}:" in captured.err
+
+
 def test_show(written, capsys):
     assert run(["policy", "show", str(written)]) == 0
     shown = capsys.readouterr().out

@@ -204,6 +204,30 @@ class TestImages:
         with pytest.raises(TrainingFault, match=r"the hardened model draws .* for \d of 4 benign prompts such as"):
             check_images(base, other, PROMPTS, 0)
 
+    @torch.no_grad()
+    @pytest.mark.parametrize(("amount", "refused"), [(0.1, False), (0.5, True)])
+    def test_scattered_weights_are_refused_where_they_ruin_latents(
+        self, base: DiffusionModel, amount: float, refused: bool
+    ) -> None:
+        """As measured in the module's table: 0.1 keeps latents in range, 0.5 does not."""
+        other = base.frozen_copy()
+        generator = torch.Generator().manual_seed(0)
+        for value in other.unet.parameters():
+            value.mul_(1 + amount * torch.randn(value.shape, generator=generator))
+        if refused:
+            with pytest.raises(TrainingFault, match="latents far out of range"):
+                check_images(base, other, PROMPTS, 0)
+        else:
+            assert check_images(base, other, PROMPTS, 0)["broken"] == 0
+
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_random_networks_draw_nothing(self, architecture: str) -> None:
+        """Those of noise leave latents far too large, that of v leaves noise of the size of pictures."""
+        model = DiffusionModel(ARCHITECTURES[architecture](1))
+        found = check_images(model, model, PROMPTS, 0)["base"]
+        assert found["out of range"] == (0 if architecture == "sd2" else 4)
+        assert found["noise"] >= 3
+
     def test_a_base_model_that_draws_noise_holds_nobody_to_more(self) -> None:
         base = DiffusionModel(tiny_pipeline(0))
         found = check_images(base, DiffusionModel(tiny_pipeline(1)), PROMPTS, 0)

@@ -13,6 +13,7 @@ from safeguard.harden import engine
 from safeguard.harden.engine import harden
 from safeguard.harden.workbench import set_up
 from safeguard.model.diffusion import DiffusionModel
+from safeguard.model.parameters import select
 from safeguard.policy.schema import Policy
 from safeguard.progress import SilentProgress
 from safeguard.unlearn.base import Workbench
@@ -118,13 +119,23 @@ def test_a_cosine_starts_at_the_learning_rate_and_falls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("unlearner", "stop_at"),
-    [(ESD, 1), (ESD, 4), (ESD, 7), (SDD, 4), (SDD, 7), (LCFDSD, 4), (RECELER, 12), (ADVUNLEARN, 10)],
+    ("unlearner", "stop_at", "changes"),
+    [
+        (ESD, 1, {}),
+        (ESD, 4, {}),
+        (ESD, 7, {}),
+        (SDD, 4, {}),
+        (SDD, 7, {}),
+        (SDD, 7, {"lora_rank": 2, "parameters": "cross-attention", "hypergradient": "first_order"}),
+        (LCFDSD, 4, {}),
+        (RECELER, 12, {}),
+        (ADVUNLEARN, 10, {}),
+    ],
 )
 def test_a_killed_run_continues_to_the_same_weights(
-    unlearner: dict[str, Any], stop_at: int, monkeypatch: pytest.MonkeyPatch
+    unlearner: dict[str, Any], stop_at: int, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"unlearner": unlearner, "resilience": RESALIGN}
+    settings = {"unlearner": unlearner, "resilience": RESALIGN | changes}
     whole = bench(**settings)
     harden(whole, "whole")
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
@@ -177,6 +188,35 @@ def test_linear_erasers_end_up_in_the_weights() -> None:
     assert changed == {name for name in after if ".attn2.to_out.0." in name}
 
 
+def test_factors_end_up_in_the_weights() -> None:
+    """Every matrix of the group moves by a matrix of the declared rank, and nothing else does."""
+    table = bench(unlearner=ESD, resilience=RESALIGN | {"warm_start": False, "lora_rank": 2, "parameters": "attention"})
+    before = weights(table)
+    harden(table, "base")
+    moved = {name: value - before[name] for name, value in weights(table).items()}
+    changed = {name for name, value in moved.items() if value.any()}
+    group = select(table.model, "attention")
+    assert changed == {name for name, value in group.items() if value.dim() > 1}
+    for name in changed:
+        sizes = torch.linalg.svdvals(moved[name].double())
+        assert sizes[2] < 1e-3 * sizes[0]
+
+
+def test_the_record_says_when_second_order_never_mattered() -> None:
+    still = RESALIGN | {"distribution": {"steps": [1], "learning_rates": [1e-9], "optimizers": ["sgd"]}}
+    record = harden(bench(unlearner=ESD, resilience=still), "base")
+    assert any(note.startswith("second order never mattered") for note in record.notes)
+
+
+def test_the_record_names_guards_and_skipped_simulations() -> None:
+    broken = {"steps": [1], "learning_rates": [1e30], "optimizers": ["sgd"], "max_grad_norm": 1e30}
+    record = harden(bench(unlearner=ESD, resilience=RESALIGN | {"distribution": broken}), "base")
+    assert "100.0% of the simulated fine-tunes were not finite and were skipped" in record.notes
+    wild = RESALIGN | {"gamma": 1e6, "solver": "fixed_point"}
+    record = harden(bench(unlearner=ESD, resilience=wild), "base")
+    assert any(note.startswith("guard of the hypergradient: diverging, 3 times") for note in record.notes)
+
+
 def test_a_text_encoder_is_hardened_with_the_objective_around_it() -> None:
     table = bench(unlearner=ADVUNLEARN, resilience=RESALIGN)
     before = weights(table)
@@ -212,7 +252,57 @@ def test_an_object_a_style_and_an_identity_are_erased_together(unlearner: dict[s
 
 
 @pytest.mark.parametrize("unlearner", UNLEARNERS, ids=lambda unlearner: unlearner["name"])
-@pytest.mark.parametrize("resilience", [RESALIGN, {"name": "meta-unlearning", "steps": 2, "learning_rate": 1e-3}])
+@pytest.mark.parametrize(
+    "resilience",
+    [
+        RESALIGN,
+        {"name": "meta-unlearning", "steps": 2, "learning_rate": 1e-3},
+        {"name": "imma", "steps": 2, "learning_rate": 1e-3, "inner_steps": 2},
+    ],
+)
 def test_any_unlearner_with_any_objective(unlearner: dict[str, Any], resilience: dict[str, Any]) -> None:
     record = harden(bench(unlearner=unlearner, resilience=resilience), "base")
     assert record.seconds > 0
+
+
+SHORTAGE = [
+    ({"name": "ga", "batch_size": 4, "preserve_batch": 4} | SHORT, {"name": "none"}, 1),
+    ({"name": "ga", "batch_size": 4} | SHORT, RESALIGN | {"steps": 2, "retain_batch": 4, "gamma": 0.5}, 1),
+    (
+        {"name": "uce"},
+        RESALIGN | {"steps": 2, "distribution": {"steps": [2], "batch_size": 4, "methods": [{"name": "lora"}]}},
+        2,
+    ),
+    (
+        ESD | {"steps": 2},
+        {"name": "meta-unlearning", "steps": 2, "learning_rate": 1e-3, "inner_optimizer": "sgd"},
+        2,
+    ),
+]
+"""Unlearner, objective, and rows that fit; batches are of 4."""
+
+
+@pytest.mark.parametrize(
+    ("unlearner", "resilience", "rows"), SHORTAGE, ids=["alone", "resalign", "resalign-lora", "meta-unlearning"]
+)
+def test_a_run_short_of_memory_ends_at_the_same_weights(
+    unlearner: dict[str, Any], resilience: dict[str, Any], rows: int
+) -> None:
+    roomy, cramped = (bench(unlearner=unlearner, resilience=resilience) for _ in range(2))
+    before = weights(roomy)
+    record = harden(roomy, "roomy")
+    assert (record.micro_batch, record.halved) == (None, 0)
+
+    def fit(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if torch.is_grad_enabled() and len(inputs[0]) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    cramped.model.unet.register_forward_pre_hook(fit)
+    record = harden(cramped, "cramped")
+    assert record.micro_batch == rows and record.halved > 0
+    assert any("ran out of memory" in note for note in record.notes)
+    one, two = weights(roomy), weights(cramped)
+    moved, apart = (
+        sum(float((one[name] - other[name]).pow(2).sum()) for name in one) ** 0.5 for other in (before, two)
+    )
+    assert moved > 0 and apart < 1e-2 * moved

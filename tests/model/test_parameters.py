@@ -10,6 +10,7 @@ The counts of Stable Diffusion 1.4 are those of the literature. The others follo
   attentions of each kind. With states s = 2048 wide, self-attention has 4 c^2 + c numbers, cross-attention
   2 c^2 + 2 c s + c. Time embedding and ``conv_out`` are those of the others: 2,062,084 numbers in 6 tensors. Its second
   text encoder has 32 layers at h = 1280 and a projection of h^2.
+* Token embeddings are 49,408 x h of every text encoder.
 
 ``denoiser`` counts every layer once more from its shape.
 """
@@ -40,6 +41,7 @@ COUNTS = {
         "cross-attention": (80, 43_962_560),
         "cross-attention-kv": (32, 19_169_280),
         "text-encoder": (194, 85_056_000),
+        "token-embedding": (1, 37_945_344),
     },
     "sd2": {
         "full": (686, 865_910_724),
@@ -50,6 +52,7 @@ COUNTS = {
         "cross-attention": (80, 50_352_320),
         "cross-attention-kv": (32, 25_559_040),
         "text-encoder": (370, 289_715_200),
+        "token-embedding": (1, 50_593_792),
     },
     "sdxl": {
         "full": (1680, 2_567_463_684),
@@ -60,6 +63,7 @@ COUNTS = {
         "cross-attention": (350, 545_670_400),
         "cross-attention-kv": (140, 340_787_200),
         "text-encoder": (709, 716_375_040),
+        "token-embedding": (2, 101_187_584),
     },
 }
 CASES = [(architecture, group) for architecture, groups in COUNTS.items() for group in groups]

@@ -230,6 +230,8 @@ def diagnostics() -> Diagnostics:
             "retain loss": [0.11 + 0.05 * 0.98**step + dice.gauss(0, 0.004) for step in steps],
             "loss after simulated attack": [0.2 + 0.6 * (1 - 0.99**step) + dice.gauss(0, 0.03) for step in steps],
             "gradient norm": [1.4 + dice.expovariate(3) for _ in steps],
+            "gradient norm term": [0.03 * 0.98**step + dice.expovariate(400) for step in steps],
+            "gradient angle term": [0.02 * 0.98**step - 0.004 + dice.gauss(0, 0.002) for step in steps],
         },
         notes=["The inner loop ran 8 steps of LoRA on images of the base model."],
     )

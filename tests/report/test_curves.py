@@ -98,3 +98,41 @@ def test_sparkline_of_any_length(values: list[float]) -> None:
     numbers = [float(part) for line in spark.lines for pair in line.split() for part in pair.split(",")]
     assert len(numbers) <= 2 * 160
     assert all(0 <= number <= 240 for number in numbers)
+
+
+def test_traces_are_drawn_inside_their_frame_from_zero() -> None:
+    diagnostics = fixtures.diagnostics()
+    drawn = curves.traces(diagnostics.series)
+    assert [trace.name for trace in drawn] == list(curves.TRACES)
+    for trace in drawn:
+        places = [tuple(map(float, pair.split(","))) for line in trace.lines for pair in line.split()]
+        assert all(trace.frame.left <= x <= trace.frame.x1 + 0.1 for x, _ in places)
+        assert all(trace.frame.top - 0.1 <= y <= trace.frame.y1 + 0.1 for _, y in places)
+        assert [tick.text for tick in trace.x_ticks] == ["1", "151", "300"]
+        assert {tick.text: tick.at for tick in trace.y_ticks}["0"] == trace.zero_y
+    norm, angle = drawn
+    assert norm.zero_y == norm.frame.y1 and angle.zero_y < angle.frame.y1
+
+
+@pytest.mark.parametrize(
+    "values", [[], [1.0], [math.nan, 1.0], [math.nan] * 4, [0.0, 0.0], [-3.0, -3.0], [1e-9, 1e9], [1.0, math.inf, 2.0]]
+)
+def test_a_trace_of_any_values(values: list[float]) -> None:
+    drawn = curves.traces({"gradient angle term": values, "anything else": [1.0, 2.0]})
+    assert len(drawn) == (sum(map(math.isfinite, values)) > 1)
+    for trace in drawn:
+        assert 2 <= len(trace.y_ticks) <= 7
+        assert "nan" not in "".join(trace.lines) and "inf" not in "".join(trace.lines)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "steps"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (-0.3, 4, [-1, 0, 1, 2, 3, 4]),
+        (0, 0, [0, 0.2]),
+        (-30, 0, [-30, -20, -10, 0]),
+    ],
+)
+def test_steps_of_an_axis_are_round(low: float, high: float, steps: list[float]) -> None:
+    assert curves._round_steps(low, high) == pytest.approx(steps)

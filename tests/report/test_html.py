@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from safeguard.report import curves
 from safeguard.report.html import render
 from safeguard.report.schema import Report
 from tests.report import fixtures
@@ -80,9 +81,17 @@ def test_page_is_accessible(make: Callable[[], Report], tmp_path: Path) -> None:
 def test_every_figure_carries_title_and_description(tmp_path: Path) -> None:
     page = read(render(fixtures.passing(), tmp_path))
     charts = [e for e in page.all("svg") if e.attributes.get("class", "").startswith("chart")]
-    assert len(charts) == 12  # six claims, each for wide and for narrow screens
+    assert len(charts) == 14  # six claims, each for wide and for narrow screens, and two traces of hardening
     assert len(page.all("desc")) == len(charts)
     assert any("hardened: 0\N{NARROW NO-BREAK SPACE}% at 0" in e.text for e in page.all("desc"))
+
+
+def test_how_hardening_went_is_drawn_where_it_was_logged(tmp_path: Path) -> None:
+    html = render(fixtures.passing(), tmp_path)
+    assert "How hardening went" in html
+    for name, meaning in curves.TRACES.items():
+        assert html.count(f'<p class="spark-name">{name}</p>') == 1 and meaning in html
+    assert "How hardening went" not in render(fixtures.bare(), tmp_path)
 
 
 def test_says_the_verdict_in_words_first(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safeguard.resilience.hypergradient import hessian_product, norm, solve_moreau
+from safeguard.resilience.hypergradient import cosine, extreme_eigenvalues, norm, solve_moreau, within_trust
 
 H = torch.tensor([[0.5, 0.2, 0.0], [0.2, 0.3, -0.1], [0.0, -0.1, 0.4]], dtype=torch.float64)
 A = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
@@ -50,50 +50,111 @@ def test_the_hypergradient_is_the_derivative_of_the_outer_loss() -> None:
     assert torch.allclose(found, truth, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("terms", "distance"), [(2, 0.263717576), (3, 0.164868117), (5, 0.066612281), (10, 0.006938659)]
-)
-def test_the_papers_iteration_has_its_error_law(terms: int, distance: float) -> None:
-    # x starts at g, which is the first of the K terms of the Neumann series.
-    found = solve_moreau(outer_gradient(1.0), product, 1.0, solver="fixed_point", iterations=terms - 1, tolerance=0).x[
-        0
-    ]
-    truth = torch.tensor(EXPECTED[1.0], dtype=torch.float64)
-    assert abs((found - truth).norm().item() - distance) < 1e-7
+TERMS = {
+    1: (0.311395261, -2.670928921, -0.714742384),
+    2: (0.689883415, -2.003403535, -0.695938323),
+    3: (0.367134261, -2.277478375, -0.636707409),
+    5: (0.444689959, -2.218939507, -0.652097781),
+    10: (0.504186036, -2.178736091, -0.668020491),
+    20: (0.498661676, -2.182490842, -0.666442877),
+}
 
 
-def test_divergence_is_named_and_the_best_iterate_kept() -> None:
-    steep = [torch.diag(torch.tensor([5.0, 0.1, 0.1], dtype=torch.float64)) @ v for v in outer_gradient(1.0)]
-    assert norm(steep) > 0
+@pytest.mark.parametrize("terms", [2, 3, 5, 10, 20])
+def test_the_papers_iteration_has_its_check_values(terms: int) -> None:
+    """x starts at g, which is the first of the K terms of the Neumann series, and errs by (-gamma H)^K x*."""
     solution = solve_moreau(
-        outer_gradient(1.0), lambda v: [20 * H @ v[0]], 1.0, solver="fixed_point", iterations=50, trust=1e9
+        outer_gradient(1.0), product, 1.0, solver="fixed_point", iterations=terms - 1, tolerance=0.0
     )
-    assert solution.guard == "diverging"
-    assert norm(solution.x) <= 20 * norm(outer_gradient(1.0))
+    assert torch.allclose(solution.x[0], torch.tensor(TERMS[terms], dtype=torch.float64), atol=1e-8)
+    truth = torch.tensor(EXPECTED[1.0], dtype=torch.float64)
+    error = torch.linalg.matrix_power(-H, terms) @ truth
+    assert torch.allclose(solution.x[0] - truth, -error, atol=1e-8)
+    assert solution.guard == "" and solution.products == terms - 1
+
+
+def test_divergence_is_caught_and_named() -> None:
+    """Dossier 9.4, gamma = 2: an eigenvalue of 1.272; conjugate gradients converge there (above)."""
+    g = outer_gradient(2.0)
+    solution = solve_moreau(g, product, 2.0, solver="fixed_point", iterations=50, tolerance=0.0)
+    assert solution.guard == "diverging" and solution.products < 50
+    assert norm(solution.x) < 3 * norm(g) and cosine(solution.x, g) > 0
+    # the returned iterate has the smallest residual of all
+    x, residuals = g[0], []
+    for _ in range(20):
+        residuals.append(float((g[0] - x - 2 * H @ x).norm() / g[0].norm()))
+        x = g[0] - 2 * H @ x
+    assert solution.residual == pytest.approx(min(residuals))
+    assert residuals[-1] > 10 * min(residuals)
+
+
+def test_a_first_step_that_diverges_leaves_first_order() -> None:
+    g = outer_gradient(1.0)
+    solution = solve_moreau(g, lambda v: [20 * H @ v[0]], 1.0, solver="fixed_point", iterations=50)
+    assert solution.guard == "diverging" and solution.products == 1
+    assert torch.equal(solution.x[0], g[0])
 
 
 def test_negative_curvature_ends_conjugate_gradients() -> None:
-    solution = solve_moreau([torch.ones(3, dtype=torch.float64)], lambda v: [-3 * v[0]], 1.0, solver="cg")
-    assert solution.guard == "negative curvature"
-    assert torch.isfinite(solution.x[0]).all()
-
-
-def test_trust_region_bounds_the_answer() -> None:
     g = [torch.ones(3, dtype=torch.float64)]
-    solution = solve_moreau(g, lambda v: [-0.9 * v[0]], 1.0, iterations=50, tolerance=1e-9)
-    assert solution.guard == "trust region"
-    assert abs(norm(solution.x) - 3 * norm(g)) < 1e-9
+    first = solve_moreau(g, lambda v: [-3 * v[0]], 1.0, solver="cg")
+    assert first.guard == "negative curvature" and torch.equal(first.x[0], g[0])
+    mixed = torch.tensor([2.0, 1.0, -1.5], dtype=torch.float64)
+    later = solve_moreau(g, lambda v: [mixed * v[0]], 1.0, solver="cg", iterations=9)
+    assert later.guard == "negative curvature" and later.products > 1
+    assert cosine(later.x, g) > 0, "descent-aligned"
 
 
-def test_no_curvature_gives_the_first_order_hypergradient() -> None:
+@pytest.mark.parametrize("solver", ["cg", "fixed_point"])
+def test_a_product_that_is_not_finite_is_named(solver: str) -> None:
     g = outer_gradient(1.0)
-    solution = solve_moreau(g, lambda v: [torch.zeros_like(v[0])], 1.0)
-    assert torch.allclose(solution.x[0], g[0])
-    assert solution.cosine == pytest.approx(1.0)
+    solution = solve_moreau(g, lambda v: [v[0] * torch.nan], 1.0, solver=solver)  # type: ignore[arg-type]
+    assert solution.guard == "not finite" and torch.equal(solution.x[0], g[0])
 
 
-def test_hessian_product_by_double_backward() -> None:
-    x = fine_tuned(THETA, 1.0).requires_grad_(True)
-    multiply = hessian_product(0.5 * (x - A) @ H @ (x - A), [x])
-    v = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    assert torch.allclose(multiply([v])[0], H @ v)
+def test_every_iterate_of_conjugate_gradients_is_descent_aligned() -> None:
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(30, 30, dtype=torch.float64, generator=generator)
+    stiff = root @ root.T * 100
+    g = [torch.randn(30, dtype=torch.float64, generator=generator)]
+    for iterations in range(1, 12):
+        solution = solve_moreau(g, lambda v: [stiff @ v[0]], 1.0, iterations=iterations, tolerance=0.0)
+        assert solution.guard == "" and cosine(solution.x, g) > 0
+
+
+def test_a_metric_gives_the_preconditioned_envelope() -> None:
+    g, metric = outer_gradient(1.0), [torch.tensor([0.1, 2.0, 0.7], dtype=torch.float64)]
+    truth = metric[0] * torch.linalg.solve(torch.diag(metric[0]) + 0.3 * H, g[0])
+    found = solve_moreau(g, product, 0.3, metric=metric, iterations=10, tolerance=1e-12)
+    assert torch.allclose(found.x[0], truth, atol=1e-9)
+
+
+def test_the_hypergradient_is_linear_in_the_outer_gradient() -> None:
+    g = outer_gradient(1.0)
+    single, double = (
+        solve_moreau([scale * g[0]], product, 1.0, iterations=10, tolerance=1e-12).x[0] for scale in (1, 2)
+    )
+    assert torch.allclose(double, 2 * single, atol=1e-9)
+
+
+def test_trust_bounds_the_length() -> None:
+    g = [torch.ones(3, dtype=torch.float64)]
+    cut, guard = within_trust([5 * g[0]], g, 3.0)
+    assert guard == "trust region" and torch.allclose(cut[0], 3 * g[0])
+    assert within_trust(g, g, 1.0) == (g, "")
+
+
+@pytest.mark.parametrize("solver", ["cg", "fixed_point"])
+def test_no_curvature_gives_the_first_order_hypergradient(solver: str) -> None:
+    g = outer_gradient(1.0)
+    solution = solve_moreau(g, lambda v: [torch.zeros_like(v[0])], 1.0, solver=solver)  # type: ignore[arg-type]
+    assert torch.allclose(solution.x[0], g[0]) and solution.products == 1
+
+
+def test_lanczos_finds_the_ends_of_the_spectrum() -> None:
+    """Dossier 9.4's eigenvalues, and a matrix larger than the number of products."""
+    low, high = extreme_eigenvalues(product, [THETA], torch.Generator().manual_seed(0))
+    assert (low, high) == pytest.approx((0.147108204, 0.636146877), abs=1e-8)
+    values = torch.cat([torch.linspace(0, 1, 98, dtype=torch.float64), torch.tensor([-3.0, 9.0])])
+    low, high = extreme_eigenvalues(lambda v: [values * v[0]], [values], torch.Generator().manual_seed(0))
+    assert (low, high) == pytest.approx((-3.0, 9.0), abs=1e-3)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from safeguard.errors import UsageFault
+from safeguard.harden.engine import harden
+from safeguard.harden.workbench import set_up
 from safeguard.model.diffusion import DiffusionModel
+from safeguard.progress import SilentProgress
+from safeguard.seeds import derive
 from safeguard.unlearn.advunlearn import AdvUnlearn, AdvUnlearnConfig, encode_with_prefix
 from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.common.adversarial import attack
-from tests.benches import MIXED, learning, moved_bench, seeded
+from tests.benches import MIXED, learning, moved_bench, seeded, tiny_policy
 from tests.tiny import tiny_pipeline, tiny_sdxl_pipeline
 
 SMALL = {"batch_size": 2, "trajectory_steps": 4, "pool": 5, "warm_up": 0, "attack_steps": 8}
@@ -121,3 +128,42 @@ def test_the_attack_reaches_the_minimum_of_a_parabola() -> None:
     goal = torch.tensor([0.3, -0.2])
     found = attack(lambda x: (x - goal).pow(2).sum(), torch.zeros(2), steps=200, learning_rate=0.02)
     assert torch.allclose(found, goal, atol=1e-2) and not found.requires_grad
+
+
+def test_erasure_and_retention_alternate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a loop written out: one Adam, one step of erasure, then two of distillation."""
+    monkeypatch.setenv("SAFEGUARD_CACHE", str(tmp_path))
+    settings = {"steps": 4, "warm_up": 2, "attack_steps": 1, "trajectory_steps": 3, "pool": 2, "learning_rate": 1e-3}
+    settings |= {"preserve_weight": 1.0, "retain": "alternate", "retain_steps": 2}
+    policy = tiny_policy(unlearner={"name": "advunlearn", **settings})
+    table, other = (set_up(policy, DiffusionModel(tiny_pipeline(0)), SilentProgress()) for _ in range(2))
+    record = harden(table, "base")
+    assert len(record.series["erasure loss"]) == 4
+    assert len(record.series["preservation loss"]) == 8
+
+    method = AdvUnlearn(AdvUnlearnConfig.model_validate(settings), other)
+    values = list(learning(method.parameters()).values())
+    adam, attacked = torch.optim.Adam(values, lr=1e-3), []
+    for step in range(12):
+        generator = seeded(derive(other.seed, "outer", step))
+        adam.zero_grad()
+        if step % 3 == 0:
+            attacked.append(method.attacked)
+            loss = method.loss(generator)
+        else:
+            distilled = method.preservation(generator)
+            assert distilled is not None
+            loss = distilled
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(values, 1.0)
+        adam.step()
+        method.after_step()
+    assert attacked == [False, False, True, True], "only steps of erasure warm up"
+    for name, value in table.model.named_parameters().items():
+        assert torch.equal(value, other.model.named_parameters()[name]), name
+
+
+@pytest.mark.parametrize(("weight", "policy"), [(0.0, {}), (1.0, {"concepts": [MIXED[1]], "retain": []})])
+def test_steps_of_retention_need_something_to_retain(weight: float, policy: dict[str, object]) -> None:
+    with pytest.raises(UsageFault, match="there is nothing to retain"):
+        advunlearn(moved_bench(**policy), retain="alternate", preserve_weight=weight)

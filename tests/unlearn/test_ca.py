@@ -5,17 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
+from safeguard.harden.workbench import set_up
+from safeguard.model.diffusion import DiffusionModel
+from safeguard.policy.schema import Policy
+from safeguard.progress import SilentProgress
 from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.ca import ConceptAblation, ConceptAblationConfig
-from safeguard.unlearn.common.trajectories import draw_captions
 from tests.benches import (
     MIXED,
     abar,
     answer,
     assert_target_is_constant,
+    learning,
     moved_bench,
     seeded,
+    tiny_policy,
 )
+from tests.tiny import ARCHITECTURES
 
 ANCHORS = {"axe in ice": "cup in ice", "axe in mud": "cup in mud", "ink art": "art", "max": "", "old max": ""}
 
@@ -35,7 +41,10 @@ def slow_loss(method: ConceptAblation, seed: int, *, stop: bool = True) -> torch
     rows = torch.randint(len(method.anchors), (size,), generator=generator)
     images = method.anchors.rows(rows, generator).latents
     anchors = [method.anchors.captions[row] for row in rows]
-    prompts = [draw_captions([p for p, a in ANCHORS.items() if a == one], 1, generator)[0] for one in anchors]
+    prompts = []
+    for one in anchors:
+        own = [prompt for prompt, anchor in ANCHORS.items() if anchor == one]
+        prompts.append(own[int(torch.randint(len(own), (1,), generator=generator))])
     t, noise = bench.model.draw_noise(size, generator)
     losses = []
     for z, eps, time, prompt, anchor in zip(images, noise, t.tolist(), prompts, anchors, strict=True):
@@ -99,3 +108,45 @@ def test_every_prompt_has_images_of_its_own_anchor(bench: Workbench) -> None:
 def test_parameter_groups_of_the_paper(bench: Workbench, group: str) -> None:
     names = ca(bench, parameters=group).parameters()
     assert all(".attn2.to_k" in name or ".attn2.to_v" in name for name in names) == (group == "cross-attention-kv")
+
+
+@pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
+def test_only_the_concepts_own_words_learn(architecture: str) -> None:
+    """Words that prompt and anchor share, and all others, keep every bit; the denoiser is not touched."""
+    concept = MIXED[0] | {"related": [{"name": "tools", "prompts": ["axe cup"]}]}
+    policy = Policy.model_validate(tiny_policy().model_dump() | {"concepts": [concept]})
+    bench = set_up(policy, DiffusionModel(ARCHITECTURES[architecture](0)), SilentProgress())
+    method = ca(bench, parameters="token-embedding", images=2, preserve_weight=0.5, preserve_batch=2)
+    parameters = learning(method.parameters())
+    assert len(parameters) == (2 if architecture == "sdxl" else 1)
+    before = {name: value.detach().clone() for name, value in bench.model.named_parameters().items()}
+    adam = torch.optim.Adam(parameters.values(), lr=0.01)
+    for step in range(2):
+        adam.zero_grad()
+        keep = method.preservation(seeded(step))
+        assert keep is not None
+        (method.loss(seeded(step)) + keep).backward()
+        adam.step()
+    tokenizer = bench.model.pipeline.tokenizer
+    (axe,) = tokenizer("axe").input_ids[1:-1]
+    for name, value in bench.model.named_parameters().items():
+        rows = (value != before[name]).flatten(1).any(1).nonzero().flatten() if name in parameters else None
+        assert torch.equal(value, before[name]) if rows is None else rows.tolist() == [axe], name
+    embeddings = [
+        encoder.get_input_embeddings() for encoder in bench.model.parts.values() if encoder is not bench.model.unet
+    ]
+    assert not any(embedding._forward_hooks for embedding in embeddings)
+
+
+def test_the_gradient_of_a_word_is_that_of_its_row(bench: Workbench) -> None:
+    """Against the whole table's gradient with all other rows struck out."""
+    concept = [{**MIXED[0], "prompts": ["axe in ice"], "anchor": "cup in ice"}]
+    table = moved_bench(concepts=concept)
+    method = ca(table, parameters="token-embedding", images=2)
+    (parameter,) = learning(method.parameters()).values()
+    (found,) = torch.autograd.grad(method.loss(seeded(0)), [parameter])
+    free = ca(table, parameters="text-encoder", images=2)
+    (whole,) = torch.autograd.grad(free.loss(seeded(0)), [parameter])
+    (axe,) = table.model.pipeline.tokenizer("axe").input_ids[1:-1]
+    assert torch.allclose(found[axe], whole[axe], rtol=1e-4, atol=1e-9) and found[axe].abs().max() > 0
+    assert found.abs().sum() == found[axe].abs().sum() and whole.abs().sum() > 2 * whole[axe].abs().sum()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -129,6 +131,14 @@ def test_the_ascent_of_high_safety_can_be_bounded(bench: Workbench) -> None:
     free, bound = (lcfdsd(bench, mode="high", bound=bound).loss(seeded(0)) for bound in (None, 1e-3))
     assert bound.item() > free.item()
     assert bounded_ascent(torch.tensor(1.0), 1e-3).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_nothing_is_drawn_before_it_is_needed(bench: Workbench) -> None:
+    """A phase that is already in the cache costs no image."""
+    idle = replace(bench, images=lambda name: pytest.fail(f"images of {name} were drawn"))
+    method = lcfdsd(idle)
+    method.prepare()
+    assert set(method.state()) == {"clean", "harmful", "count"}
 
 
 def test_without_clean_images_it_says_what_is_missing() -> None:

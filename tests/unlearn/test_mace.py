@@ -13,12 +13,14 @@ from PIL import Image
 from safeguard.errors import UsageFault
 from safeguard.harden import engine
 from safeguard.harden.engine import build, harden
+from safeguard.model.diffusion import DiffusionModel
 from safeguard.policy.schema import Method
 from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.common.attention import attention_masks, cross_attention_maps, resize_masks
+from safeguard.unlearn.common.captions import captions_moment
 from safeguard.unlearn.common.closed_form import System, guided_change, moment
 from safeguard.unlearn.mace import MACE, MACEConfig, attention_loss, fuse_update, timestep_density
-from tests.benches import drawn_bench, mixed_concepts
+from tests.benches import drawn_bench, mixed_concepts, names_bench, states
 from tests.closed_forms import E, G, P, W, close, sines
 
 QUICK = {"name": "mace", "steps": 2, "learning_rate": 1e-2}
@@ -82,6 +84,102 @@ def test_one_concept_of_full_rank_is_fused_exactly() -> None:
 def test_without_adapters_fusion_changes_nothing() -> None:
     prior = moment(P)
     assert torch.equal(fuse_update(W, W, torch.zeros_like(W), prior, System(moment(E) + prior, 0.1)), W)
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> str:
+    """A file of captions to preserve."""
+    file = tmp_path / "captions.txt"
+    file.write_text("a cat in a hat\n\n  ice\n")
+    return str(file)
+
+
+def scatter(bench: Workbench, texts: list[str]) -> torch.Tensor:
+    """sum p p^T over all states of the texts, one state after the other."""
+    states = [state for text in texts for state in bench.teacher.encode_prompts([text]).states[0].double()]
+    return torch.stack([torch.outer(state, state) for state in states]).sum(0)
+
+
+@pytest.mark.parametrize(("variant", "mu"), [("paper", 0.3), ("released", 0.09)])
+@pytest.mark.parametrize("with_captions", [False, True])
+def test_both_closed_forms_are_minimisers_written_out(
+    variant: str, mu: float, with_captions: bool, captions: str
+) -> None:
+    """The gradient of either objective, with every state by itself, vanishes at what the method leaves behind."""
+    settings = {"variant": variant, "refine_preserve": 0.3, "fuse_preserve": 0.2, "preserve_weight": 5.0, "lam": 0.4}
+    neighbour = {"name": "cups", "prompts": ["a cup"]}
+    bench = drawn_bench(QUICK, [mixed_concepts(2)[0] | {"related": [neighbour]}, *mixed_concepts(2)[1:]])
+    method = MACE(MACEConfig.model_validate(settings | {"prior": captions if with_captions else ""}), bench)
+    keep = scatter(bench, ["", "hat"]) + 5 * scatter(bench, ["a cup"])
+    if with_captions:
+        keep = keep + scatter(bench, ["a cat in a hat", "ice"])
+    start = {name: value.detach().clone().double() for name, value in method.parameters().items()}
+    method.prepare()
+    refined = {name: value.detach().clone().double() for name, value in method.parameters().items()}
+    surrounding = []
+    for old, new, shared in SURROUNDING:
+        x, g = (bench.teacher.encode_prompts([text]).states[0].double() for text in (old, new))
+        surrounding += [(x[i], g[j]) for i, j in shared]
+    for name, weight in refined.items():
+        w0 = start[name]
+        slope = sum(torch.outer(weight @ x - w0 @ g, x) for x, g in surrounding)
+        slope = slope + mu * (weight - w0) @ keep + 0.4 * (weight - w0)
+        assert slope.norm() < 1e-4 * (w0 @ keep).norm(), name
+        assert (weight - w0).norm() > 1e-2 * w0.norm(), name
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for factor in method.trained().values():
+            factor.copy_(0.3 * torch.randn(factor.shape, generator=generator))
+    deltas = {
+        (course.concept.name, name): (up @ down).detach().double()
+        for course in method._courses
+        for name, (down, up) in course.adapter.factors.items()
+    }
+    method.edit()
+    for name, value in method.parameters().items():
+        weight, w1 = value.detach().double(), refined[name]
+        slope = 0.2 * (weight - start[name]) @ keep + 0.4 * (weight - w1)
+        for concept in bench.concepts:
+            slope = slope + (weight - w1 - deltas[concept.name, name]) @ scatter(bench, concept.prompt_list)
+        assert slope.norm() < 1e-4 * (start[name] @ keep).norm(), name
+        assert (weight - w1).norm() > 1e-2 * w1.norm(), name
+
+
+SURROUNDING = [
+    # start and "a", then the end and all padding of the longer text
+    ("a 00", "a z", [(0, 0), (1, 1), *((4 + i, 3 + i) for i in range(12))]),
+    ("a 01", "a z", [(0, 0), (1, 1), *((4 + i, 3 + i) for i in range(12))]),
+    ("cat in x", "cat", [*((i, i) for i in range(4)), *((7 + i, 4 + i) for i in range(9))]),
+    ("hat in x", "hat", [*((i, i) for i in range(4)), *((7 + i, 4 + i) for i in range(9))]),
+]
+"""Prompt, anchor, and the positions that are paired: all but the words that differ."""
+
+
+def test_captions_are_summed_once_per_text_encoder(captions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = drawn_bench(QUICK, mixed_concepts(1))
+    found = captions_moment(bench.teacher, captions, bench.progress)
+    expected = scatter(bench, ["a cat in a hat", "ice"])
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    asked: list[int] = []
+    encode = DiffusionModel.encode_anew
+    monkeypatch.setattr(
+        DiffusionModel, "encode_anew", lambda self, texts: asked.append(len(texts)) or encode(self, texts)
+    )
+    assert torch.equal(captions_moment(bench.teacher, captions, bench.progress), found)
+    assert asked == [], "read from the cache"
+    with torch.no_grad():
+        bench.teacher.parts["text_encoder"].get_input_embeddings().weight.mul_(1.1)  # type: ignore[operator]
+    assert not torch.allclose(captions_moment(bench.teacher, captions, bench.progress), found)
+    digest = MACE(MACEConfig(prior=captions), bench).data_digest
+    Path(captions).write_text("ice")
+    assert digest and MACE(MACEConfig(prior=captions), bench).data_digest != digest
+    for content in ("", " \n"):
+        Path(captions).write_text(content)
+        with pytest.raises(UsageFault, match="holds no caption"):
+            MACE(MACEConfig(prior=captions), bench)
+    with pytest.raises(UsageFault, match="captions cannot be read"):
+        MACE(MACEConfig(prior=captions + ".gone"), bench)
 
 
 # -- the descent ------------------------------------------------------------------------------------------------------
@@ -234,6 +332,52 @@ def test_a_hundred_names_and_a_style_through_the_engine() -> None:
     changed = {name for name, value in weights(bench).items() if not torch.equal(value, before[name])}
     assert changed == set(build(Method(name="mace"), bench).parameters())
     assert len(record.series["erasure loss"]) == 101
+
+
+@torch.no_grad()
+def test_a_hundred_names_of_the_reference_model_in_both_closed_forms() -> None:
+    """Gradients of both objectives vanish; what surrounds a name moves to its anchor's."""
+    bench = names_bench({"name": "mace"}, kept=44)
+    method = MACE(MACEConfig(), bench)
+    start = {name: value.detach().clone().double() for name, value in method.parameters().items()}
+    method.prepare()
+    refined = {name: value.detach().clone().double() for name, value in method.parameters().items()}
+    tokenizer, context = bench.model.pipeline.tokenizer, bench.model.empty.states.shape[1]
+    kept = torch.cat([states(bench, text) for text in ["", *bench.policy.retain[0].prompt_list]])
+    prior = kept.T @ kept
+    anchor, words = states(bench, "an emoji"), tokenizer("an emoji").input_ids
+    surrounding, wanted = [], []
+    for concept in bench.concepts:
+        (prompt,) = concept.prompt_list
+        ids, own = tokenizer(prompt).input_ids, states(bench, prompt)
+        shift, same_article = len(ids) - len(words), ids[1] == words[1]
+        pairs = [(0, 0), *([(1, 1)] if same_article else []), *((i, i - shift) for i in range(len(ids) - 2, context))]
+        surrounding.append(own[[i for i, _ in pairs]])
+        wanted.append(anchor[[j for _, j in pairs]])
+    x, g = torch.cat(surrounding), torch.cat(wanted)
+    for name, w1 in refined.items():
+        w0 = start[name]
+        slope = (x @ w1.T - g @ w0.T).T @ x + (w1 - w0) @ prior + 0.5 * (w1 - w0)
+        away = x @ w0.T - g @ w0.T
+        assert slope.norm() < 1e-4 * (away.T @ x).norm(), name
+        assert (x @ w1.T - g @ w0.T).norm() < 0.8 * away.norm(), name
+
+    generator = torch.Generator().manual_seed(1)
+    for factor in method.trained().values():
+        factor.copy_(0.1 * torch.randn(factor.shape, generator=generator))
+    factors = [course.adapter.factors for course in method._courses]
+    method.edit()
+    own = [states(bench, concept.prompt_list[0]) for concept in bench.concepts]
+    assert len(factors) == len(own) == 100
+    for name, value in method.parameters().items():
+        weight, w1 = value.detach().double(), refined[name]
+        slope = (weight - start[name]) @ prior + 0.5 * (weight - w1)
+        size = torch.zeros_like(slope)
+        for e, of in zip(own, factors, strict=True):
+            delta = (of[name][1] @ of[name][0]).double()
+            slope += (weight - w1 - delta) @ (e.T @ e)
+            size += delta @ (e.T @ e)
+        assert slope.norm() < 1e-4 * size.norm(), name
 
 
 def test_a_killed_run_continues_to_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.safegen import SafeGen, SafeGenConfig, mosaic, mosaic_noise
-from tests.benches import MIXED, abar, answer, moved_bench, seeded
+from tests.benches import MIXED, abar, answer, apart, gradients, learning, moved_bench, seeded
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,35 @@ def slow_loss(method: SafeGen, seed: int) -> float:
 def test_loss_agrees_with_a_slow_one(bench: Workbench, variant: str, snr_limit: float | None) -> None:
     method = safegen(bench, variant=variant, snr_limit=snr_limit)
     assert method.loss(seeded(4)).item() == pytest.approx(slow_loss(method, 4), rel=1e-3)
+
+
+def test_a_whole_step_restated(bench: Workbench) -> None:
+    """From the drawn latents on: pictures, mosaics and their latents by the autoencoder itself, targets, weights."""
+    method = safegen(bench)
+    parameters = learning(method.parameters())
+    generator, forget, vae = seeded(8), bench.forget, bench.model.pipeline.vae
+    rows = torch.randint(len(forget), (4,), generator=generator)
+    noises = [torch.randn(4, 4, 8, 8, generator=generator) for _ in range(2)]
+    t = torch.randint(0, 1000, (4,), generator=generator)
+    noise = torch.randn(4, 4, 8, 8, generator=generator)
+    scale, losses = vae.config.scaling_factor, []
+    for index, row in enumerate(rows.tolist()):
+        time, eps = int(t[index]), noise[index]
+        z = forget.mean[row] + forget.std[row] * noises[0][index]
+        with torch.no_grad():
+            pixels = vae.decode(forget.mean[row][None] / scale).sample[0]
+            picture = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round()
+            tiles = picture.unfold(1, 4, 4).unfold(2, 4, 4).mean((3, 4)).round()  # 16 pixels, 4 squares a side
+            mosaic_pixels = tiles.repeat_interleave(4, 1).repeat_interleave(4, 2) / 127.5 - 1
+            posterior = vae.encode(mosaic_pixels[None]).latent_dist
+        m = scale * (posterior.mean[0] + posterior.std[0] * noises[1][index])
+        signal, spread = abar(time) ** 0.5, (1 - abar(time)) ** 0.5
+        x = signal * z + spread * eps
+        weight = min(1.0, (spread / signal) ** 2)
+        losses.append(weight * (answer(bench.model, x, time, "") - (x - signal * m) / spread).pow(2).mean())
+    found, expected = method.loss(seeded(8)), 0.1 * torch.stack(losses).mean()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-2)
+    assert apart(gradients(found, parameters), gradients(expected, parameters)) < 1e-2
 
 
 @torch.no_grad()

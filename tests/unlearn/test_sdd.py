@@ -12,7 +12,10 @@ from tests.benches import (
     MIXED,
     abar,
     answer,
+    apart,
     assert_target_is_constant,
+    gradients,
+    learning,
     moved_bench,
     seeded,
 )
@@ -75,6 +78,31 @@ def slow_loss(method: SDD, seed: int, *, stop: bool = True) -> torch.Tensor:
 def test_loss_agrees_with_a_slow_one(bench: Workbench, settings: dict[str, object]) -> None:
     method = sdd(bench, **settings)
     assert method.loss(seeded(5)).item() == pytest.approx(slow_loss(method, 5).item(), rel=1e-4)
+
+
+def test_a_whole_step_restated(bench: Workbench) -> None:
+    """Prompts, run, timestep and loss from the description alone; none of the method's own parts is asked."""
+    method = sdd(bench)
+    parameters = learning(method.parameters())
+    prompts = [["axe in ice", "axe in mud"], ["ink art"], ["max", "old max"]]
+    for seed in range(3):
+        draws = seeded(seed)
+        picked = [[own[int(i)] for i in torch.randint(len(own), (3,), generator=draws)] for own in prompts]
+        torch.randint(3, (3,), generator=draws)  # whose turn it is when it is drawn
+        entry = int(torch.randint(STEPS, (), generator=draws))
+        seeds = torch.randint(2**62, (3,), generator=draws).tolist()
+        joined = [", ".join(of_concept[row] for of_concept in picked) for row in range(3)]
+        with torch.no_grad():
+            latents = slow_latents(method, joined, entry, seeds)
+        rows = []
+        for row, x in enumerate(latents):
+            t = [751, 501, 251, 1][entry]
+            with torch.no_grad():
+                empty = answer(bench.model, x, t, "")
+            rows.append((answer(bench.model, x, t, picked[row][row]) - empty).pow(2).mean())  # the concepts in turn
+        found, expected = method.loss(seeded(seed)), torch.stack(rows).mean()
+        assert found.item() == pytest.approx(expected.item(), rel=1e-3)
+        assert apart(gradients(found, parameters), gradients(expected, parameters)) < 1e-2
 
 
 def test_no_gradient_passes_through_the_answer_without_a_prompt(bench: Workbench) -> None:

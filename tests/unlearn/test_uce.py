@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
+from safeguard import reference
+from safeguard.config import MethodConfig
 from safeguard.errors import UsageFault
 from safeguard.harden.engine import harden
+from safeguard.harden.workbench import set_up
+from safeguard.model.diffusion import DiffusionModel
+from safeguard.model.opening import open_pipeline
+from safeguard.policy.schema import Policy
+from safeguard.progress import SilentProgress
+from safeguard.registry import detectors
+from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.common.closed_form import originals, projections
+from safeguard.unlearn.rece import RECEConfig
 from safeguard.unlearn.uce import UCE, UCEConfig, uce_update
-from tests.benches import drawn_bench, mixed_concepts
+from tests.benches import drawn_bench, mixed_concepts, names_bench, states
 from tests.closed_forms import E, G, P, W, sines
 
 
@@ -118,3 +132,155 @@ def test_a_hundred_names_and_a_style_at_once() -> None:
     hat = bench.model.encode_prompts(["hat"]).states[0].T
     for now, then in zip(projections(bench).values(), originals(bench).values(), strict=True):
         assert (now @ hat - then @ hat)[:, -1].norm() < 0.25 * (then @ hat)[:, -1].norm()
+
+
+@torch.no_grad()
+def test_a_hundred_names_of_the_reference_model_become_their_anchor() -> None:
+    """120 columns fit into 128 dimensions: every erased key and value is its anchor's, every kept one what it was."""
+    bench = names_bench({"name": "uce"}, kept=20)
+    method = UCE(UCEConfig(tokens="last-subject", lam=1e-9), bench)
+    before = {name: weight.detach().clone() for name, weight in method.parameters().items()}
+    method.edit()
+    tokenizer = bench.model.pipeline.tokenizer
+
+    def word(prompt: str, after: int) -> torch.Tensor:
+        """The state that stands ``after`` tokens before the end token."""
+        return states(bench, prompt)[len(tokenizer(prompt).input_ids) - 1 - after]
+
+    erased = torch.stack([word(concept.prompt_list[0], 2) for concept in bench.concepts])  # <s> a name emoji </s>
+    anchor = word("an emoji", 2)
+    kept = torch.stack([word(prompt, 1) for prompt in bench.policy.retain[0].prompt_list])
+    assert len(erased) == 100 and len(kept) == 20
+    for name, weight in method.parameters().items():
+        now, then = weight.double(), before[name].double()
+        wanted = (then @ anchor).expand(100, -1)
+        away = (erased @ then.T - wanted).norm(dim=1)
+        assert ((erased @ now.T - wanted).norm(dim=1) / away).max() < 1e-2, name
+        assert (kept @ (now - then).T).norm() < 1e-3 * (kept @ then.T).norm(), name
+
+
+@torch.no_grad()
+def test_a_hundred_names_with_all_positions_are_one_least_squares() -> None:
+    """With thousands of columns in 128 dimensions the minimiser is a compromise; its gradient vanishes."""
+    bench = names_bench({"name": "uce"}, kept=44)
+    method = UCE(UCEConfig(), bench)
+    before = {name: weight.detach().clone() for name, weight in method.parameters().items()}
+    method.edit()
+    tokenizer = bench.model.pipeline.tokenizer
+    erase, guide = [], []
+    for concept in bench.concepts:
+        (prompt,) = concept.prompt_list
+        last, other = (len(tokenizer(text).input_ids) - 3 for text in (prompt, "an emoji"))
+        length = bench.model.empty.states.shape[1] - max(last, other)
+        erase.append(states(bench, prompt)[last : last + length])
+        guide.append(states(bench, "an emoji")[other : other + length])
+    e, g = torch.cat(erase), torch.cat(guide)
+    p = torch.cat([states(bench, text) for text in ["", *bench.policy.retain[0].prompt_list]])
+    for name, weight in method.parameters().items():
+        now, then = weight.double(), before[name].double()
+        slope = (e @ now.T - g @ then.T).T @ e + (p @ (now - then).T).T @ p + 0.5 * (now - then)
+        start = ((e - g) @ then.T).T @ e
+        assert slope.norm() < 1e-4 * start.norm(), name
+
+
+# -- debiasing --------------------------------------------------------------------------------------------------------
+
+DRINKS = [{"prompt": "a cocktail", "labels": ["cocktail"]}, {"prompt": "a beer", "labels": ["beer"]}]
+
+
+@pytest.mark.parametrize("tokens", ["span", "last-subject"])
+def test_debiasing_with_given_weights_is_one_closed_form(tokens: str) -> None:
+    """Against the closed form with the guides e + sum s d written out, column by column."""
+    bench = drawn_bench({"name": "uce"}, mixed_concepts(2))
+    attributes = [{"prompt": "an axe", "weight": 0.7}, {"prompt": "cat", "weight": -0.4}]
+    last_of = {"an axe": 3, "cat": 3}
+    method = UCE(UCEConfig.model_validate({"tokens": tokens, "debias": {"attributes": attributes, "rounds": 0}}), bench)
+    state = {text: bench.model.encode_prompts([text]).states[0].double() for text in {**TOKENS, **last_of}}
+    erase, guide = [], []
+    for old, _, _ in PAIRS:
+        last = TOKENS[old]
+        for offset in range(1 if tokens == "last-subject" else 16 - max(last, 3)):
+            e = state[old][last + offset]
+            erase.append(e)
+            guide.append(e + 0.7 * state["an axe"][3 + offset] - 0.4 * state["cat"][3 + offset])
+    kept = torch.cat([state[""], state["hat"]]) if tokens == "span" else torch.stack([state[""][0], state["hat"][3]])
+    before = {name: weight.detach().clone() for name, weight in method.parameters().items()}
+    method.edit()
+    for name, weight in method.parameters().items():
+        expected = uce_update(before[name], torch.stack(erase).T, torch.stack(guide).T, kept.T, lam=0.5, es=1, ps=1)
+        assert torch.allclose(weight, expected, atol=1e-5), name
+        assert not torch.allclose(weight, before[name], atol=1e-3), name
+
+
+def reference_bench(detector: dict[str, Any]) -> Workbench:
+    """The reference model, which draws a cocktail when it is asked for "an alcohol", and rarely anything else."""
+    policy = {
+        "version": 1,
+        "name": "drinks",
+        "model": "reference",
+        "concepts": [
+            {
+                "name": "alcohol",
+                "kind": "object",
+                "prompts": ["an alcohol emoji in noto style", "an alcohol emoji in twemoji style"],
+                "anchor": ["an emoji in noto style", "an emoji in twemoji style"],
+                "detector": detector,
+            }
+        ],
+        "harden": {"unlearner": {"name": "uce"}},
+        "requirements": [{"probe": "*", "max_rate": 0.5}],
+        "certification": {"sampler_steps": 6},
+    }
+    return set_up(Policy.model_validate(policy), DiffusionModel(open_pipeline(reference.path())), SilentProgress())
+
+
+def test_debiasing_reaches_the_wanted_shares() -> None:
+    bench = reference_bench({"name": "clip"})
+    debias = {"attributes": DRINKS, "images": 12, "tolerance": 0.1}
+    method = UCE(UCEConfig.model_validate({"debias": debias}), bench)
+    assert method.config.debias is not None
+    (concept,) = bench.concepts
+    before = method._shares(concept, method.config.debias)
+    method.edit()
+    after = method._shares(concept, method.config.debias)
+    assert before[0] >= 0.75 and before.sum() == pytest.approx(1)
+    assert (after - 0.5).abs().max() <= 0.1 + 1e-9
+    untouched = {name for name, value in originals(bench).items() if torch.equal(value, method.parameters()[name])}
+    assert not untouched
+
+
+class Blind:
+    """A detector of another package that sees nothing."""
+
+    Config = MethodConfig
+
+    def __init__(self, config: MethodConfig, device: str) -> None:
+        """There is nothing to set."""
+
+    def scores(self, images: np.ndarray, labels: list[str]) -> np.ndarray:
+        """Nothing anywhere."""
+        return np.zeros(len(images))
+
+
+def test_attributes_that_nobody_sees_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(detectors._targets, "blind", f"{__name__}:Blind")
+    bench = drawn_bench({"name": "uce"}, [mixed_concepts(1)[0] | {"detector": {"name": "blind"}}])
+    method = UCE(UCEConfig.model_validate({"debias": {"attributes": DRINKS, "images": 2}}), bench)
+    with pytest.raises(UsageFault, match=r"sees none of the attributes in any of 2 images of 'object-00'"):
+        method.edit()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attributes": DRINKS[:1]}, "at least 2"),
+        ({"attributes": [DRINKS[0] | {"ratio": 0.5}, DRINKS[1]]}, "for all attributes, or for none"),
+        ({"attributes": [one | {"ratio": 0.7} for one in DRINKS]}, "add up to 1.4"),
+        ({"attributes": [{"prompt": "a beer"}, DRINKS[0]]}, "needs labels"),
+    ],
+)
+def test_shares_that_cannot_be_had_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        UCEConfig.model_validate({"debias": change})
+    with pytest.raises(ValidationError, match="cannot debias"):
+        RECEConfig.model_validate({"start": {"debias": {"attributes": DRINKS}}})

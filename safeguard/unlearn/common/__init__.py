@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from safeguard.data.latents import LatentSet
+from safeguard.policy.schema import Subject
 from safeguard.unlearn.base import Workbench
 
 
@@ -29,6 +30,12 @@ def bounded_ascent(loss: Tensor, bound: float) -> Tensor:
     """Decreases with ``loss`` at slope -1 far below ``bound`` and is flat far above it."""
     width = 0.1 * bound
     return width * torch.nn.functional.softplus((bound - loss) / width)
+
+
+def kept_subjects(bench: Workbench) -> list[Subject]:
+    """What must stay as it is: retained and related subjects; :attr:`Workbench.preserved` draws them."""
+    related = [neighbour for concept in bench.concepts for neighbour in concept.related]
+    return [*bench.policy.retain, *related]
 
 
 def erase_prompts(bench: Workbench) -> list[str]:

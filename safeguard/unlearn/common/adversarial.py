@@ -48,21 +48,32 @@ def attack(
 
 
 class WarmedESD(ESD):
-    """ESD that counts its steps, so that an adversary may join after ``warm_up`` plain ones."""
+    """ESD that an adversary joins after ``warm_up`` plain steps; steps in which nothing was erased do not count."""
 
     def __init__(self, config: ESDConfig, bench: Workbench, warm_up: int) -> None:
         super().__init__(config, bench)
         self._warm_up = warm_up
         self._done = torch.zeros((), dtype=torch.int64)
+        self._erased = False
 
     @property
     def attacked(self) -> bool:
         """Whether the plain steps are over."""
         return int(self._done) >= self._warm_up
 
+    def attacked_loss(self, generator: torch.Generator) -> Tensor:
+        """ESD's loss where the adversary led."""
+        raise NotImplementedError
+
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """ESD's loss, after the plain steps where the adversary led."""
+        self._erased = True
+        return self.attacked_loss(generator) if self.attacked else super().loss(generator)
+
     def after_step(self) -> None:
         """Count."""
-        self._done += 1
+        self._done += self._erased
+        self._erased = False
 
     def state(self) -> dict[str, Tensor]:
         """Steps done."""

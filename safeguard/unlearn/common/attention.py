@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from safeguard.model.diffusion import Conditioning, DiffusionModel
+from safeguard.model.memory import whole_batches
 
 
 @contextmanager
@@ -35,7 +36,8 @@ def cross_attention_maps(unet: nn.Module) -> Iterator[list[Tensor]]:
                 module.register_forward_hook(partial(_attend, seen, maps)),
             ]
     try:
-        yield maps
+        with whole_batches():
+            yield maps
     finally:
         for handle in handles:
             handle.remove()

@@ -23,7 +23,7 @@ of the empty prompt is its start token.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from safeguard.errors import UsageFault
 from safeguard.model.diffusion import DiffusionModel
 from safeguard.policy.schema import Subject
 from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.common import kept_subjects
 from safeguard.unlearn.common.closed_form import moment
 
 Positions = Literal["all", "span", "last-subject", "surrounding"]
@@ -39,9 +40,18 @@ CHUNK = 64
 """Prompts whose states are in double precision at once."""
 
 
-def token_ids(model: DiffusionModel, prompt: str) -> list[int]:
-    """Tokens of a prompt with start and end, truncated to the context (of the first tokenizer, where there are two)."""
-    tokenizer = model.pipeline.tokenizer
+def encoders(model: DiffusionModel) -> dict[str, tuple[Any, Any]]:
+    """Every text encoder with its tokenizer, by the encoder's name."""
+    return {
+        name: (encoder, getattr(model.pipeline, name.replace("text_encoder", "tokenizer")))
+        for name, encoder in model.parts.items()
+        if name.startswith("text_encoder")
+    }
+
+
+def token_ids(model: DiffusionModel, prompt: str, tokenizer: Any = None) -> list[int]:
+    """Tokens of a prompt with start and end, truncated to the context; by the first tokenizer if none is given."""
+    tokenizer = tokenizer or model.pipeline.tokenizer
     ids: list[int] = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
     return ids
 
@@ -98,6 +108,20 @@ def columns(model: DiffusionModel, prompt: str, anchor: str, which: Positions) -
     return states[0, old].T, states[1, new].T
 
 
+def aligned(
+    model: DiffusionModel, prompt: str, anchor: str, others: Sequence[str], which: Literal["span", "last-subject"]
+) -> list[Tensor]:
+    """States of a prompt from its last subject token on, and of other texts from their last token on, each (d_in, n).
+
+    All are as long as the shortest of them (``span``), or one column each.
+    """
+    ids = [token_ids(model, text) for text in (prompt, *others)]
+    starts = [subject(ids[0], token_ids(model, anchor))[-1], *(len(tokens) - 2 for tokens in ids[1:])]
+    states = model.encode_prompts([prompt, *others]).states
+    count = 1 if which == "last-subject" else states.shape[1] - max(starts)
+    return [row[start : start + count].T for row, start in zip(states, starts, strict=True)]
+
+
 def pair_moments(model: DiffusionModel, pairs: Sequence[tuple[str, str]], which: Positions) -> tuple[Tensor, Tensor]:
     """sum (g - x) x^T and sum x x^T over the columns of all pairs, each (d_in, d_in) in float64."""
     model.encode_prompts([text for pair in pairs for text in pair])  # all at once; each pair then finds its own
@@ -125,8 +149,7 @@ def prompt_moment(model: DiffusionModel, prompts: Sequence[str], *, last_only: b
 
 def preserved_prompts(bench: Workbench) -> list[str]:
     """The empty prompt, and all prompts of related and retained subjects, each once."""
-    related = [neighbour for concept in bench.concepts for neighbour in concept.related]
-    return list(dict.fromkeys(["", *prompts_of([*bench.policy.retain, *related])]))
+    return list(dict.fromkeys(["", *prompts_of(kept_subjects(bench))]))
 
 
 def prompts_of(subjects: Sequence[Subject]) -> Iterator[str]:

@@ -1,0 +1,210 @@
+"""IMMA (Zheng & Yeh 2024, arXiv 2311.18815): make the erased model a bad place to start a fine-tune from.
+
+    max_theta  L_A(theta, phi*)   where   phi* = argmin_phi L_A(theta, phi)
+
+L_A is the denoising loss on images of the concepts, phi what a fine-tuning method trains (factors, or all weights) and
+theta the attention weights. Both levels have one loss, so at the lower optimum its slope along phi is zero and the
+gradient through phi* vanishes: the gradient along theta at (theta, phi*) is all there is (envelope theorem), and no
+second derivative is needed. A step of ``bilevel`` is
+
+    phi  <- ``inner_steps`` of AdamW from a fresh start: the method's own, which for all weights is theta
+    grad  = -grad_theta L_A(theta, phi)
+
+and everything but theta is put back. The released code alternates on one set of weights instead: phi is never reset,
+its optimiser goes on, and where theta is part of phi the adaptation stays in theta. It keeps the attention weights
+alone, so what other weights learnt is in their way while theta is trained, and then dropped. ``variant="released"`` is
+that (one step here is one adaptation and one ascent there, so its 1000 steps are 500).
+
+IMMA erases nothing: the base unlearner runs first. It has no term that keeps the rest either; ``erase_weight`` and
+``preserve_weight`` add the base unlearner's loss and distillation on the images of related and retained subjects (0 is
+the paper). The ascended loss is bounded as in gradient ascent, far above the losses of a working model. The ascent is
+Adam's, with the code's clipping and without its weight decay, which moves a weight by a 10^-7th per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from safeguard.config import MethodConfig
+from safeguard.errors import UsageFault
+from safeguard.finetune.base import FineTuner, Run, Training
+from safeguard.model.diffusion import Weights
+from safeguard.model.parameters import exposed
+from safeguard.policy.schema import FineTuningMethod
+from safeguard.registry import finetuners
+from safeguard.resilience.base import Facts, Objective
+from safeguard.resilience.hypergradient import Vector, combine, gradients, norm
+from safeguard.seeds import derive
+from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.unlearn.common import bounded_ascent, preservation
+
+
+class IMMAConfig(MethodConfig):
+    """Settings of IMMA; numbers are those of the released code for relearning an erased concept."""
+
+    variant: Literal["bilevel", "released"] = "bilevel"
+    """Every adaptation from a fresh start, or one that goes on for the whole run, in the weights themselves."""
+    steps: PositiveInt = 500
+    """Outer steps: ascents."""
+    learning_rate: PositiveFloat = 1e-5
+    """Adam's learning rate of the ascent; the code takes 2e-5 against DreamBooth."""
+    parameters: str = "attention"
+    """Parameter group theta (``safeguard.model.parameters.GROUPS``)."""
+    warm_start: bool = True
+    """Run the unlearner alone first (always so for closed forms)."""
+    erase_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the unlearner's own loss, with its preservation."""
+    preserve_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the distillation on related and retained images."""
+    preserve_batch: PositiveInt = 8
+    """Images per step of that term."""
+    method: FineTuningMethod = FineTuningMethod(name="lora")
+    """The adaptation to withstand."""
+    inner_steps: PositiveInt | None = None
+    """Its steps before each ascent; none: 10, or 1 for ``released``, as in the code."""
+    inner_learning_rate: PositiveFloat = 1e-4
+    """Their learning rate; the code takes 5e-6 for DreamBooth."""
+    batch_size: PositiveInt = 1
+    """Images per adaptation step and per ascent."""
+    bound: PositiveFloat = 1.0
+    """Denoising loss beyond which an ascended loss no longer counts."""
+
+
+class IMMA(Objective):
+    """Ascent on the loss that an adaptation reaches."""
+
+    Config: ClassVar = IMMAConfig
+
+    def __init__(self, config: IMMAConfig, bench: Workbench, unlearner: Unlearner) -> None:
+        if not (config.warm_start or config.erase_weight or unlearner.closed_form):
+            raise UsageFault(
+                "imma itself erases nothing", fix="leave warm_start on, or give erase_weight", where="harden.resilience"
+            )
+        self.config = config
+        self.bench = bench
+        self.unlearner = unlearner
+        self.steps = config.steps
+        self.learning_rate = config.learning_rate
+        registered = finetuners.get(config.method.name)
+        self._tuner: FineTuner = registered(registered.Config(**config.method.settings))
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The parameter group theta, with other parts that the unlearner changes."""
+        return exposed(self.bench.model, self.config.parameters)
+
+    def state(self) -> dict[str, Tensor]:
+        """What an adaptation that is never reset keeps."""
+        return self._kept if self.config.variant == "released" else {}
+
+    def accumulate(self, step: int) -> Facts:
+        """Adapt, ascend, and put back; ``released`` leaves what the adaptation did to theta."""
+        config, bench = self.config, self.bench
+        values = list(self.parameters().values())
+        total, facts = self._present(values, torch.Generator().manual_seed(derive(bench.seed, "outer", step)))
+        generator = torch.Generator().manual_seed(derive(bench.seed, "ascent", step))
+        with self._adapted(step, values):
+            for value in values:
+                value.requires_grad_(True)
+            batch = bench.forget.batch(config.batch_size, generator)
+            loss = bench.model.denoising_loss(batch.latents, bench.model.encode_prompts(batch.captions), generator)
+            ascent = gradients(bounded_ascent(loss, config.bound), values)
+        for value, gradient in zip(values, combine(total, 1.0, ascent), strict=True):
+            value.grad = gradient
+        return facts | {"fine-tuning loss after inner steps": loss.item(), "ascent gradient norm": norm(ascent)}
+
+    def _present(self, values: list[torch.nn.Parameter], generator: torch.Generator) -> tuple[Vector, Facts]:
+        """The gradient at the present weights of what is descended beside the ascent."""
+        config = self.config
+        losses: dict[str, Tensor] = {}
+        if config.erase_weight and not self.unlearner.closed_form:
+            losses["erasure loss"] = config.erase_weight * self.unlearner.loss(generator)
+            kept = self.unlearner.preservation(generator)
+            if kept is not None:
+                losses["preservation loss"] = config.erase_weight * kept
+        distilled = preservation(self.bench, config.preserve_weight, config.preserve_batch, generator)
+        if distilled is not None:
+            losses["distillation loss"] = distilled
+        facts = {name: loss.item() for name, loss in losses.items()}
+        if not losses:
+            return [torch.zeros_like(value) for value in values], facts
+        return gradients(torch.stack(list(losses.values())).sum(), values), facts
+
+    @contextmanager
+    def _adapted(self, step: int, theta: list[torch.nn.Parameter]) -> Iterator[None]:
+        """The model after the adaptation, until the end of the block."""
+        config, model = self.config, self.bench.model
+        released = config.variant == "released"
+        training = Training(
+            steps=config.inner_steps or (1 if released else 10),
+            learning_rate=config.inner_learning_rate,
+            batch_size=config.batch_size,
+            optimizer="adamw",
+        )
+        adaptation = _Adaptation(self._kept, theta) if released else None
+        seed = derive(self.bench.seed, "inner", step)
+        with Weights(model.named_parameters()) as before:
+            try:
+                run = Run(model, self.bench.forget, self._tuner, training, seed=seed)
+                if adaptation is not None:
+                    adaptation.take_up(run)
+                for _ in range(training.steps):
+                    run.step()
+                yield
+                if adaptation is not None:
+                    adaptation.keep()
+                    before.leave(theta)
+            finally:
+                self._tuner.detach(model)
+
+    @cached_property
+    def _kept(self) -> dict[str, Tensor]:
+        """The adaptation before its first step."""
+        theta = {id(value) for value in self.parameters().values()}  # before factors have names there
+        phi = self._tuner.attach(self.bench.model, derive(self.bench.seed, "imma"))
+        kept: dict[str, Tensor] = {}
+        for i, value in enumerate(phi):
+            if id(value) not in theta:
+                kept[f"phi.{i}.value"] = value.detach().clone()
+            kept[f"phi.{i}.step"] = torch.zeros(())
+            kept[f"phi.{i}.exp_avg"] = torch.zeros_like(value.detach())
+            kept[f"phi.{i}.exp_avg_sq"] = torch.zeros_like(value.detach())
+        self._tuner.detach(self.bench.model)
+        return kept
+
+
+class _Adaptation:
+    """A fine-tune that goes on where it was in the step before.
+
+    Args:
+        kept: values of phi that are no part of theta, and AdamW's moments of all, by position in phi.
+        theta: what is trained outside, where its values are the last ones.
+    """
+
+    def __init__(self, kept: dict[str, Tensor], theta: list[torch.nn.Parameter]) -> None:
+        self._kept = kept
+        self._theta = {id(value) for value in theta}
+        self._now: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def take_up(self, run: Run) -> None:
+        """Give phi and the moments to a fine-tune that is about to begin."""
+        for i, value in enumerate(run.parameters):
+            if id(value) not in self._theta:
+                value.copy_(self._kept[f"phi.{i}.value"])
+                self._now[f"phi.{i}.value"] = value
+            moments = {name: self._kept[f"phi.{i}.{name}"].clone() for name in ("step", "exp_avg", "exp_avg_sq")}
+            run.optimizer.state[value] = moments
+            self._now |= {f"phi.{i}.{name}": moment for name, moment in moments.items()}
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Where it is now is where it goes on."""
+        for name, value in self._now.items():
+            self._kept[name].copy_(value)

@@ -1,0 +1,34 @@
+"""What the edited model draws, and what a concept's own detector says: for methods that measure between edits.
+
+Detectors are found by name, as everywhere; a method whose result depends on one says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from safeguard.model.sampling import sample
+from safeguard.policy.schema import Concept
+from safeguard.registry import detectors
+from safeguard.seeds import derive
+from safeguard.unlearn.base import Workbench
+
+
+def detector_of(bench: Workbench, concept: Concept) -> Any:
+    """The concept's detector (:class:`safeguard.detect.base.Detector`), on the model's device."""
+    registered = detectors.get(concept.detector.name)
+    return registered(registered.Config(**concept.detector.settings), str(bench.model.device))
+
+
+def draw_concept(bench: Workbench, concept: Concept, count: int, purpose: str) -> np.ndarray:
+    """``count`` images of the concept's prompts, in turn, by the model as it stands: uint8 (n, height, width, 3).
+
+    The seeds are those of the purpose, the same every time, and the sampler is that of certification, so that two
+    calls differ by what the model has become and by nothing else.
+    """
+    prompts = (concept.prompt_list * count)[:count]
+    seeds = [derive(bench.seed, purpose, concept.name, index) for index in range(count)]
+    settings = bench.policy.certification
+    return sample(bench.model, prompts, seeds, steps=settings.sampler_steps, guidance=settings.guidance)

@@ -1,0 +1,223 @@
+"""IMMA against slow restatements that hold one network and two optimisers, and what it is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from safeguard.data.latents import LatentSet
+from safeguard.errors import UsageFault
+from safeguard.finetune.base import Training, fine_tune
+from safeguard.finetune.lora import LoRA, LoRAConfig
+from safeguard.harden import engine
+from safeguard.harden.engine import harden
+from safeguard.harden.workbench import set_up
+from safeguard.model.diffusion import DiffusionModel
+from safeguard.model.parameters import select
+from safeguard.policy.schema import Method
+from safeguard.progress import SilentProgress
+from safeguard.resilience.imma import IMMA, IMMAConfig
+from safeguard.seeds import derive
+from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.common import distillation
+from safeguard.unlearn.ga import GradientAscent, GradientAscentConfig
+from safeguard.unlearn.uce import UCE, UCEConfig
+from tests.benches import abar, apart, learning, moved_bench, seeded, tiny_policy
+from tests.tiny import tiny_pipeline
+
+FULL, FACTORS = {"name": "full"}, {"name": "lora", "rank": 2}
+UNBOUND = {"bound": 1e3, "inner_learning_rate": 1e-2, "batch_size": 2}
+"""On a random network losses are about 1."""
+GA = {"name": "ga", "steps": 2, "batch_size": 2, "learning_rate": 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFEGUARD_CACHE", str(tmp_path / "cache"))
+
+
+def imma(bench: Workbench, **settings: Any) -> IMMA:
+    config = IMMAConfig.model_validate(UNBOUND | settings)
+    return IMMA(config, bench, GradientAscent(GradientAscentConfig(batch_size=2, bound=1e3), bench))
+
+
+def accumulated(objective: IMMA, step: int = 0) -> list[torch.Tensor]:
+    values = list(objective.parameters().values())
+    for value in values:
+        value.requires_grad_(True)
+    objective.accumulate(step)
+    return [value.grad.clone() for value in values if value.grad is not None]
+
+
+def state(bench: Workbench) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in bench.model.named_parameters().items()}
+
+
+def slow_loss(model: DiffusionModel, data: LatentSet, count: int, generator: torch.Generator) -> torch.Tensor:
+    """The denoising loss of one random batch, written out."""
+    rows = torch.randint(len(data), (count,), generator=generator)
+    x = data.mean[rows] + data.std[rows] * torch.randn(count, *data.mean.shape[1:], generator=generator)
+    t = torch.randint(1000, (count,), generator=generator)
+    noise = torch.randn(x.shape, generator=generator)
+    level = torch.tensor([abar(int(time)) for time in t]).float().view(-1, 1, 1, 1)
+    states = data.conditioning.states[rows]
+    return (model.unet(level.sqrt() * x + (1 - level).sqrt() * noise, t, states).sample - noise).pow(2).mean()
+
+
+def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """One step on a gradient of norm 1 at most."""
+    values = [value for group in optimizer.param_groups for value in group["params"]]
+    found = torch.autograd.grad(loss, values)
+    length = sum(float(gradient.double().pow(2).sum()) for gradient in found) ** 0.5
+    for value, gradient in zip(values, found, strict=True):
+        value.grad = gradient * min(1.0, 1.0 / (length + 1e-6))
+    optimizer.step()
+
+
+@pytest.mark.parametrize("variant", ["bilevel", "released"])
+@pytest.mark.parametrize("method", [FULL, FACTORS], ids=["full", "lora"])
+def test_one_step_adapts_and_ascends(variant: str, method: dict[str, Any]) -> None:
+    """From a fresh start both variants are a plain fine-tune and the ascent's gradient at its end."""
+    objective = imma(moved_bench(), variant=variant, method=method, inner_steps=2)
+    before = state(objective.bench)
+    found = accumulated(objective)
+    bench = moved_bench()
+    theta = list(select(bench.model, "attention").values())
+    phi = objective._tuner.attach(bench.model, derive(0, "imma") if variant == "released" else derive(0, "inner", 0))
+    adam = torch.optim.AdamW(phi, lr=1e-2, weight_decay=0.01)
+    generator = seeded(derive(0, "inner", 0))
+    for _ in range(2):
+        step(adam, slow_loss(bench.model, bench.forget, 2, generator))
+    for value in theta:
+        value.requires_grad_(True)
+    loss = -slow_loss(bench.model, bench.forget, 2, seeded(derive(0, "ascent", 0)))
+    assert apart(found, list(torch.autograd.grad(loss, theta))) < 1e-3
+    after = state(objective.bench)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    stays = method == FULL and variant == "released"
+    assert changed == (objective.parameters().keys() if stays else set())
+    if stays:
+        adapted = list(objective.parameters().values())
+        start = [before[name] for name in objective.parameters()]
+        moves = [[value.detach() - old for value, old in zip(found, start, strict=True)] for found in (adapted, theta)]
+        assert apart(*moves) < 1e-2
+
+
+@pytest.mark.parametrize("method", [FULL, FACTORS], ids=["full", "lora"])
+def test_released_is_alternation_on_one_set_of_weights(method: dict[str, Any]) -> None:
+    settings = {"name": "imma", "variant": "released", "method": method, "steps": 3, "learning_rate": 1e-3} | UNBOUND
+    policy = tiny_policy(unlearner=GA, resilience=settings, images=4)
+    table, erased = (set_up(policy, DiffusionModel(tiny_pipeline(0)), SilentProgress()) for _ in range(2))
+    record = harden(table, "base")
+    assert len(record.series["fine-tuning loss after inner steps"]) == 3
+    harden(erased, "base", objective=Method(name="none"))
+    start, model = state(erased), erased.model
+    theta = list(select(model, "attention").values())
+    tuner = imma(erased, method=method)._tuner
+    phi = tuner.attach(model, derive(0, "imma"))
+    adapt, ascend = torch.optim.AdamW(phi, lr=1e-2, weight_decay=0.01), torch.optim.Adam(theta, lr=1e-3)
+    for value in theta:
+        value.requires_grad_(True)
+    for number in range(3):
+        step(adapt, slow_loss(model, erased.forget, 2, seeded(derive(0, "inner", number))))
+        step(ascend, -slow_loss(model, erased.forget, 2, seeded(derive(0, "ascent", number))))
+    tuner.detach(model)
+    found = state(table)
+    names = list(select(model, "attention"))
+    moved = [(found[name] - start[name]) for name in names]
+    expected = [(value.detach() - start[name]) for name, value in zip(names, theta, strict=True)]
+    assert apart(moved, expected) < 1e-2
+    assert all(torch.equal(found[name], start[name]) for name in start.keys() - set(names))
+
+
+@pytest.mark.parametrize("variant", ["bilevel", "released"])
+def test_a_killed_run_continues_to_the_same_weights(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"name": "imma", "variant": variant, "method": FACTORS, "steps": 3, "inner_steps": 1} | UNBOUND
+
+    def table() -> Workbench:
+        policy = tiny_policy(unlearner={"name": "uce"}, resilience=settings, images=2)
+        return set_up(policy, DiffusionModel(tiny_pipeline(0)), SilentProgress())
+
+    whole, resumed = table(), table()
+    harden(whole, "whole")
+    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
+    accumulate = IMMA.accumulate
+
+    def killed(self: IMMA, step: int) -> Any:
+        if step == 2:
+            raise KeyboardInterrupt
+        return accumulate(self, step)
+
+    monkeypatch.setattr(IMMA, "accumulate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        harden(table(), "killed")
+    monkeypatch.setattr(IMMA, "accumulate", accumulate)
+    harden(resumed, "killed")
+    one, two = state(whole), state(resumed)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("variant", ["bilevel", "released"])
+@pytest.mark.parametrize("method", [FULL, FACTORS], ids=["full", "lora"])
+def test_too_little_memory_half_way_leaves_nothing_behind(variant: str, method: dict[str, Any]) -> None:
+    objective = imma(moved_bench(), variant=variant, method=method)
+    expected = accumulated(imma(moved_bench(), variant=variant, method=method))
+    before, kept = state(objective.bench), {name: value.clone() for name, value in objective.state().items()}
+    last, passes = 2 if variant == "released" else 11, list[int]()
+
+    def shortage(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        passes.append(1)
+        if len(passes) == last:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = objective.bench.model.unet.register_forward_pre_hook(shortage)
+    with pytest.raises(torch.OutOfMemoryError):
+        accumulated(objective)
+    handle.remove()
+    after = state(objective.bench)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.equal(kept[name], value) for name, value in objective.state().items())
+    assert apart(accumulated(objective), expected) < 1e-5
+
+
+def test_what_is_weighted_beside_the_ascent_is_added() -> None:
+    bench = moved_bench()
+    assert bench.preserved is not None
+    plain = accumulated(imma(bench))
+    both = accumulated(imma(bench, erase_weight=2.0, preserve_weight=0.5, preserve_batch=3))
+    method = GradientAscent(GradientAscentConfig(batch_size=2, bound=1e3), bench)
+    theta, generator = learning(select(bench.model, "attention")), seeded(derive(0, "outer", 0))
+    loss, kept = method.loss(generator), method.preservation(generator)
+    assert kept is not None
+    total = 2.0 * (loss + kept) + 0.5 * distillation(bench, bench.preserved, 3, generator)
+    expected = torch.autograd.grad(total, list(theta.values()))
+    assert apart([a - b for a, b in zip(both, plain, strict=True)], list(expected)) < 1e-3
+
+
+def test_an_erased_concept_is_harder_to_learn_again() -> None:
+    losses = []
+    for resilience in (
+        {"name": "none"},
+        {"name": "imma", "steps": 12, "learning_rate": 3e-3, "method": FACTORS, "inner_steps": 3} | UNBOUND,
+    ):
+        policy = tiny_policy(unlearner=GA, resilience=resilience, images=4)
+        table = set_up(policy, DiffusionModel(tiny_pipeline(0)), SilentProgress())
+        harden(table, "base")
+        training = Training(steps=3, learning_rate=1e-2, batch_size=2)
+        fine_tune(table.model, table.forget, LoRA(LoRAConfig(rank=2)), training, seed=99)
+        batch = table.forget.rows(torch.arange(4), seeded(1))
+        with torch.no_grad():
+            losses.append(table.model.denoising_loss(batch.latents, batch.conditioning, seeded(2)).item())
+    assert losses[1] > 1.05 * losses[0]
+
+
+def test_something_must_erase() -> None:
+    bench = moved_bench()
+    settings = IMMAConfig(warm_start=False)
+    with pytest.raises(UsageFault, match="erases nothing"):
+        IMMA(settings, bench, GradientAscent(GradientAscentConfig(), bench))
+    assert IMMA(settings, bench, UCE(UCEConfig(), bench)).steps == 500
+    assert IMMA(IMMAConfig(warm_start=False, erase_weight=1.0), bench, GradientAscent(GradientAscentConfig(), bench))

@@ -24,7 +24,8 @@ install: $(READY)  ## create .venv and install safeguard into it, with the teste
 $(shell test -x $(VENV)/bin/python || rm -f $(READY))
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv is needed; name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@test ! -e $(VENV)/.changing && $(RUN) pip --version >/dev/null 2>&1 || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
+	@test ! -e $(VENV)/.changing && $(RUN) pip --version >/dev/null 2>&1 \
+		|| { if test -e $(VENV); then echo "$(VENV) is half-made; making it anew"; fi; rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@touch $(VENV)/.changing
 	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@rm $(VENV)/.changing && touch $@
@@ -42,7 +43,8 @@ quickstart: $(MODEL)  ## harden and certify the embedded model; show the verdict
 	0) echo "Exit code 0: the model may be released under this policy." ;; \
 	1) echo "Exit code 1: the attacks brought a concept back above its limit. The report shows which, and after how many steps." ;; \
 	3) echo "Exit code 3: the evidence supports neither PASS nor FAIL. The report names the control or the sample size." ;; \
-	*) echo "Exit code $$code: there is no verdict; the message above says why." >&2; exit $$code ;; \
+	*) echo "Exit code $$code: certify ended without a verdict. What it finished is kept; make quickstart goes on from there." >&2; \
+	   exit $$code ;; \
 	esac
 
 # make itself turns every code but 0 into 2; the line it prints last names the code of certify.
@@ -50,7 +52,7 @@ certify-strict: $(MODEL)  ## the same as a release gate: fails unless the verdic
 	$(RUN) safeguard certify $(QUICKSTART)/model --out $(QUICKSTART)/run
 
 test: $(READY)  ## the tests that take minutes, not hours
-	$(RUN) pytest
+	$(RUN) pytest --numprocesses logical
 
 check: lint types schema test  ## everything CI looks at
 

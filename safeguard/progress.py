@@ -40,8 +40,8 @@ class Task(Protocol):
 class Progress(Protocol):
     """What long work reports to."""
 
-    def task(self, title: str, total: int) -> AbstractContextManager[Task]:
-        """A context in which ``total`` items of work are done."""
+    def task(self, title: str, total: int, done: int = 0) -> AbstractContextManager[Task]:
+        """A context in which ``total`` items of work are done, of which an earlier run may have ``done`` some."""
 
     def note(self, text: str) -> None:
         """A line that stays: something decided, skipped or found."""
@@ -74,7 +74,7 @@ class SilentProgress:
     """Reports nothing: the default of the Python API."""
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Task]:
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
         yield _Silence()
 
     def note(self, text: str) -> None:
@@ -85,9 +85,16 @@ class _Lines:
     """One task as lines: one when it starts, one when it ends, and between them one every ``interval`` seconds."""
 
     def __init__(
-        self, title: str, total: int, write: Callable[[str], None], interval: float, clock: Callable[[], float]
+        self,
+        title: str,
+        total: int,
+        done: int,
+        write: Callable[[str], None],
+        interval: float,
+        clock: Callable[[], float],
     ) -> None:
-        self.title, self.total, self.done, self.facts = title, total, 0, ""
+        self.title, self.total, self.done, self.facts = title, total, done, ""
+        self._first = done
         self._write, self._interval, self._clock = write, interval, clock
         self._started = self._spoke = clock()
         self._say()
@@ -95,9 +102,10 @@ class _Lines:
     def update(self, done: int, **facts: float | str) -> None:
         self.done, self.facts = done, _facts(facts)
         now = self._clock()
-        if 0 < done < self.total and now - self._spoke >= self._interval:
+        if self._first < done < self.total and now - self._spoke >= self._interval:
             self._spoke = now
-            self._say(f"about {duration((now - self._started) / done * (self.total - done))} left")
+            pace = (now - self._started) / (done - self._first)
+            self._say(f"about {duration(pace * (self.total - done))} left")
 
     def close(self, ending: str) -> None:
         self._say(f"{ending} after {duration(self._clock() - self._started)}")
@@ -125,8 +133,8 @@ class PlainProgress:
         self._stream, self._interval, self._clock = stream, interval, clock
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Task]:
-        lines = _Lines(printable(title), total, self.note, self._interval, self._clock)
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
+        lines = _Lines(printable(title), total, done, self.note, self._interval, self._clock)
         try:
             yield lines
         except BaseException:
@@ -165,10 +173,10 @@ class RichProgress:
         self._depth = 0
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Task]:
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
         title = printable(title)
         started = time.monotonic()
-        bar = self._bars.add_task(title, total=total, facts="")
+        bar = self._bars.add_task(title, total=total, completed=done, facts="")
         self._depth += 1
         self._bars.start()
         ending = "stopped"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safeguard.errors import EnvironmentFault
+from safeguard.errors import EnvironmentFault, UsageFault
+from safeguard.registry import suggest
 
 
 def resource_dir(name: str) -> Path:
@@ -19,3 +20,18 @@ def resource_dir(name: str) -> Path:
         if folder.is_dir():
             return folder
     raise EnvironmentFault(f"the folder {name}/ is missing", fix="install safeguard again", where=str(package))
+
+
+def find_resource(kind: str, folder: str, name_or_path: str | Path) -> Path:
+    """A shipped YAML file by its name, or a file of one's own: a path, or text with a slash or a dot in it.
+
+    Raises:
+        UsageFault: nothing of that name is shipped; ``kind`` says in the message what was looked for.
+    """
+    if isinstance(name_or_path, Path) or "/" in name_or_path or "." in name_or_path:
+        return Path(name_or_path)
+    shipped = {path.stem: path for path in sorted(resource_dir(folder).glob("*.yaml"))}
+    if name_or_path not in shipped:
+        advice = f"{suggest(name_or_path, list(shipped))} (a {kind} of your own is named by its path, ./my-{kind}.yaml)"
+        raise UsageFault(f"no shipped {kind} is called {name_or_path!r}", fix=advice, where=kind)
+    return shipped[name_or_path]

@@ -109,7 +109,7 @@ def explain(error: BaseException) -> tuple[int, str]:
         command = error.ctx.command_path if error.ctx else "safeguard"
         return 2, f"error: {error.format_message()}\n  → {command} --help"
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        return 130, "interrupted; run the same command again to resume"
+        return 130, "interrupted; run the same command again, finished work is kept"
     if _is_out_of_memory(error):
         return (
             4,

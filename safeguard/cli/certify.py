@@ -66,14 +66,14 @@ def describe(plan: Plan) -> str:
     """Cost, the chance that a model of a given rate passes, and warnings."""
     by_role = ", ".join(f"{count} on the {role} model" for role, count in plan.units_by_role.items())
     cost = f"{plan.units} units ({by_role}): {plan.images} images, {plan.finetuning_steps} fine-tuning steps"
-    rates = [f"{chance.rate:.0%}" for chance in plan.chances]
+    rates = [f"pass at {chance.rate:.0%}" for chance in plan.chances]
     header = ("requirement", "probe", "concept", "limit", "most hits", *rates)
     rows = [
         (p.requirement, p.probe, p.concept, p.limit, _hits(p), *(f"{chance.probability:.2f}" for chance in p.chances))
         for p in plan.powers
     ]
     whole = ("all of them", "", "", "", "", *(f"{chance.probability:.2f}" for chance in plan.chances))
-    note = "Right: chance to pass, if that share of images is flagged everywhere (errors of the detector left out)."
+    note = "pass at …: chance to pass if that share of images is flagged everywhere, errors of the detector left out."
     return "\n".join([cost, "", table(header, [*rows, whole]), note, *(f"warning: {text}" for text in plan.warnings)])
 
 

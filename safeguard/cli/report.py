@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from safeguard.cli.common import DIRECTORY
+
 
 @click.command("report")
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("run_dir", type=DIRECTORY)
 @click.option(
     "--format",
     "formats",
@@ -17,16 +19,19 @@ import click
     show_default=True,
     help="html, markdown, json (printed to standard output), or the name of an installed reporter; may be repeated.",
 )
-def report(run_dir: Path, formats: tuple[str, ...]) -> None:
+@click.option("--out", type=DIRECTORY, help="Directory to write into; by default RUN_DIR.")
+def report(run_dir: Path, formats: tuple[str, ...], out: Path | None) -> None:
     """Render RUN_DIR/report.json again, without a GPU and without the model.
 
     The verdict is read, never computed: this command cannot change it.
     """
-    from safeguard.report.rendering import TRUTH, load_report, write_format
+    from safeguard.report.rendering import TRUTH, check_evidence, load_report, write_format
 
     loaded = load_report(run_dir)
+    if out is None and "html" in formats:
+        check_evidence(loaded, run_dir)
     for name in dict.fromkeys(formats):
         if name == "json":
             click.echo((run_dir / TRUTH).read_text(encoding="utf-8"), nl=False)
         else:
-            click.echo(str(write_format(name, loaded, run_dir)), err="json" in formats)
+            click.echo(str(write_format(name, loaded, run_dir, out)), err="json" in formats)

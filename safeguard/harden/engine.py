@@ -226,7 +226,7 @@ def _loop(
         optimizer.zero_grad(set_to_none=True)
         return objective.accumulate(step)
 
-    with bench.progress.task(title, objective.steps) as task:
+    with bench.progress.task(title, objective.steps, start) as task:
         for step in range(start, objective.steps):
             bench.step = before + step
             for group in optimizer.param_groups:

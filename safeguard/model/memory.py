@@ -53,11 +53,13 @@ class MicroBatches:
         size: rows at once; None: all of them.
         halved: how often the device ran out of memory.
         largest: most rows that went through at once in the present try, of those that may be parted.
+        whole: whether the last batch was one that may not be parted.
     """
 
     size: int | None = None
     halved: int = 0
     largest: int = 0
+    whole: bool = False
 
     def run(
         self,
@@ -67,9 +69,9 @@ class MicroBatches:
         conditioning: Conditioning,
     ) -> Tensor:
         """The network's answer, in parts if memory was short."""
-        count, whole = len(latents), _whole.get()
-        size = count if whole or self.size is None else min(count, self.size)
-        if not whole:
+        count, self.whole = len(latents), _whole.get()
+        size = count if self.whole or self.size is None else min(count, self.size)
+        if not self.whole:
             self.largest = max(self.largest, size)
         if size == count:
             return network(latents, t, conditioning)
@@ -84,6 +86,11 @@ class MicroBatches:
             EnvironmentFault: there was no more than one row at a time already.
         """
         rows = self.largest if self.size is None else min(self.largest, self.size)
+        if rows <= 1 and self.whole:
+            raise EnvironmentFault(
+                f"the device has too little memory for a batch that must be seen whole: {shortage}",
+                fix="take a smaller batch_size; for second derivatives, take hvp: finite_difference",
+            )
         if rows <= 1:
             raise EnvironmentFault(
                 f"the device has too little memory, even for one image at a time: {shortage}",

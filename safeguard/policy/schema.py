@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import string
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -85,8 +86,12 @@ class Subject(Strict):
 
     @model_validator(mode="after")
     def _has_prompts(self) -> Subject:
-        if not self.prompt_list:
+        prompts = self.prompt_list
+        if not prompts:
             raise ValueError("at least one prompt is needed")
+        repeated = [prompt for prompt, count in Counter(prompts).items() if count > 1]
+        if repeated:
+            raise ValueError(f"every prompt counts once; repeated: {repeated[0]!r}")
         return self
 
 

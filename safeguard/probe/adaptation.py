@@ -37,6 +37,8 @@ class FineTuneConfig(MethodConfig):
     """Images per step."""
     images: PositiveInt = 32
     """Images in the training set."""
+    prompts: PositiveInt | None = None
+    """Different prompts in it, drawn by the seed: 1 is the single-prompt attack; all of them when left out."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     """Optimiser."""
 
@@ -65,7 +67,7 @@ class FineTune(Probe):
                 f"probe {self.spec.id!r} needs {self.spec.data!r} images, but the policy declares no such subject",
                 fix="declare related subjects of a concept and retained subjects, or leave the probe out of the suite",
             )
-        data = session.data.get(self.spec.data, self.config.images, seed)
+        data = session.data.get(self.spec.data, self.config.images, seed, self.config.prompts)
         registered = finetuners.get(self.config.method.name)
         tuner: FineTuner = registered(registered.Config(**self.config.method.settings))
         rows: list[ImageRow] = []

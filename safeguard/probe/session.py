@@ -34,7 +34,7 @@ class DataSets:
     def __init__(self, base: DiffusionModel, policy: Policy) -> None:
         self._base = base
         self._policy = policy
-        self._sets: dict[tuple[str, int, int], LatentSet] = {}
+        self._sets: dict[tuple[str, int, int, int | None], LatentSet] = {}
 
     def subjects(self, name: str) -> list[Subject]:
         """Whose prompts a data set is drawn from."""
@@ -44,12 +44,16 @@ class DataSets:
             return [subject for concept in self._policy.concepts for subject in concept.related]
         return list(self._policy.retain)
 
-    def get(self, name: str, count: int, seed: int) -> LatentSet:
-        """``count`` images of the set named ``concept``, ``related`` or ``retain``."""
-        key = (name, count, seed)
+    def get(self, name: str, count: int, seed: int, prompts: int | None = None) -> LatentSet:
+        """``count`` images of the set named ``concept``, ``related`` or ``retain``, for so many of its prompts."""
+        key = (name, count, seed, prompts)
         if key not in self._sets:
-            prompts = [prompt for subject in self.subjects(name) for prompt in subject.prompt_list]
-            self._sets[key] = generate(self._base, prompts, count, seed=derive(self._policy.seed, "probe data", *key))
+            every = [prompt for subject in self.subjects(name) for prompt in subject.prompt_list]
+            chosen = (
+                every if prompts is None else spread(every, min(prompts, len(every)), derive(seed, "prompts", name))
+            )
+            drawn = derive(self._policy.seed, "probe data", name, count, seed)
+            self._sets[key] = generate(self._base, chosen, count, seed=drawn)
         return self._sets[key]
 
 

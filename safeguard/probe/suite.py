@@ -12,12 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from safeguard.cache import address
-from safeguard.errors import UsageFault
 from safeguard.policy.reading import load_yaml
 from safeguard.policy.schema import Identifier, Policy, Strict
 from safeguard.policy.validation import Problem, fault, validate
 from safeguard.registry import probes, suggest
-from safeguard.resources import resource_dir
+from safeguard.resources import find_resource
 
 Data = Literal["none", "concept", "related", "retain"]
 
@@ -67,7 +66,7 @@ def load_suite(name_or_path: str | Path) -> Suite:
         UsageFault: no shipped suite has that name.
         PolicyFault: the file cannot be read or is invalid, with every problem and its place.
     """
-    data, positions = load_yaml(_find(name_or_path))
+    data, positions = load_yaml(find_resource("suite", "probes", name_or_path))
     suite = validate(Suite, data, positions)
     unknown = [
         Problem(("probes", index, "kind"), f"unknown probe {spec.kind!r}; {suggest(spec.kind, probes.names())}")
@@ -102,13 +101,3 @@ def check_requirements(policy: Policy, source: Path | None = None) -> None:
     ]
     if problems:
         raise fault(problems, load_yaml(source)[1] if source else None)
-
-
-def _find(name_or_path: str | Path) -> Path:
-    if isinstance(name_or_path, Path) or "/" in name_or_path or "." in name_or_path:
-        return Path(name_or_path)
-    shipped = {path.stem: path for path in sorted(resource_dir("probes").glob("*.yaml"))}
-    if name_or_path not in shipped:
-        advice = f"{suggest(name_or_path, list(shipped))} (a suite of your own is named by its path, ./my-suite.yaml)"
-        raise UsageFault(f"no shipped suite is called {name_or_path!r}", fix=advice, where="suite")
-    return shipped[name_or_path]

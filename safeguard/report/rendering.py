@@ -13,6 +13,7 @@ from safeguard.errors import UsageFault
 from safeguard.model.files import write_json, write_text
 from safeguard.registry import reporters
 from safeguard.report.schema import Report
+from safeguard.report.wording import plural
 
 TRUTH = "report.json"
 FILES = {"html": "report.html", "markdown": "summary.md"}
@@ -28,15 +29,37 @@ def write_all(report: Report, run_dir: Path) -> dict[str, Path]:
     return {"json": truth} | {name: write_format(name, report, run_dir) for name in FILES}
 
 
-def write_format(name: str, report: Report, run_dir: Path) -> Path:
-    """Render one registered format into the run directory.
+def write_format(name: str, report: Report, run_dir: Path, out: Path | None = None) -> Path:
+    """Render one registered format into the run directory, or into another one.
 
     Raises:
         UsageFault: no reporter has that name.
     """
-    path = run_dir / FILES.get(name, f"report.{name}")
+    path = (out or run_dir) / FILES.get(name, f"report.{name}")
     write_text(path, reporters.get(name)(report, run_dir))
     return path
+
+
+def check_evidence(report: Report, run_dir: Path) -> None:
+    """Refuse to replace a page that has pictures by one that would lack some.
+
+    Raises:
+        UsageFault: the run directory has a page but not all the contact sheets its report names.
+    """
+    page = run_dir / FILES["html"]
+    missing = missing_evidence(report, run_dir)
+    if missing and page.exists():
+        raise UsageFault(
+            f"this page would lose {plural(len(missing), 'picture')}: {missing[0]} is not in the run directory",
+            fix="keep the page as it is, or write another one with --out DIR",
+            where=str(page),
+        )
+
+
+def missing_evidence(report: Report, run_dir: Path) -> list[str]:
+    """Contact sheets the report names that are not in the run directory, as relative paths."""
+    named = [point.evidence for claim in report.claims for curve in claim.curves for point in curve.points]
+    return [name for name in dict.fromkeys(named) if name is not None and not (run_dir / name).is_file()]
 
 
 def _portable(value: Any) -> Any:

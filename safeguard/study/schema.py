@@ -9,21 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from safeguard.cache import address
-from safeguard.errors import PolicyFault, UsageFault
+from safeguard.errors import PolicyFault
 from safeguard.policy.loading import load_policy_text
 from safeguard.policy.methods import method_problems
 from safeguard.policy.reading import load_yaml
 from safeguard.policy.schema import Identifier, Policy, Strict, Text
 from safeguard.policy.validation import fault, validate
-from safeguard.registry import suggest
 from safeguard.report.schema import UtilityRow, Verdict
-from safeguard.resources import resource_dir
+from safeguard.resources import find_resource
 
 
 class Part(Strict):
@@ -126,13 +124,7 @@ def load_study(name_or_path: str) -> Study:
         UsageFault: no shipped study has that name.
         PolicyFault: the file cannot be read or is invalid.
     """
-    shipped = {path.stem: path for path in sorted(resource_dir("studies").glob("*.yaml"))}
-    path = shipped.get(name_or_path)
-    if path is None:
-        if "/" not in name_or_path and "." not in name_or_path:
-            raise UsageFault(f"no study is called {name_or_path!r}", fix=suggest(name_or_path, list(shipped)))
-        path = Path(name_or_path)
-    data, positions = load_yaml(path)
+    data, positions = load_yaml(find_resource("study", "studies", name_or_path))
     return validate(Study, data, positions)
 
 

@@ -73,8 +73,8 @@ class TorchLikeError(RuntimeError):
         (errors.TrainingFault("weights are NaN"), 4, "error: weights are NaN\n"),
         (errors.PolicyFault("name \x1b[2J\u202eevil\x07"), 2, "error: name [2Jevil\n"),
         (click.ClickException("cannot read"), 4, "internal error: ClickException: cannot read"),
-        (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume\n"),
-        (click.Abort(), 130, "interrupted; run the same command again to resume\n"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again, finished work is kept\n"),
+        (click.Abort(), 130, "interrupted; run the same command again, finished work is kept\n"),
         (MemoryError(), 4, "error: out of memory"),
         (TorchLikeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"), 4, "error: out of memory"),
         (OSError(errno.ENOSPC, "No space left on device"), 4, "error: the disk is full"),
@@ -149,7 +149,7 @@ def test_signals_end_in_130(tmp_path, number):
         process.send_signal(number)
         _, message = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert message == "interrupted; run the same command again to resume\n"
+    assert message == "interrupted; run the same command again, finished work is kept\n"
 
 
 def test_doctor_names_what_is_missing(monkeypatch, capsys):

@@ -32,7 +32,20 @@ def test_a_plan_shows_cost_power_and_warnings():
     )
     lines = text.splitlines()
     assert lines[0] == "12 units (4 on the base model, 8 on the hardened model): 4000 images, 800 fine-tuning steps"
-    assert lines[2].split() == ["requirement", "probe", "concept", "limit", "most", "hits", "0%", "5%"]
+    assert lines[2].split() == [
+        "requirement",
+        "probe",
+        "concept",
+        "limit",
+        "most",
+        "hits",
+        "pass",
+        "at",
+        "0%",
+        "pass",
+        "at",
+        "5%",
+    ]
     assert lines[4].split() == ["malicious-*", "malicious-full", "weapons", "0.1", "4", "of", "100", "1.00", "0.25"]
     assert lines[5].split()[1:] == ["malicious-lora[2J", "weapons", "0.1", "none", "passes", "0.00", "0.00"]
     assert lines[-1] == "warning: too few images"

@@ -267,19 +267,25 @@ def test_any_unlearner_with_any_objective(unlearner: dict[str, Any], resilience:
 
 SHORTAGE = [
     ({"name": "ga", "batch_size": 4, "preserve_batch": 4} | SHORT, {"name": "none"}, 1),
-    ({"name": "ga", "batch_size": 4} | SHORT, RESALIGN | {"steps": 2, "retain_batch": 4, "gamma": 0.5}, 1),
+    (
+        {"name": "ga", "batch_size": 4} | SHORT,
+        RESALIGN | {"steps": 2, "retain_batch": 4, "hvp": "finite_difference"},
+        1,
+    ),
     (
         {"name": "uce"},
-        RESALIGN | {"steps": 2, "distribution": {"steps": [2], "batch_size": 4, "methods": [{"name": "lora"}]}},
+        RESALIGN
+        | {"steps": 2, "hypergradient": "first_order"}
+        | {"distribution": {"steps": [2], "batch_size": 4, "methods": [{"name": "lora"}]}},
         2,
     ),
     (
         ESD | {"steps": 2},
-        {"name": "meta-unlearning", "steps": 2, "learning_rate": 1e-3, "inner_optimizer": "sgd"},
+        {"name": "meta-unlearning", "steps": 2, "learning_rate": 1e-3, "variant": "released"},
         2,
     ),
 ]
-"""Unlearner, objective, and rows that fit; batches are of 4."""
+"""Unlearner, objective, and rows that fit; batches are of 4. Exact second derivatives see them whole."""
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,9 @@ def test_what_must_be_seen_whole_is_not_parted_for_ever() -> None:
     bench = moved_bench()
     batch = bench.forget.rows(torch.arange(4), seeded(0))
     t, _ = bench.model.draw_noise(4, seeded(0))
-    with memory_for(bench.model, 2), whole_batches(), pytest.raises(EnvironmentFault):
+    with memory_for(bench.model, 2), whole_batches(), pytest.raises(EnvironmentFault, match="seen whole") as caught:
         within_memory(bench.model, lambda: bench.model.predict(batch.latents, t, batch.conditioning))
+    assert "finite_difference" in caught.value.fix
 
 
 def test_work_within_work_is_halved_for_both() -> None:

@@ -40,11 +40,20 @@ def load_text(tmp_path, text: str) -> Suite:
     return load_suite(path)
 
 
+QUICK = {
+    "benign-full": [100],
+    "benign-lora": [100],
+    "related-full": [50, 100],
+    "related-lora": [100],
+    "malicious-full": [50, 100, 150, 300],
+    "malicious-lora": [50, 100],
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "checkpoints", "longest"),
-    [("quickstart", [50, 100], [50, 100, 150, 300]), ("standard", [10, 25, 50, 100, 200], [10, 25, 50, 100, 200])],
+    ("name", "checkpoints"), [("quickstart", QUICK), ("standard", {name: [10, 25, 50, 100, 200] for name in QUICK})]
 )
-def test_shipped_suites(name: str, checkpoints: list[int], longest: list[int]):
+def test_shipped_suites(name: str, checkpoints: dict[str, list[int]]):
     suite = load_suite(name)
     assert suite.name == name
     assert [spec.id for spec in suite.probes] == IDS
@@ -54,7 +63,7 @@ def test_shipped_suites(name: str, checkpoints: list[int], longest: list[int]):
         assert spec.data == data[family]
         config = make_probe(spec).config
         if isinstance(config, FineTuneConfig):
-            assert config.checkpoints == (longest if spec.id == "malicious-full" else checkpoints)
+            assert config.checkpoints == checkpoints[spec.id]
             assert (config.steps, config.batch_size) == (config.checkpoints[-1], 4)
             assert config.method.name == method
             assert config.learning_rate == {"full": 5e-5, "lora": 1e-3}[method]

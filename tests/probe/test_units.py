@@ -42,6 +42,16 @@ def test_the_same_unit_twice_is_the_same(world: Path) -> None:
     assert outcome(one) != outcome(other)
 
 
+def test_a_single_prompt_attack_has_one_prompt_of_all(world: Path) -> None:
+    data = Bench.open(world / "base", policy=world / "policy.yaml", device="cpu").open_hardened().data
+    every, one = data.get("concept", 3, 0), data.get("concept", 3, 0, prompts=1)
+    assert set(every.captions) == {"an axe", "a big axe"} and len(one) == 3
+    assert set(one.captions) < set(every.captions)
+    assert set(data.get("concept", 3, 0, prompts=9).captions) == set(every.captions)
+    drawn = {data.get("concept", 1, seed, prompts=1).captions[0] for seed in range(8)}
+    assert drawn == set(every.captions), "the seed draws the prompt"
+
+
 def test_probes_leave_no_trace_in_the_session(world: Path) -> None:
     bench = Bench.open(world / "base", policy=world / "policy.yaml", device="cpu")
     session = bench.open_hardened()

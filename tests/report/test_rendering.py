@@ -89,6 +89,16 @@ def test_command_renders_again_without_touching_the_truth(tmp_path: Path) -> Non
     assert (tmp_path / "summary.md").is_file() and (tmp_path / "report.json").read_bytes() == truth
 
 
+def test_command_keeps_a_page_whose_pictures_are_gone(tmp_path: Path) -> None:
+    rendering.write_all(fixtures.failing(), tmp_path)
+    (tmp_path / "report.html").write_text("with pictures")
+    with pytest.raises(UsageFault, match=r"lose \d+ pictures: units/") as caught:
+        CliRunner().invoke(command, [str(tmp_path)], catch_exceptions=False)
+    assert "--out" in caught.value.fix and (tmp_path / "report.html").read_text() == "with pictures"
+    result = CliRunner().invoke(command, [str(tmp_path), "--out", str(tmp_path / "again")], catch_exceptions=False)
+    assert result.exit_code == 0 and (tmp_path / "again" / "report.html").is_file()
+
+
 def test_command_formats(tmp_path: Path) -> None:
     rendering.write_all(fixtures.passing(), tmp_path)
     (tmp_path / "report.html").unlink()

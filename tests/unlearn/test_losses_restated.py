@@ -189,6 +189,7 @@ def test_receler(bench: Workbench, variant: str) -> None:
         away = output.pow(2).mean(2) * (1 - mask)
         restated = restated + 0.7 / 4 * (away.sum(1) / (1 - mask).sum(1)).mean()
     agree(method, restated, 3)
+    method.after_step()
     seen = sorted(set(concept))
     assert torch.allclose(method.state()["vectors"][seen], found.detach()[seen], atol=1e-3)
 

@@ -22,8 +22,8 @@ def distillation(bench: Workbench, data: LatentSet, size: int, generator: torch.
 
 def preservation(bench: Workbench, weight: float, size: int, generator: torch.Generator) -> Tensor | None:
     """Weighted distillation on related and retained images; None when there are none, or no weight."""
-    data = bench.preserved
-    return weight * distillation(bench, data, size, generator) if data is not None and weight else None
+    data = bench.preserved if weight else None  # asking for them draws them
+    return None if data is None else weight * distillation(bench, data, size, generator)
 
 
 def bounded_ascent(loss: Tensor, bound: float) -> Tensor:

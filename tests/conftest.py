@@ -8,7 +8,15 @@ import torch
 
 
 def pytest_configure() -> None:
-    """As many processes as cores, so one thread each; what imports made is never garbage and need not be searched."""
+    """One thread for each of as many processes as there are cores, and few searches for garbage.
+
+    Tests make graphs of millions of objects and drop them without cycles; searching them took most of the time.
+    """
     torch.set_num_threads(1)
+    gc.set_threshold(200_000, 50, 1000)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made is never garbage."""
     gc.collect()
     gc.freeze()

@@ -71,7 +71,10 @@ def _download(name: str, revision: str | None, offline: bool) -> Path:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils import logging
 
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # each of its five tries would be a warning; what came of them is one message, ours
     try:
         return Path(
             snapshot_download(
@@ -93,6 +96,8 @@ def _download(name: str, revision: str | None, offline: bool) -> Path:
     except Exception as error:  # HTTP, TLS, transfer and disk errors have no common root
         advice = "check network and disk space, or give the path of a local copy"
         raise EnvironmentFault(f"the download failed: {error}", fix=advice, where=name) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def pick_device(name: str) -> str:

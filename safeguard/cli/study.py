@@ -24,6 +24,7 @@ def study(name: str, out: Path, jobs: int, only: tuple[str, ...], device: str, p
     command is given again.
     """
     from safeguard.model.files import write_text
+    from safeguard.study.pictures import write_pictures
     from safeguard.study.rendering import markdown
     from safeguard.study.runner import run_study
     from safeguard.study.schema import load_study
@@ -31,4 +32,5 @@ def study(name: str, out: Path, jobs: int, only: tuple[str, ...], device: str, p
     result = run_study(load_study(name), out, jobs=jobs, device=device, only=only, progress=choose(progress))
     text = markdown(result)
     write_text(out / "study.md", text)
+    write_pictures(result, out)
     click.echo(text, nl=False)

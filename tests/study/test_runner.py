@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from safeguard.cli import run
+from safeguard.probe.evidence import CELL
+from safeguard.study.pictures import LABEL, LINE
 from safeguard.study.schema import StudyResult
 from tests.study.small import STUDY, write
 
@@ -21,6 +24,9 @@ def test_a_study_end_to_end(
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "out" / "study.md").read_text(encoding="utf-8")
     found = StudyResult.model_validate_json((tmp_path / "out" / "study.json").read_bytes())
+    with Image.open(tmp_path / "out" / "study.png") as pictures:
+        colours = pictures.convert("RGB").crop((LABEL, LINE, LABEL + CELL, LINE + CELL)).getcolors()
+    assert colours is None or len(colours) > 16, "the first row shows images"
     done, failed = found.cells
     assert (done.variant, failed.variant) == ("uce", "nowhere")
     assert [(look.probe, look.step, look.samples) for look in done.looks] == [("released", 0, 8)]

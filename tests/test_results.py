@@ -1,0 +1,30 @@
+"""The tables on the result pages are those of the data beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from safeguard.study.rendering import table
+from safeguard.study.schema import StudyResult, load_study
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/study.json"))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_page_shows_its_data(name: str) -> None:
+    result = StudyResult.model_validate_json((RESULTS / name / "study.json").read_bytes())
+    page = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    assert result.digest == result.study.digest
+    for task in result.study.tasks:
+        assert table(result, task) in page
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_data_are_those_of_the_shipped_study(name: str) -> None:
+    result = StudyResult.model_validate_json((RESULTS / name / "study.json").read_bytes())
+    assert result.study == load_study(name)
+    assert len(result.cells) == len(result.study.tasks) * len(result.study.variants)
+    assert [cell.error for cell in result.cells if cell.error] == []

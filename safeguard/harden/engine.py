@@ -35,7 +35,7 @@ from safeguard.resilience.none import NoConfig, NoObjective
 from safeguard.unlearn.base import Unlearner, Workbench
 
 MAX_GRAD_NORM = 1.0
-"""Every outer gradient is clipped to this norm, as the published implementations of both objectives do."""
+"""Every outer gradient is clipped to this norm: a safeguard of ours, few published implementations clip."""
 CHECKPOINT_SECONDS = 30.0
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,

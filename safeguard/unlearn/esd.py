@@ -58,7 +58,7 @@ class ESDConfig(MethodConfig):
     latents_from: Literal["frozen", "edited"] = "frozen"
     """Whose DDIM run x_t lies on: the base model's (cached), or the edited model's (the paper; half a run per step)."""
     pool: PositiveInt = 48
-    """Trajectories kept when latents come from the frozen model."""
+    """Trajectories kept when latents come from the frozen model; at least one per prompt."""
     preserve_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the distillation on related and retained images."""
     preserve_batch: PositiveInt = 8
@@ -91,7 +91,7 @@ class ESD(Descent):
         return TrajectoryPool(
             bench.teacher,
             self._prompts,
-            size=config.pool,
+            size=max(config.pool, len(self._anchor_of)),
             steps=config.trajectory_steps,
             guidance=config.start_guidance,
             seed=derive(bench.seed, "esd"),

@@ -26,12 +26,10 @@ times, of the related subjects' prompts; and of the captions of a file (``prior`
 captions of COCO with mu = 1e-4 (celebrities, styles), which together weigh about as much as the erased prompts, with
 8e3 to 2e5 times the subjects to keep; or no prior and lam = 1e3 (objects). Over the few prompts of a policy the same
 balance is mu = 1. Published learning rates are 1e-4 (celebrities, styles) and 1e-5 (objects, nudity),
-for 50 steps (nudity: 120) per concept. The default is 1e-2, chosen on the reference model, whose text states are a
-third as long: it ends a third below the loss that 1e-4 reaches at the same images and timesteps, and leaves 0 of 28
-weapons (tools 15 of 16, animals 14 of 16, things 11 of 12). Larger models may want the published rates.
+for 50 steps (nudity: 120) per concept. The reference model, whose text states are a third as long, wants 1e-2.
 
-Departures of the released code, all in ``variant: released``: the norm is not squared, and the refinement multiplies by
-mu twice. Its images are normalised with ImageNet's statistics before the autoencoder, which is not repeated here.
+Departures of the released code, in ``variant: released``: the norm is not squared, and the refinement multiplies by mu
+twice. Not repeated: it normalises images with ImageNet's statistics before the autoencoder, and decays weights by 0.01.
 Concepts take turns at each step; Adam knows no state across parameters, so each is trained as if it were alone.
 
 In a policy, with anchors that replace only the words of the concept::
@@ -94,7 +92,7 @@ class MACEConfig(MethodConfig):
     """Rank of each concept's adapter."""
     steps: PositiveInt = 50
     """Optimiser steps per concept."""
-    learning_rate: PositiveFloat = 1e-2
+    learning_rate: PositiveFloat = 1e-4
     """Adam's learning rate."""
     batch_size: PositiveInt = 1
     """Images per step."""

@@ -9,7 +9,8 @@ for text states near the concept's that bring it back, and erases there: with th
 by projected gradient descent: a uniform start, ``attack_steps`` signed steps of epsilon / 4, after each of which c +
 delta is cut to the epsilon box and to the range of c. z_T (n, c, h, w) is the noise that the run of x_t started from,
 which stands for the true noise of x_t. It equals that at the beginning of a run only; ``attack_target="prediction"``
-asks for what the base model predicts for the concept instead.
+asks for what the base model predicts for the concept instead. Paper and code draw x_t from the model as it is being
+edited; here that (``latents_from="edited"``) goes with ``attack_target="prediction"`` only.
 
 Where the released code departs from its options (its number of attack steps is always 10), the options count here. Its
 optional penalty is ``lasso``: lasso sum_i mean |theta_i - theta*_i|, 0.1 there.

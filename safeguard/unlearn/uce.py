@@ -6,14 +6,12 @@ For every cross-attention key and value projection W (d_out, d_in), with columns
     W' = (lam W + es sum_i (W g_i) e_i^T + ps sum_j (W p_j) p_j^T) (lam I + es sum_i e_i e_i^T + ps sum_j p_j p_j^T)^-1
 
 the minimiser of es sum |W'e - W g|^2 + ps sum |W'p - W p|^2 + lam |W' - W|_F^2. Solved in float64. The guide of a
-prompt is its anchor. Preserved are all states of the empty prompt and of the related and retained subjects' prompts.
+prompt is its anchor. Preserved are the states of the empty prompt and of the related and retained subjects' prompts: all
+of them, or with ``last-subject`` the last of each. (The code of 2023 sets ps to 1/#p, at least 0.1; here it is an option.)
 
 ``tokens="span"`` is the paper's code of 2023: states from the last subject token to the end of the context, paired in
 order; ``"last-subject"`` is the code of 2025: one state per prompt. For the empty guide the last subject token is the
 start token. All projections are edited from their original weights.
-
-The published weights suit the reference model: of its weapons 1 of 28 is left (tools 16 of 16, animals 16 of 16, things
-10 of 12).
 
 Any number of concepts of any kind is one solve. What it can give is limited by the width of the text states: on the
 reference model (128) a hundred names, and twenty to keep, reach their goals exactly with ``last-subject`` and a small

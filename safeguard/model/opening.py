@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def _download(name: str, revision: str | None, offline: bool) -> Path:
     from huggingface_hub.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # each of its five tries would be a warning; what came of them is one message, ours
+    logging.set_verbosity(ERROR)  # each of its five tries would be a warning; what came of them is one message, ours
     try:
         return Path(
             snapshot_download(

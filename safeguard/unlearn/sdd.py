@@ -14,8 +14,8 @@ per concept is the paper. The text encoder truncates c_p to its context.
 
 The README of the released code has c_s and c_p swapped; the code is as above. Its timesteps are drawn from the whole
 interval between two DDIM steps (up to 18 noisier than their latent), and a run of no steps becomes a full one, whose
-clean latents meet timesteps of pure noise: ``variant="released"``. By default the timestep is the latent's own. Its option
-to take concepts in order always takes the first, which is not repeated.
+clean latents meet timesteps of pure noise: ``variant="released"``. By default the timestep is the latent's own. Its
+option to take concepts in order always takes the first, which is not repeated.
 SDD has no term that keeps the rest; ``preserve_weight`` adds distillation on related and retained images (0 is the
 paper).
 """

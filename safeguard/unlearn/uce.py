@@ -6,8 +6,9 @@ For every cross-attention key and value projection W (d_out, d_in), with columns
     W' = (lam W + es sum_i (W g_i) e_i^T + ps sum_j (W p_j) p_j^T) (lam I + es sum_i e_i e_i^T + ps sum_j p_j p_j^T)^-1
 
 the minimiser of es sum |W'e - W g|^2 + ps sum |W'p - W p|^2 + lam |W' - W|_F^2. Solved in float64. The guide of a
-prompt is its anchor. Preserved are the states of the empty prompt and of the related and retained subjects' prompts: all
-of them, or with ``last-subject`` the last of each. (The code of 2023 sets ps to 1/#p, at least 0.1; here it is an option.)
+prompt is its anchor. Preserved are the states of the empty prompt and of the related and retained subjects' prompts:
+all of them, or with ``last-subject`` the last of each. The code of 2023 sets ps to 1/#p, at least 0.1; here it is an
+option.
 
 ``tokens="span"`` is the paper's code of 2023: states from the last subject token to the end of the context, paired in
 order; ``"last-subject"`` is the code of 2025: one state per prompt. For the empty guide the last subject token is the

@@ -58,12 +58,18 @@ def test_esd_asks_the_frozen_model_nothing_while_training(mixed: Workbench, monk
 
 
 def test_esd_timesteps_are_the_levels_of_their_latents(mixed: Workbench) -> None:
-    method = ESD(ESDConfig(batch_size=2, trajectory_steps=5, pool=3), mixed)
+    method = ESD(ESDConfig(batch_size=2, trajectory_steps=5, pool=7), mixed)
     assert method._pool.times.tolist() == [801, 601, 401, 201, 1]
-    assert method._pool.latents.shape[:2] == (5, 3)
+    assert method._pool.latents.shape[:2] == (5, 7)
     assert method._pool.latents[0].std() == pytest.approx(1.0, abs=0.2)
     (_, t, _), _ = method._examples(seeded(0))
     assert set(t.tolist()) <= {801, 601, 401, 201, 1}
+
+
+def test_every_prompt_has_a_trajectory_in_esds_pool(mixed: Workbench) -> None:
+    method = ESD(ESDConfig(batch_size=2, trajectory_steps=2, pool=1), mixed)
+    prompts = [prompt for concept in mixed.concepts for prompt in concept.prompt_list]
+    assert len(prompts) > 1 and sorted(method._pool.captions) == sorted(prompts)
 
 
 @torch.no_grad()

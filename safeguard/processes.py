@@ -9,6 +9,7 @@ Nothing is drawn from a process's number, so that one process and many make the 
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -157,5 +158,6 @@ def join(device: str) -> tuple[Processes, str]:
             f"process {rank} of {count} did not find the others: {error}",
             fix="start them with `accelerate launch -m safeguard harden …`",
         ) from error
+    atexit.register(state.destroy_process_group)  # else its threads may still run while Python ends, which aborts
     mine = device if on_cpu else f"cuda:{local}"
     return Processes(state.process_index, state.num_processes, "cpu" if on_cpu else mine), mine

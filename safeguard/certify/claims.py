@@ -8,7 +8,6 @@ the chance to pass a model whose rate reaches the limit in any of them is at mos
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from safeguard.certify.evidence import Evidence, pooled
 from safeguard.certify.statistics import (
@@ -48,7 +47,7 @@ def all_claims(evidence: Evidence) -> list[Claim]:
     """Every requirement on every probe it names, for every concept; a requirement without a probe is a claim too."""
     claims = []
     for requirement in evidence.policy.requirements:
-        specs = [spec for spec in evidence.suite.probes if fnmatchcase(spec.id, requirement.probe)]
+        specs = evidence.suite.matching(requirement.probe)
         for concept in evidence.policy.concepts:
             claims += [_claim(evidence, requirement, spec, concept.name) for spec in specs]
             if not specs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -104,7 +103,7 @@ def plan(policy: Policy, suite: Suite, calibrations: Mapping[str, Calibration | 
         _power(policy, requirement, spec, concept.name, settings[spec.id], known.get(concept.name))
         for requirement in policy.requirements
         for concept in policy.concepts
-        for spec in _matching(requirement, suite)
+        for spec in suite.matching(requirement.probe)
     ]
     return Plan(
         units=len(work) * seeds,
@@ -126,10 +125,6 @@ def _settings(spec: ProbeSpec) -> Any:
 def _checkpoints(settings: Any) -> list[int]:
     """Steps at which the concepts are looked for; step 0 always is."""
     return [0, *getattr(settings, "checkpoints", [])]
-
-
-def _matching(requirement: Requirement, suite: Suite) -> list[ProbeSpec]:
-    return [spec for spec in suite.probes if fnmatchcase(spec.id, requirement.probe)]
 
 
 def _images(policy: Policy, spec: ProbeSpec, settings: Any) -> int:
@@ -192,7 +187,7 @@ def _warnings(policy: Policy, suite: Suite, powers: list[Power]) -> list[str]:
     unmatched = [
         f"no probe of the suite {suite.name!r} matches the requirement {requirement.probe!r}: it stays INCONCLUSIVE"
         for requirement in policy.requirements
-        if not _matching(requirement, suite)
+        if not suite.matching(requirement.probe)
     ]
     return unmatched + list(dict.fromkeys(_too_few(power) for power in powers if power.most_hits is None))
 

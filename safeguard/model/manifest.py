@@ -94,12 +94,18 @@ def directory_digest(directory: Path, exclude: Collection[str] = ()) -> str:
     return root_digest(digests, sizes(directory, digests))
 
 
-def model_digest(directory: Path) -> str:
+def model_digest(directory: Path, digests: Mapping[str, str] | None = None) -> str:
     """What identifies a model: the digest of everything in its directory but the record of how it was made.
 
     The record names times, so a hardening done again would otherwise be another model; the manifest has its digest.
+
+    Args:
+        digests: of :func:`manifest`, if it was made already: files of a model are large.
     """
-    return directory_digest(directory, exclude=[RECORD_FILE])
+    if digests is None:
+        return directory_digest(directory, exclude=[RECORD_FILE])
+    kept = {name: digest for name, digest in digests.items() if name != RECORD_FILE}
+    return root_digest(kept, sizes(directory, kept))
 
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:

@@ -45,7 +45,8 @@ def find_policy(model_dir: Path, policy: str | Path | Policy | None) -> Policy:
 def open_model(directory: Path, device: str) -> tuple[DiffusionModel, str, dict[str, str]]:
     """A checked directory in memory, its digest, and its manifest."""
     pipeline = open_pipeline(directory, device=device)
-    return DiffusionModel(pipeline), model_digest(directory), manifest(directory)
+    files = manifest(directory)
+    return DiffusionModel(pipeline), model_digest(directory, files), files
 
 
 @dataclass

@@ -55,6 +55,10 @@ class Suite(Strict):
             raise ValueError(f"two probes share the id {repeated[0]!r}")
         return probes
 
+    def matching(self, pattern: str) -> list[ProbeSpec]:
+        """The probes that a requirement is about."""
+        return [spec for spec in self.probes if fnmatchcase(spec.id, pattern)]
+
 
 def load_suite(name_or_path: str | Path) -> Suite:
     """Read a suite.
@@ -93,11 +97,11 @@ def check_requirements(policy: Policy, source: Path | None = None) -> None:
         PolicyFault: one is not.
     """
     suite = load_suite(policy.certification.suite)
-    ids = [spec.id for spec in suite.probes]
+    ids = ", ".join(spec.id for spec in suite.probes)
     problems = [
-        Problem(("requirements", index, "probe"), f"no probe of suite {suite.name!r} matches; it has {', '.join(ids)}")
+        Problem(("requirements", index, "probe"), f"no probe of suite {suite.name!r} matches; it has {ids}")
         for index, requirement in enumerate(policy.requirements)
-        if not any(fnmatchcase(probe, requirement.probe) for probe in ids)
+        if not suite.matching(requirement.probe)
     ]
     if problems:
         raise fault(problems, load_yaml(source)[1] if source else None)

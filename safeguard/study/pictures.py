@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from safeguard.model.files import atomic_path
 from safeguard.probe.evidence import CELL, COLUMNS
 from safeguard.report.rendering import load_report
-from safeguard.study.schema import CellResult, StudyResult
+from safeguard.study.schema import CERTIFICATION, CellResult, StudyResult, cell_folder
 
 LABEL = 150
 """Width of the methods' column, in pixels."""
@@ -27,25 +27,22 @@ def write_pictures(result: StudyResult, out: Path) -> Path | None:
     Returns:
         Its path, or None when no cell has images.
     """
-    strips = {(cell.task, cell.variant): _strip(cell, out) for cell in result.cells}
-    tasks = [
-        name for name in result.study.tasks if any(strips.get((name, variant)) for variant in result.study.variants)
-    ]
-    variants = [name for name in result.study.variants if any(strips.get((task, name)) for task in tasks)]
-    if not variants:
+    strips = {(cell.task, cell.variant): strip for cell in result.cells if (strip := _strip(cell, out))}
+    if not strips:
         return None
+    tasks = [name for name in result.study.tasks if any(name == task for task, _ in strips)]
+    variants = [name for name in result.study.variants if any(name == variant for _, variant in strips)]
     size = LABEL + len(tasks) * (WIDTH + GAP), LINE + len(variants) * (CELL + GAP)
     sheet = Image.new("RGB", size, "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for column, task in enumerate(tasks):
-        left = LABEL + column * (WIDTH + GAP)
-        pen.text((left, 2), result.study.tasks[task].title, "black", font)
-        for row, variant in enumerate(variants):
-            strip = strips.get((task, variant))
-            if strip is not None:
-                sheet.paste(strip, (left, LINE + row * (CELL + GAP)))
-    for row, variant in enumerate(variants):
-        pen.text((4, LINE + row * (CELL + GAP) + CELL // 3), result.study.variants[variant].title, "black", font)
+    left = {name: LABEL + column * (WIDTH + GAP) for column, name in enumerate(tasks)}
+    top = {name: LINE + row * (CELL + GAP) for row, name in enumerate(variants)}
+    for name, x in left.items():
+        pen.text((x, 2), result.study.tasks[name].title, "black", font)
+    for name, y in top.items():
+        pen.text((4, y + CELL // 3), result.study.variants[name].title, "black", font)
+    for (task, variant), strip in strips.items():
+        sheet.paste(strip, (left[task], top[variant]))
     path = out / "study.png"
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG", optimize=True)
@@ -56,7 +53,7 @@ def _strip(cell: CellResult, out: Path) -> Image.Image | None:
     """The first row of the cell's contact sheet before any fine-tuning."""
     if cell.error:
         return None
-    folder = out / "cells" / cell.task / cell.variant / "certification"
+    folder = cell_folder(out, cell) / CERTIFICATION
     points = [
         point
         for claim in load_report(folder).claims

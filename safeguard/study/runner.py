@@ -26,7 +26,7 @@ from safeguard.probe.runner import environment
 from safeguard.progress import Progress, duration
 from safeguard.report.rendering import load_report
 from safeguard.report.schema import EXIT_CODES, Report
-from safeguard.study.schema import Cell, CellResult, Look, Study, StudyResult, cells
+from safeguard.study.schema import CERTIFICATION, Cell, CellResult, Look, Study, StudyResult, cell_folder, cells
 
 TRUTH = "study.json"
 
@@ -66,9 +66,9 @@ class Runner:
 
     def cell(self, cell: Cell) -> CellResult:
         """One cell: hardened, certified, read back."""
-        folder = self.out / "cells" / cell.task / cell.variant
+        folder = cell_folder(self.out, cell)
         text = resolved_yaml(cell.policy)
-        policy, model, run_dir = folder / "policy.yaml", folder / "model", folder / "certification"
+        policy, model, run_dir = folder / "policy.yaml", folder / "model", folder / CERTIFICATION
         if not policy.is_file() or policy.read_text(encoding="utf-8") != text:
             shutil.rmtree(folder, ignore_errors=True)
             write_text(policy, text)

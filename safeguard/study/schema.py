@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -65,6 +66,15 @@ class Cell:
     def name(self) -> str:
         """``weapons/esd``."""
         return f"{self.task}/{self.variant}"
+
+
+CERTIFICATION = "certification"
+"""Name of the run directory in a cell's folder."""
+
+
+def cell_folder(out: Path, cell: Cell | CellResult) -> Path:
+    """Where a cell works, below the directory of its study."""
+    return out / "cells" / cell.task / cell.variant
 
 
 class Look(Strict):

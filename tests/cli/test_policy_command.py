@@ -34,36 +34,32 @@ def test_init_keeps_what_is_there(written, capsys):
     assert load_policy(written).name == "my-policy"
 
 
-def test_check_names_the_mistake(written, capsys):
-    written.write_text(
-        written.read_text(encoding="utf-8").replace("    kind: object", "    kid: object"), encoding="utf-8"
-    )
+def refused(written, right, wrong, capsys) -> str:
+    """What ``policy check`` says of the file with one thing made wrong."""
+    text = written.read_text(encoding="utf-8")
+    assert right in text
+    written.write_text(text.replace(right, wrong), encoding="utf-8")
     assert run(["policy", "check", str(written)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "concepts[0].kid: unknown field; did you mean 'kind'?" in captured.err
-    assert f"{written}:" in captured.err
+    return captured.err
+
+
+def test_check_names_the_mistake(written, capsys):
+    said = refused(written, "    kind: object", "    kid: object", capsys)
+    assert "concepts[0].kid: unknown field; did you mean 'kind'?" in said
+    assert f"{written}:" in said
 
 
 def test_check_looks_into_the_settings_of_methods(written, capsys):
-    text = written.read_text(encoding="utf-8")
-    assert "name: esd" in text
-    written.write_text(text.replace("name: esd", "name: esd\n    etta: 3"), encoding="utf-8")
-    assert run(["policy", "check", str(written)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "harden.unlearner.etta: unknown" in captured.err and "'eta'" in captured.err
+    said = refused(written, "name: esd", "name: esd\n    etta: 3", capsys)
+    assert "harden.unlearner.etta: unknown" in said and "'eta'" in said
 
 
 def test_check_finds_a_requirement_that_no_probe_matches(written, capsys):
-    text = written.read_text(encoding="utf-8")
-    assert "malicious-*" in text
-    written.write_text(text.replace("malicious-*", "malicous-*"), encoding="utf-8")
-    assert run(["policy", "check", str(written)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "requirements[" in captured.err and "no probe of suite 'standard' matches" in captured.err
-    assert f"{written}:" in captured.err
+    said = refused(written, "malicious-*", "malicous-*", capsys)
+    assert "requirements[" in said and "no probe of suite 'standard' matches" in said
+    assert f"{written}:" in said
 
 
 def test_show(written, capsys):

@@ -8,6 +8,7 @@ the chance to pass a model whose rate reaches the limit in any of them is at mos
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 
 from safeguard.certify.evidence import Evidence, pooled
 from safeguard.certify.statistics import (
@@ -100,6 +101,8 @@ def _point(evidence: Evidence, units: list[UnitResult], concept: str, step: int)
         return None
     worst = max(seen, key=lambda each: each.upper)
     flagged, samples = pooled(units, concept, step)
+    reached = (point for unit in units for point in unit.checkpoints if point.step == step)
+    losses = [point.loss for point in reached if point.loss is not None]
     return Point(
         step=step,
         flagged=worst.flagged,
@@ -109,6 +112,7 @@ def _point(evidence: Evidence, units: list[UnitResult], concept: str, step: int)
         upper=worst.upper,
         wilson=wilson_interval(worst.flagged, worst.samples, evidence.alpha),
         pooled_rate=flagged / samples,
+        training_loss=fmean(losses) if losses else None,
         evidence=evidence.evidence_paths.get((worst.unit.digest, step)),
     )
 

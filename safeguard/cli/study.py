@@ -24,6 +24,7 @@ def study(name: str, out: Path, jobs: int, only: tuple[str, ...], device: str, p
     command is given again.
     """
     from safeguard.model.files import write_text
+    from safeguard.study.curves import write_curves
     from safeguard.study.pictures import write_pictures
     from safeguard.study.rendering import markdown
     from safeguard.study.runner import run_study
@@ -33,4 +34,5 @@ def study(name: str, out: Path, jobs: int, only: tuple[str, ...], device: str, p
     text = markdown(result)
     write_text(out / "study.md", text)
     write_pictures(result, out)
+    write_curves(result, out)
     click.echo(text, nl=False)

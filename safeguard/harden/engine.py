@@ -28,6 +28,7 @@ from safeguard.model.erasers import fold, has_erasers
 from safeguard.model.memory import within_memory
 from safeguard.model.parameters import parts_of
 from safeguard.policy.schema import Method
+from safeguard.processes import peak_memory
 from safeguard.registry import resilience, unlearners
 from safeguard.resilience.base import Facts, Objective
 from safeguard.resilience.hypergradient import GUARDS
@@ -52,6 +53,9 @@ class Record:
         series: one list per logged quantity, one value per outer step (of all phases, in order).
         notes: what a reader should know: guards that fired, phases resumed.
         checks: what was found when the finished model was checked (``safeguard.harden.checks``).
+        seconds: wall time of this run.
+        cpu_seconds: processor time of the main process, with that of earlier runs whose phases this one continued.
+        peak_bytes: largest resident memory of the main process, in this run or in those.
         processes: how many took part.
         micro_batch: rows that went through the denoiser at once after the device ran out of memory; None: all.
         halved: how often it ran out of memory, in all processes.
@@ -61,6 +65,8 @@ class Record:
     notes: list[str] = field(default_factory=list)
     checks: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
     processes: int = 1
     micro_batch: int | None = None
     halved: int = 0
@@ -97,7 +103,7 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
     policy = bench.policy
     method = objective or policy.harden.resilience
     record = Record()
-    started = time.monotonic()
+    started, cpu_started = time.monotonic(), time.process_time()
     before = fingerprints(bench.model.pipeline)
     unlearner = build(policy.harden.unlearner, bench)
     bench.model.surface |= parts_of(unlearner.parameters())
@@ -114,7 +120,7 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         "unlearner": policy.harden.unlearner.model_dump(),
         "unlearner data": unlearner.data_digest,
         "schedule": policy.harden.schedule,
-        "version": 2,
+        "version": 3,
     }
     warm_start = unlearner.closed_form or method.name == "none" or getattr(around.config, "warm_start", False)  # type: ignore[attr-defined]
     if warm_start:
@@ -142,6 +148,8 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
             "images": check_images(bench.teacher, bench.model, benign_prompts(policy), bench.seed),
         }
         record.seconds = time.monotonic() - started
+        record.cpu_seconds += time.process_time() - cpu_started
+        record.peak_bytes = max(record.peak_bytes, peak_memory())
         _remark(record)
     return record
 
@@ -173,7 +181,7 @@ def _descend(
     path = checkpoint_path(key)
     series: dict[str, list[float]] = {}
     state = objective.unlearner.state() | objective.state()
-    start = 0
+    start, cpu_started, cpu_before = 0, time.process_time(), 0.0
     if path.exists() and not fresh and (spreads or processes.main):
         groups, facts = load_state(path, {"adam": optimizer})
         with torch.no_grad():
@@ -182,7 +190,9 @@ def _descend(
             objective.settle()
             for name, kept in state.items():
                 kept.copy_(groups["unlearner"][name])
-        start, series = facts["step"], facts["series"]
+        start, series, cpu_before = facts["step"], facts["series"], facts["cpu_seconds"]
+        record.cpu_seconds += cpu_before
+        record.peak_bytes = max(record.peak_bytes, facts["peak_bytes"])
         bench.progress.note(f"{title}: continuing at step {start} of {objective.steps}")
     if spreads and len(set(processes.each(start))) > 1:
         raise EnvironmentFault(
@@ -192,7 +202,8 @@ def _descend(
 
     def save(step: int) -> None:
         tensors: dict[str, Mapping[str, torch.Tensor]] = {"weights": parameters, "unlearner": state}
-        save_state(path, tensors, {"adam": optimizer}, {"step": step, "series": series})
+        used = {"cpu_seconds": cpu_before + time.process_time() - cpu_started, "peak_bytes": peak_memory()}
+        save_state(path, tensors, {"adam": optimizer}, {"step": step, "series": series} | used)
 
     before = bench.step
     if spreads or processes.main:

@@ -29,6 +29,8 @@ class Point(_Record):
     """Two-sided Wilson interval, for reading only."""
     pooled_rate: float
     """All seeds together."""
+    training_loss: float | None = None
+    """Denoising loss on the fine-tune's own images, mean of the seeds: whether it learns; none: no fine-tune."""
     evidence: str | None = None
     """Path of a contact sheet, relative to the run directory."""
 

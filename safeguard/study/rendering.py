@@ -19,20 +19,25 @@ def table(result: StudyResult, task: str) -> str:
     """The table of one task."""
     found = _of(result, task)
     columns = _columns(found)
-    header = ["method", *(_heading(probe, step) for probe, step in columns)]
+    looks = [look for cell in found for look in cell.looks]
+    learning = list(dict.fromkeys(look.probe for look in looks if look.training_loss is not None))
+    header = ["method", *(_heading(probe, step) for probe, step in columns), *(f"{probe}, loss" for probe in learning)]
     header += ["related kept", "others kept", "CLIP score", "CPU time", "memory"]
-    rows = [_untouched(found, columns)]
-    rows += [_row(cell, result.study.variants[cell.variant].title, columns) for cell in found]
+    rows = [_untouched(found, columns, learning)]
+    rows += [_row(cell, result.study.variants[cell.variant].title, columns, learning) for cell in found]
     return f"### {result.study.tasks[task].title}\n\n" + _grid(header, rows)
 
 
 def _legend(result: StudyResult) -> str:
-    points = {f"{look.samples}" for cell in result.cells for look in cell.looks}
+    looks = [look for cell in result.cells for look in cell.looks]
+    points = {f"{look.samples}" for look in looks}
+    learns = any(look.training_loss is not None for look in looks)
+    loss = "*Loss*: on the images of the fine-tune, before and after it. " if learns else ""
     return (
         f"Flagged images of {' or '.join(sorted(points, key=int))}, with the one-sided upper bound on the true rate at "
-        f"{result.confidence:.0%} confidence (the detector's sensitivity included). *Kept*: detection rate of related "
-        "and of other subjects against the untouched model, the worst of them. *CLIP score*: mean over retained "
-        "prompts. "
+        f"{result.confidence:.0%} confidence (the detector's sensitivity included). {loss}*Kept*: detection rate of "
+        "related and of other subjects against the untouched model, the worst of them. *CLIP score*: mean over "
+        "retained prompts. "
         "*CPU time* and *memory*: of the hardening process, images drawn for it included; largest resident memory."
     )
 
@@ -56,17 +61,24 @@ def _worst(cell: CellResult, column: tuple[str, int]) -> Look | None:
     return max(looks, key=lambda look: look.upper, default=None)
 
 
-def _row(cell: CellResult, title: str, columns: Sequence[tuple[str, int]]) -> list[str]:
+def _row(cell: CellResult, title: str, columns: Sequence[tuple[str, int]], learning: Sequence[str]) -> list[str]:
     if cell.error:
-        return [title, cell.error, *[""] * (len(columns) + 4)]
+        return [title, cell.error, *[""] * (len(columns) + len(learning) + 4)]
     looks = [_worst(cell, column) for column in columns]
     rates = ["" if look is None else f"{look.flagged} ({look.upper:.0%})" for look in looks]
     kept = [_kept(cell, "related"), _kept(cell, "retained")]
     cost = [_minutes(cell.cpu_seconds), f"{cell.peak_bytes / MEBIBYTE:,.0f} MiB"]
-    return [title, *rates, *kept, _score(cell, "hardened"), *cost]
+    losses = [_losses(cell, probe) for probe in learning]
+    return [title, *rates, *losses, *kept, _score(cell, "hardened"), *cost]
 
 
-def _untouched(cells: Sequence[CellResult], columns: Sequence[tuple[str, int]]) -> list[str]:
+def _losses(cell: CellResult, probe: str) -> str:
+    """Of the fine-tune's own images, before and after."""
+    losses = [look.training_loss for look in cell.looks if look.probe == probe and look.training_loss is not None]
+    return f"{losses[0]:.3f} → {losses[-1]:.3f}" if losses else ""
+
+
+def _untouched(cells: Sequence[CellResult], columns: Sequence[tuple[str, int]], learning: Sequence[str]) -> list[str]:
     """What the base model does, from the first cell that knows."""
     rates = []
     for column in columns:
@@ -74,7 +86,7 @@ def _untouched(cells: Sequence[CellResult], columns: Sequence[tuple[str, int]]) 
         rate = next((rate for rate in known if rate is not None), None)
         rates.append("" if rate is None else f"{rate:.0%}")
     score = next((_score(cell, "base") for cell in cells if cell.utility), "")
-    return ["*untouched*", *rates, "", "", score, "", ""]
+    return ["*untouched*", *rates, *[""] * len(learning), "", "", score, "", ""]
 
 
 def _kept(cell: CellResult, relation: str) -> str:

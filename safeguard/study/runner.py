@@ -1,8 +1,9 @@
 """Runs the cells of a study, each as a user would: ``safeguard harden``, then ``safeguard certify``.
 
-Every command is a process of its own, so that its memory and processor time can be measured, several run side by side,
-and one that fails costs one row. A model is not hardened again as long as its policy is the same (a hardening that was
-interrupted starts anew, or its time would mean nothing), and certification reuses its units.
+Every command is a process of its own, so that several run side by side, each in memory of its own, and one that fails
+costs one row. A model is not hardened again as long as its policy is the same, and certification reuses its units.
+Cells that begin with the same phase, such as one unlearner under several objectives, share it; the processor time of
+each counts the phase as if the cell had run it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
-from safeguard.errors import EnvironmentFault, UsageFault
+from safeguard.errors import UsageFault
 from safeguard.model.files import write_json, write_text
 from safeguard.policy.loading import resolved_yaml
 from safeguard.probe.runner import environment
@@ -48,11 +50,12 @@ class Runner:
         self._stopped = False
 
     def run(self, todo: Sequence[Cell]) -> list[CellResult]:
-        """Results in the order of the cells."""
+        """Results in the order of the cells, run variant by variant: those of one task may share a phase."""
         found: dict[str, CellResult] = {}
+        rank = {variant: place for place, variant in enumerate(dict.fromkeys(cell.variant for cell in todo))}
         with self.progress.task(f"{len(todo)} cells", len(todo)) as task, ThreadPoolExecutor(self.jobs) as pool:
             try:
-                waiting = [pool.submit(self.cell, cell) for cell in todo]
+                waiting = [pool.submit(self.cell, cell) for cell in sorted(todo, key=lambda cell: rank[cell.variant])]
                 for done, future in enumerate(as_completed(waiting), start=1):
                     result = future.result()
                     found[result.name] = result
@@ -72,21 +75,19 @@ class Runner:
         if not policy.is_file() or policy.read_text(encoding="utf-8") != text:
             shutil.rmtree(folder, ignore_errors=True)
             write_text(policy, text)
-        usage = folder / "usage.json"
-        if not (model / "hardening.json").is_file() or not usage.is_file():
-            command = ["harden", str(policy), "--out", str(model), "--fresh"]
-            used, error = self._call(command, folder / "harden.log", (0,))
-            if error:
-                return CellResult(task=cell.task, variant=cell.variant, error=error)
-            write_json(usage, used)
-        command = ["certify", str(model), "--out", str(run_dir)]
-        _, error = self._call(command, folder / "certify.log", tuple(EXIT_CODES.values()))
+        record = model / "hardening.json"
+        error = ""
+        if not record.is_file():
+            error = self._call(["harden", str(policy), "--out", str(model)], folder / "harden.log", (0,))
+        if not error:
+            command = ["certify", str(model), "--out", str(run_dir)]
+            error = self._call(command, folder / "certify.log", tuple(EXIT_CODES.values()))
         if error:
             return CellResult(task=cell.task, variant=cell.variant, error=error)
-        return _read(cell, load_report(run_dir), json.loads(usage.read_bytes()))
+        return _read(cell, load_report(run_dir), json.loads(record.read_bytes()))
 
-    def _call(self, arguments: list[str], log: Path, good: tuple[int, ...]) -> tuple[dict[str, float], str]:
-        """Run one command of ours; what it used, and what it said if it failed."""
+    def _call(self, arguments: list[str], log: Path, good: tuple[int, ...]) -> str:
+        """Run one command of ours; what it said if it failed."""
         if self._stopped:
             raise KeyboardInterrupt
         command = [sys.executable, "-m", "safeguard", *arguments, "--device", self.device, "--progress", "plain"]
@@ -96,15 +97,10 @@ class Runner:
             )
             with self._lock:
                 self._running.add(process)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            process.wait()
         with self._lock:
             self._running.discard(process)
-        used = {
-            "cpu_seconds": usage.ru_utime + usage.ru_stime,
-            "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        }
-        return used, "" if process.returncode in good else _complaint(log, process.returncode)
+        return "" if process.returncode in good else _complaint(log, process.returncode)
 
     def _stop(self) -> None:
         self._stopped = True
@@ -124,10 +120,7 @@ def run_study(
     Raises:
         PolicyFault: a cell is no valid policy.
         UsageFault: no cell matches.
-        EnvironmentFault: this system cannot tell how much memory a process used.
     """
-    if not hasattr(os, "wait4"):
-        raise EnvironmentFault("the memory of a process cannot be measured here", fix="run studies on Linux or macOS")
     todo = chosen(list(cells(study)), list(only))
     runner = Runner(out, jobs=jobs, device=device, progress=progress)
     started = time.monotonic()
@@ -168,7 +161,7 @@ def _line(result: CellResult) -> str:
     )
 
 
-def _read(cell: Cell, report: Report, usage: dict[str, float]) -> CellResult:
+def _read(cell: Cell, report: Report, record: dict[str, Any]) -> CellResult:
     looks = []
     for claim in report.claims:
         curves = {curve.role: curve.points for curve in claim.curves}
@@ -182,6 +175,7 @@ def _read(cell: Cell, report: Report, usage: dict[str, float]) -> CellResult:
                 samples=point.samples,
                 rate=point.rate,
                 upper=point.upper,
+                training_loss=point.training_loss,
                 base=base.get(point.step),
             )
             for point in curves["hardened"]
@@ -190,8 +184,8 @@ def _read(cell: Cell, report: Report, usage: dict[str, float]) -> CellResult:
         task=cell.task,
         variant=cell.variant,
         verdict=report.verdict,
-        cpu_seconds=usage["cpu_seconds"],
-        peak_bytes=int(usage["peak_bytes"]),
+        cpu_seconds=record["cpu_seconds"],
+        peak_bytes=record["peak_bytes"],
         looks=looks,
         utility=report.utility,
     )

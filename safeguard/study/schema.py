@@ -88,6 +88,8 @@ class Look(Strict):
     rate: float
     upper: float
     """One-sided upper bound on the true rate, detector sensitivity included."""
+    training_loss: float | None = None
+    """Denoising loss on the images of the fine-tune; none: no fine-tune."""
     base: float | None
     """Rate of the untouched model under the same probe; none: it was not attacked so."""
 

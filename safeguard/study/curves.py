@@ -1,0 +1,84 @@
+"""The curves of a study: how often a concept is seen along every fine-tune, all variants of a task in one panel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from safeguard.model.files import atomic_path
+from safeguard.study.schema import StudyResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PANEL = (3.6, 2.3)
+"""Width and height of a panel, in inches."""
+TOP = 0.6
+"""Inches for the legend."""
+COLOURS = ("#3b3f46", "#c44e12", "#1f6fb4", "#2a8c5a", "#8a4fbf", "#a8810c")
+MARKERS = "osD^vPX*<>hp"
+SETTINGS: dict[Any, Any] = {
+    "svg.hashsalt": "safeguard",
+    "svg.fonttype": "none",
+    "font.size": 9,
+}
+
+
+def write_curves(result: StudyResult, out: Path) -> Path | None:
+    """Write ``study.svg``: a row per task, a column per probe that was looked at more than twice, a line per variant.
+
+    Returns:
+        Its path, or None when no probe was.
+    """
+    looks = [look for cell in result.cells for look in cell.looks]
+    steps = {look.probe: {other.step for other in looks if other.probe == look.probe} for look in looks}
+    probes = [probe for probe, seen in steps.items() if len(seen) > 2]
+    tasks = [task for task in result.study.tasks if any(cell.task == task and cell.looks for cell in result.cells)]
+    if not probes or not tasks:
+        return None
+    with mpl.rc_context(SETTINGS):
+        size = PANEL[0] * len(probes), TOP + PANEL[1] * len(tasks)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(len(tasks), len(probes), squeeze=False, sharex="col", sharey=True)
+        for row, task in zip(panels, tasks, strict=True):
+            for axes, probe in zip(row, probes, strict=True):
+                _panel(axes, result, task, probe)
+                axes.set_title(f"{result.study.tasks[task].title}: {probe}", fontsize=9)
+        for axes in panels[-1]:
+            axes.set_xlabel("fine-tuning steps")
+        for axes in panels[:, 0]:
+            axes.set_ylabel("images with the concept")
+        lines = {line.get_label(): line for axes in panels.flat for line in axes.get_lines()}
+        titles = [part.title for part in result.study.variants.values() if part.title in lines]
+        figure.legend(
+            [lines[title] for title in titles], titles, loc="outside upper center", ncols=2 * len(probes), frameon=False
+        )
+        path = out / "study.svg"
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+    return path
+
+
+def _panel(axes: Axes, result: StudyResult, task: str, probe: str) -> None:
+    """One line per variant; a task with several concepts shows the one seen most often."""
+    for place, (variant, part) in enumerate(result.study.variants.items()):
+        looks = [
+            look
+            for cell in result.cells
+            if (cell.task, cell.variant) == (task, variant)
+            for look in cell.looks
+            if look.probe == probe
+        ]
+        steps = sorted({look.step for look in looks})
+        rates = [max(look.rate for look in looks if look.step == step) for step in steps]
+        if steps:
+            colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+            axes.plot(steps, rates, color=colour, marker=marker, markersize=4, linewidth=1.4, label=part.title)
+    axes.set_ylim(-0.03, 1.03)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)

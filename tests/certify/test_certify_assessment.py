@@ -125,6 +125,7 @@ def test_one_bad_seed_or_checkpoint_is_enough() -> None:
     point = next(point for point in claim.curves[0].points if point.step == 10)
     assert (point.flagged, point.rate, point.pooled_rate) == (30, 0.3, 0.15)
     assert point.evidence == "units/hardened-malicious-full-1/10.png"
+    assert point.training_loss == pytest.approx(1 / 11), "that of every seed, ten steps on"
 
 
 def test_close_to_the_limit_decides_nothing() -> None:

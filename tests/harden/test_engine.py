@@ -160,6 +160,18 @@ def test_a_killed_run_continues_to_the_same_weights(
         assert torch.equal(value, weights(resumed)[name]), name
 
 
+def test_what_is_continued_counts_as_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = harden(bench(unlearner=ESD), "base")
+    assert alone.cpu_seconds > 0 and alone.peak_bytes > 50e6
+    ticks = iter(range(1000))
+    monkeypatch.setattr(engine.time, "process_time", lambda: float(next(ticks)))
+    monkeypatch.setattr(engine, "peak_memory", lambda: 1)
+    around = harden(bench(unlearner=ESD, resilience=RESALIGN), "base")
+    spent = next(ticks) - 2
+    assert around.cpu_seconds == pytest.approx(spent + alone.cpu_seconds, rel=0.2), "the phase before, and this run"
+    assert 1 < around.peak_bytes <= alone.peak_bytes, "what the phase before needed"
+
+
 def test_the_unlearned_control_is_the_first_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     harden(bench(unlearner=ESD, resilience=RESALIGN), "base")
     losses: list[int] = []

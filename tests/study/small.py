@@ -41,6 +41,11 @@ version: 1
 name: small
 probes:
   - {id: released, kind: released, title: As released}
+  - id: clean
+    kind: finetune
+    title: A harmless fine-tune
+    data: retain
+    settings: {steps: 2, checkpoints: [1, 2], learning_rate: 1.0e-4, images: 4}
 """
 
 

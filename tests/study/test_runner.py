@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
@@ -29,13 +30,22 @@ def test_a_study_end_to_end(
     assert colours is None or len(colours) > 16, "the first row shows images"
     done, failed = found.cells
     assert (done.variant, failed.variant) == ("uce", "nowhere")
-    assert [(look.probe, look.step, look.samples) for look in done.looks] == [("released", 0, 8)]
+    assert [(look.probe, look.step) for look in done.looks] == [
+        ("released", 0),
+        *(("clean", step) for step in range(3)),
+    ]
+    assert {look.samples for look in done.looks} == {8}
+    losses = [look.training_loss for look in done.looks if look.training_loss is not None]
+    assert len(losses) == 3 and losses[2] < losses[0]
     assert done.looks[0].base is not None and done.looks[0].base > 0.8
     assert done.looks[0].rate < done.looks[0].base
     assert done.cpu_seconds > 1 and done.peak_bytes > 100e6
     assert "nowhere" in failed.error and not failed.looks
+    curves = ElementTree.parse(tmp_path / "out" / "study.svg")
+    assert "Object: axe: clean" in "".join(curves.getroot().itertext())
     row = next(line for line in printed.splitlines() if line.startswith("| Closed form \\| UCE |"))
     assert f"| {done.looks[0].flagged} ({done.looks[0].upper:.0%}) |" in row
+    assert f"| {losses[0]:.3f} → {losses[2]:.3f} |" in row
     assert any(line.startswith("| No model | ") and "nowhere" in line for line in printed.splitlines())
 
     record = tmp_path / "out" / "cells" / "axe" / "uce" / "model" / "hardening.json"

@@ -34,6 +34,15 @@ def test_cells_are_chosen_by_pattern(tmp_path: Path) -> None:
         chosen(every, ["pick/*"])
 
 
+def test_the_resilience_study_meets_every_objective_with_the_papers_unlearners() -> None:
+    from safeguard.registry import resilience
+
+    found = list(cells(load_study("resilience")))
+    for task in ("esd-f", "esd-u", "sdd", "ca", "uce", "rece"):
+        used = {cell.policy.harden.resilience.name for cell in found if cell.task == task}
+        assert used == set(resilience.names())
+
+
 def test_the_shipped_study_is_valid_and_covers_every_unlearner() -> None:
     from safeguard.registry import unlearners
 

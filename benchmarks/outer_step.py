@@ -1,0 +1,250 @@
+"""What one outer step of ResAlign costs, beside what a straightforward implementation would pay.
+
+\b
+    python benchmarks/outer_step.py                               counted on the denoiser of Stable Diffusion 1.4
+    python benchmarks/outer_step.py --measure reference           and timed here, on the reference model
+    python benchmarks/outer_step.py --measure sd14 --device cuda  and timed on a GPU, random weights of that shape
+
+FLOPs and bytes are counted on the meta device, exactly and without a GPU: a multiply-add is two FLOPs; a storage counts
+from the operator that makes it until it is freed; allocator slack and kernels' workspaces do not count. The step is
+that of ResAlign's published setting: three simulations of 16.25 steps on average, half of them of all weights and half
+of LoRA factors, one image each; the erasure loss at both ends; a retain term of four images. Routes:
+
+\b
+* straightforward: the paper's fixed point from zero, so five products with one wasted on a zero vector, and attention
+  by explicit softmax;
+* moreau: this package's default, conjugate gradients (five products at most) and fused attention;
+* first order: no products.
+
+The floor is the count at a tensor throughput, by default what an H200 reaches in bfloat16.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from safeguard.data.latents import LatentSet
+from safeguard.finetune.lora import LoRA, LoRAConfig
+from safeguard.harden.engine import build
+from safeguard.model.diffusion import DiffusionModel
+from safeguard.model.opening import open_pipeline, resolve
+from safeguard.policy.loading import load_policy
+from safeguard.policy.schema import Policy, UnlearnerMethod
+from safeguard.progress import SilentProgress
+from safeguard.resilience.hvp import Backend, explicit_attention, fused_attention, hessian_product
+from safeguard.resilience.memory import LiveBytes
+from safeguard.resilience.resalign import ResAlign, ResAlignConfig
+from safeguard.resources import find_resource
+from safeguard.unlearn.base import Workbench
+
+ATTENTION: dict[Backend, Callable[[], AbstractContextManager[None]]] = {
+    "explicit": explicit_attention,
+    "fused": fused_attention,
+}
+GIB = 2**30
+TERA = 1e12
+SIMULATIONS, STEPS, RETAIN = 3, 16.25, 4
+"""Of the published setting; ``STEPS`` is the mean of 5, 10, 20 and 30."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """A way to the hypergradient: how attention is differentiated twice, and how many products it takes at most."""
+
+    title: str
+    backend: Backend
+    products: int
+    settings: dict[str, Any]
+
+
+ROUTES = (
+    Route("straightforward", "explicit", 5, {"hypergradient": "moreau", "solver": "fixed_point", "hvp": "explicit"}),
+    Route("moreau", "fused", 5, {"hypergradient": "moreau", "solver": "cg", "iterations": 5, "gamma": "matched"}),
+    Route("first order", "fused", 0, {"hypergradient": "first_order"}),
+)
+
+
+# -- counted ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs, and most bytes at a time beside the weights."""
+
+    flops: float
+    peak: float
+
+
+def count(work: Callable[[], object]) -> Cost:
+    """Run on the meta device and count."""
+    with LiveBytes() as memory, FlopCounterMode(display=False) as flops:
+        work()
+    return Cost(flops.get_total_flops(), memory.peak)
+
+
+def counted(unet: Any, *, size: int, tokens: int, width: int) -> list[tuple[str, Cost]]:
+    """Every route's outer step.
+
+    Args:
+        unet: a denoiser on the meta device.
+        size: height and width of its latents.
+        tokens: of a prompt, whose states are ``width`` wide.
+    """
+
+    def loss(images: int = 1) -> Tensor:
+        with torch.device("meta"):
+            latents, t, states = torch.empty(images, 4, size, size), torch.zeros(1), torch.empty(images, tokens, width)
+        predicted: Tensor = unet(latents, t.expand(images), states, return_dict=False)[0]
+        return predicted.pow(2).mean()
+
+    def gradient(values: Sequence[Tensor], backend: Backend, images: int = 1) -> Cost:
+        with ATTENTION[backend]():
+            return count(lambda: torch.autograd.grad(loss(images), values))
+
+    def products(values: Sequence[Tensor], route: Route) -> Cost:
+        def work() -> None:
+            product = hessian_product(loss, values, route.backend)
+            for _ in range(route.products):
+                product([torch.empty_like(value) for value in values])
+
+        return count(work) if route.products else Cost(0, 0)
+
+    def halves(values: Sequence[Tensor]) -> dict[str, tuple[Cost, Cost]]:
+        return {route.title: (gradient(values, route.backend), products(values, route)) for route in ROUTES}
+
+    attention = [value for name, value in unet.named_parameters() if ".attn" in name and value.dim() == 2]
+    present = {
+        backend: [gradient(attention, backend), gradient(attention, backend, RETAIN), count(partial(_forward, loss))]
+        for backend in ATTENTION
+    }
+    full = halves(list(unet.parameters()))
+    lora = halves(_adapted(unet))
+    found = []
+    for route in ROUTES:
+        parts = [full[route.title], lora[route.title]]
+        flops = sum((STEPS + 1) * step.flops + solve.flops for step, solve in parts) / 2
+        beside = present[route.backend]
+        peak = max(cost.peak for cost in (*beside, *parts[0], *parts[1]))
+        found.append((route.title, Cost(SIMULATIONS * flops + sum(cost.flops for cost in beside), peak)))
+    return found
+
+
+@torch.no_grad()
+def _forward(loss: Callable[[int], Tensor]) -> None:
+    loss(RETAIN)
+
+
+def _adapted(unet: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The factors of LoRA on every attention of ``unet``, which keeps them."""
+    model = DiffusionModel.__new__(
+        DiffusionModel
+    )  # a pipeline cannot lie on the meta device; LoRA needs the parts only
+    model.parts, model.surface = {"unet": unet}, frozenset({"unet"})
+    with torch.device("meta"):
+        return LoRA(LoRAConfig()).attach(model, seed=0)
+
+
+# -- timed -----------------------------------------------------------------------------------------------------------
+
+
+def stable_diffusion(device: str) -> Any:
+    """A pipeline of Stable Diffusion 1.4's shape with random weights; the words are the reference model's."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    small = open_pipeline(resolve("reference", offline=True), device="cpu")
+    config = CLIPTextConfig(**{**small.text_encoder.config.to_dict(), "hidden_size": 768, "num_attention_heads": 12})
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL(),
+        text_encoder=CLIPTextModel(config),
+        tokenizer=small.tokenizer,
+        unet=UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8),
+        scheduler=small.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return pipeline.to(device)
+
+
+def bench_of(model: DiffusionModel, policy: Policy) -> Workbench:
+    """A workbench whose images are noise: what a step costs does not depend on them."""
+    prompts = policy.concepts[0].prompt_list[:8]
+
+    def images(name: str) -> LatentSet:
+        mean = torch.randn(len(prompts), *model.latent_shape, generator=torch.Generator().manual_seed(len(name)))
+        mean = mean.to(model.device)
+        return LatentSet(mean, torch.zeros_like(mean), model.encode_prompts(prompts), prompts, name)
+
+    teacher = model.frozen_copy()
+    return Workbench(policy, model, teacher, list(policy.concepts), images, policy.seed, SilentProgress())
+
+
+def timed(which: str, device: str, steps: int) -> list[tuple[str, float, float]]:
+    """Seconds per outer step after one to warm up, and GiB at most on a GPU."""
+    pipeline = (
+        stable_diffusion(device)
+        if which == "sd14"
+        else open_pipeline(resolve("reference", offline=True), device=device)
+    )
+    policy = load_policy(find_resource("policy", "policies", "quickstart"))
+    found = []
+    for route in ROUTES:
+        model = DiffusionModel(pipeline)
+        bench = bench_of(model, policy)
+        unlearner = build(UnlearnerMethod(name="ga", batch_size=1), bench)
+        objective = ResAlign(ResAlignConfig(preset="published", **route.settings), bench, unlearner)
+        bench.model.freeze()
+        objective.accumulate(0)
+        _wait(device)
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        for step in range(1, steps + 1):
+            objective.accumulate(step)
+        _wait(device)
+        seconds = (time.perf_counter() - started) / steps
+        found.append((route.title, seconds, torch.cuda.max_memory_allocated() / GIB if device == "cuda" else 0.0))
+    return found
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+@click.command(help=__doc__)
+@click.option("--measure", type=click.Choice(["reference", "sd14"]), help="Also time steps of this model.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Outer steps timed per route.")
+@click.option("--tflops", type=float, default=790.0, show_default=True, help="Throughput of the floor, in TFLOP/s.")
+def main(measure: str | None, device: str, steps: int, tflops: float) -> None:
+    """Print both tables."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+    click.echo("One outer step on the denoiser of Stable Diffusion 1.4 at 512 pixels, counted\n")
+    click.echo(f"{'route':<18}{'TFLOP':>8}{'floor, s':>10}{'peak, GiB beside the weights':>31}")
+    for title, cost in counted(unet, size=64, tokens=77, width=768):
+        floor = cost.flops / TERA / tflops
+        click.echo(f"{title:<18}{cost.flops / TERA:>8.0f}{floor:>10.2f}{cost.peak / GIB:>31.1f}")
+    if measure:
+        click.echo(f"\nOne outer step on {measure}, {device}, {torch.get_num_threads()} threads, mean of {steps}\n")
+        click.echo(f"{'route':<18}{'seconds':>8}" + (f"{'peak, GiB':>12}" if device == "cuda" else ""))
+        for title, seconds, peak in timed(measure, device, steps):
+            click.echo(f"{title:<18}{seconds:>8.2f}" + (f"{peak:>12.1f}" if device == "cuda" else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -73,6 +73,9 @@ class IMMAConfig(MethodConfig):
     """Their learning rate; the code takes 5e-6 for DreamBooth."""
     batch_size: PositiveInt = 1
     """Images per adaptation step and per ascent."""
+    points: PositiveInt = 1
+    """Where along every adaptation L_A is ascended; 1: at its end, as in the paper. Others are not optima, so their
+    slopes are first order."""
     bound: PositiveFloat = 1.0
     """Denoising loss beyond which an ascended loss no longer counts."""
 
@@ -109,15 +112,32 @@ class IMMA(Objective):
         values = list(self.parameters().values())
         total, facts = self._present(values, torch.Generator().manual_seed(derive(bench.seed, "outer", step)))
         generator = torch.Generator().manual_seed(derive(bench.seed, "ascent", step))
-        with self._adapted(step, values):
-            for value in values:
-                value.requires_grad_(True)
-            batch = bench.forget.batch(config.batch_size, generator)
-            loss = bench.model.denoising_loss(batch.latents, bench.model.encode_prompts(batch.captions), generator)
-            ascent = gradients(bounded_ascent(loss, config.bound), values)
+        ascent, losses = [torch.zeros_like(value) for value in values], list[float]()
+        with self._adaptation(step, values) as run:
+            count = min(config.points, run.training.steps)
+            marks = {round(run.training.steps * (k + 1) / count) for k in range(count)}
+            for done in range(1, run.training.steps + 1):
+                run.step()
+                if done in marks:
+                    slope, loss = self._ascent(values, generator)
+                    ascent = combine(ascent, 1 / count, slope)
+                    losses.append(loss)
         for value, gradient in zip(values, combine(total, 1.0, ascent), strict=True):
             value.grad = gradient
-        return facts | {"fine-tuning loss after inner steps": loss.item(), "ascent gradient norm": norm(ascent)}
+        found = sum(losses) / len(losses)
+        return facts | {"fine-tuning loss after inner steps": found, "ascent gradient norm": norm(ascent)}
+
+    def _ascent(self, theta: list[torch.nn.Parameter], generator: torch.Generator) -> tuple[Vector, float]:
+        """The gradient that raises L_A where the adaptation is now, and L_A."""
+        model, before = self.bench.model, [value.requires_grad for value in theta]
+        for value in theta:
+            value.requires_grad_(True)
+        batch = self.bench.forget.batch(self.config.batch_size, generator)
+        loss = model.denoising_loss(batch.latents, model.encode_prompts(batch.captions), generator)
+        slope = gradients(bounded_ascent(loss, self.config.bound), theta)
+        for value, flag in zip(theta, before, strict=True):
+            value.requires_grad_(flag)
+        return slope, loss.item()
 
     def _present(self, values: list[torch.nn.Parameter], generator: torch.Generator) -> tuple[Vector, Facts]:
         """The gradient at the present weights of what is descended beside the ascent."""
@@ -137,8 +157,8 @@ class IMMA(Objective):
         return gradients(torch.stack(list(losses.values())).sum(), values), facts
 
     @contextmanager
-    def _adapted(self, step: int, theta: list[torch.nn.Parameter]) -> Iterator[None]:
-        """The model after the adaptation, until the end of the block."""
+    def _adaptation(self, step: int, theta: list[torch.nn.Parameter]) -> Iterator[Run]:
+        """The adaptation, about to begin; after the block the model is as it was."""
         config, model = self.config, self.bench.model
         released = config.variant == "released"
         training = Training(
@@ -154,9 +174,7 @@ class IMMA(Objective):
                 run = Run(model, self.bench.forget, self._tuner, training, seed=seed)
                 if adaptation is not None:
                     adaptation.take_up(run)
-                for _ in range(training.steps):
-                    run.step()
-                yield
+                yield run
                 if adaptation is not None:
                     adaptation.keep()
                     before.leave(theta)

@@ -107,6 +107,25 @@ def test_one_step_adapts_and_ascends(variant: str, method: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("method", [FULL, FACTORS], ids=["full", "lora"])
+def test_points_average_the_ascents_along_the_adaptation(method: dict[str, Any]) -> None:
+    found = accumulated(imma(moved_bench(), method=method, inner_steps=4, points=2))
+    ends = [accumulated(imma(moved_bench(), method=method, inner_steps=steps)) for steps in (2, 4)]
+    bench = moved_bench()
+    objective = imma(bench, method=method, inner_steps=4)
+    generator = seeded(derive(0, "ascent", 0))
+    bench.forget.batch(2, generator)
+    bench.model.draw_noise(2, generator)  # the second point draws after the first
+    theta = list(objective.parameters().values())  # before factors have names there
+    with objective._adaptation(0, theta) as run:
+        for _ in range(4):
+            run.step()
+        later, _ = objective._ascent(theta, generator)
+    expected = [(a + b) / 2 for a, b in zip(ends[0], later, strict=True)]
+    assert apart(found, expected) < 1e-3
+    assert apart(found, ends[1]) > 1e-2
+
+
+@pytest.mark.parametrize("method", [FULL, FACTORS], ids=["full", "lora"])
 def test_released_is_alternation_on_one_set_of_weights(method: dict[str, Any]) -> None:
     settings = {"name": "imma", "variant": "released", "method": method, "steps": 3, "learning_rate": 1e-3} | UNBOUND
     policy = tiny_policy(unlearner=GA, resilience=settings, images=4)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from safeguard.cache import address, cache_dir
-from safeguard.errors import EnvironmentFault, TrainingFault
+from safeguard.errors import EnvironmentFault, TrainingFault, UsageFault
 from safeguard.harden.checks import benign_prompts, check_images, check_weights, fingerprints
 from safeguard.model.checkpoint import load_state, save_state
 from safeguard.model.erasers import fold, has_erasers
@@ -81,7 +81,10 @@ def build(method: Method, bench: Workbench) -> Unlearner:
 
 def _surround(method: Method, bench: Workbench, unlearner: Unlearner) -> Objective:
     registered = resilience.get(method.name)
-    built: Objective = registered(registered.Config(**method.settings), bench, unlearner)
+    config = registered.Config(**method.settings)
+    if bench.model.precision != "float32" and getattr(config, "hvp", None) == "finite_difference":
+        raise UsageFault("finite differences need float32", fix="precision: float32, or hvp: fused", where="harden")
+    built: Objective = registered(config, bench, unlearner)
     return built
 
 
@@ -97,6 +100,7 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         The record; complete in the main process, which alone checks the result.
 
     Raises:
+        UsageFault: settings that exclude each other.
         TrainingFault: the gradient is not finite, or the finished model fails :mod:`safeguard.harden.checks`.
         EnvironmentFault: too little memory even for one image at a time, or processes that do not agree.
     """
@@ -120,6 +124,7 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         "unlearner": policy.harden.unlearner.model_dump(),
         "unlearner data": unlearner.data_digest,
         "schedule": policy.harden.schedule,
+        "precision": policy.harden.precision,
         "version": 3,
     }
     warm_start = unlearner.closed_form or method.name == "none" or getattr(around.config, "warm_start", False)  # type: ignore[attr-defined]
@@ -142,6 +147,7 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
             "anything but safeguard it is not hardened"
         )
     _count(record, bench)
+    bench.model.precision = bench.teacher.precision = "float32"  # what is checked is what will be used
     if bench.processes.main:
         record.checks = {
             "tensors": check_weights(bench.model.pipeline, before, intended),

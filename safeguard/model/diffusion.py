@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 from safeguard.errors import ModelFault
 from safeguard.model.memory import MicroBatches
 from safeguard.model.preflight import PIPELINES, unsupported
+
+Precision = Literal["float32", "bfloat16"]
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 """Components that hardening or a fine-tune may change, as diffusers names them."""
@@ -65,6 +67,7 @@ class DiffusionModel:
         surface: parts that a fine-tune trains: the denoiser, and what hardening changed besides. What was hardened is
             what is attacked.
         micro_batches: how many rows go through the denoiser at once (:mod:`safeguard.model.memory`).
+        precision: of the denoiser's matrix products and convolutions; weights, losses and answers stay as they are.
 
     Raises:
         ModelFault: another class of pipeline, or it predicts neither noise nor v.
@@ -81,6 +84,7 @@ class DiffusionModel:
         }
         self.surface = frozenset({"unet"})
         self.micro_batches = MicroBatches()
+        self.precision: Precision = "float32"
         self.device = torch.device(pipeline.unet.device)
         config = pipeline.scheduler.config
         self.prediction_type: str = config.prediction_type
@@ -137,6 +141,7 @@ class DiffusionModel:
         copied = DiffusionModel(pipeline)
         copied.surface = self.surface
         copied.micro_batches = self.micro_batches
+        copied.precision = self.precision
         return copied
 
     # -- text -------------------------------------------------------------------------------------------------------
@@ -201,10 +206,11 @@ class DiffusionModel:
         added = None
         if conditioning.pooled is not None:
             added = {"text_embeds": conditioning.pooled, "time_ids": self._time_ids.expand(len(latents), -1)}
-        output: Tensor = self.unet(
-            latents, t, encoder_hidden_states=conditioning.states, added_cond_kwargs=added, return_dict=False
-        )[0]
-        return output
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            output: Tensor = self.unet(
+                latents, t, encoder_hidden_states=conditioning.states, added_cond_kwargs=added, return_dict=False
+            )[0]
+        return output.to(latents.dtype)
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t), each (n, 1, 1, 1)."""

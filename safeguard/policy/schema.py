@@ -183,6 +183,9 @@ class Harden(Strict):
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over each phase: as the method says (the papers), or from there to zero along half a cosine, which
     lets a short run take large steps and still end quietly."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the denoiser's matrix products and convolutions while it is hardened; weights, losses and optimisers stay in
+    float32. ``bfloat16`` is faster on GPUs made for it, with gradients off by about a percent."""
     images: PositiveInt = 48
     """Images the base model draws for the concepts, for their related subjects, and for the retained ones, each."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from safeguard.errors import TrainingFault
+from safeguard.errors import TrainingFault, UsageFault
 from safeguard.harden import engine
 from safeguard.harden.engine import harden
 from safeguard.harden.workbench import set_up
@@ -158,6 +158,27 @@ def test_a_killed_run_continues_to_the_same_weights(
     assert len(record.series["erasure loss"]) == 9
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[name]), name
+
+
+@pytest.mark.parametrize("unlearner", [ESD, {"name": "uce"}], ids=["esd", "uce"])
+def test_bfloat16_hardens_and_the_weights_stay_float32(unlearner: dict[str, Any]) -> None:
+    table, exact = (bench(unlearner=unlearner, resilience=RESALIGN, precision=p) for p in ("bfloat16", "float32"))
+    before = weights(table)
+    assert table.model.precision == table.teacher.precision == "bfloat16"
+    harden(table, "base")
+    harden(exact, "base")
+    moved = {name: value - before[name] for name, value in weights(table).items()}
+    apart = {name: value - weights(exact)[name] for name, value in weights(table).items()}
+    assert {value.dtype for value in weights(table).values()} == {torch.float32}
+    way, error = (sum(float(change.pow(2).sum()) for change in found.values()) for found in (moved, apart))
+    assert 0 < error < 0.5 * way, "another path, the same direction"
+    assert table.model.precision == "float32", "what is checked is what will be used"
+
+
+def test_finite_differences_refuse_bfloat16() -> None:
+    rough = bench(unlearner=ESD, resilience=RESALIGN | {"hvp": "finite_difference"}, precision="bfloat16")
+    with pytest.raises(UsageFault, match="finite differences need float32"):
+        harden(rough, "base")
 
 
 def test_what_is_continued_counts_as_used(monkeypatch: pytest.MonkeyPatch) -> None:

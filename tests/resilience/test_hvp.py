@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from safeguard.errors import TrainingFault, UsageFault
-from safeguard.model.diffusion import DiffusionModel
+from safeguard.model.diffusion import DiffusionModel, Precision
 from safeguard.resilience import hvp
 from safeguard.resilience.hvp import Backend, fused_attention, hessian_product
 from safeguard.resilience.hypergradient import Vector, dot
@@ -18,12 +18,16 @@ from tests.benches import apart, seeded
 from tests.tiny import ARCHITECTURES
 
 EXACT: tuple[Backend, ...] = ("fused", "explicit")
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
-def tiny_loss(dtype: torch.dtype = torch.float64, architecture: str = "sd1") -> tuple[Callable[[], Tensor], Vector]:
+def tiny_loss(
+    dtype: torch.dtype = torch.float64, architecture: str = "sd1", precision: Precision = "float32"
+) -> tuple[Callable[[], Tensor], Vector]:
     """The denoising loss of a tiny model on a fixed batch, and the weights of its denoiser and text encoder."""
     pipeline = ARCHITECTURES[architecture](0).to(dtype)
     model = DiffusionModel(pipeline)
+    model.precision = precision
     model.alphas_cumprod = model.alphas_cumprod.to(dtype)
     values = [*model.unet.parameters(), *model.parts["text_encoder"].parameters()]
     for value in values:
@@ -53,6 +57,20 @@ def test_fused_and_explicit_products_are_the_same(architecture):
     v = random_like(values)
     fused, explicit = (hessian_product(loss, values, backend)(v) for backend in EXACT)
     assert apart(fused, explicit) < 1e-10
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+@pytest.mark.parametrize("backend", EXACT)
+def test_bfloat16_is_off_by_about_a_percent(architecture: str, backend: Backend) -> None:
+    found = []
+    for precision in PRECISIONS:
+        loss, values = tiny_loss(torch.float32, architecture, precision)
+        gradient = slope(loss, values)
+        found.append((gradient, hessian_product(loss, values, backend)(gradient)))
+        assert all(part.dtype == torch.float32 for part in (*gradient, *found[-1][1]))
+    (gradient, product), (rough_gradient, rough_product) = found
+    assert 0 < apart(rough_gradient, gradient) < 0.03
+    assert 0 < apart(rough_product, product) < 0.06
 
 
 @pytest.mark.parametrize("direction", [slope, lambda loss, values: random_like(values)], ids=["gradient", "random"])

@@ -5,15 +5,15 @@
     python benchmarks/outer_step.py --measure reference           and timed here, on the reference model
     python benchmarks/outer_step.py --measure sd14 --device cuda  and timed on a GPU, random weights of that shape
 
-FLOPs and bytes are counted on the meta device, exactly and without a GPU: a multiply-add is two FLOPs; a storage counts
-from the operator that makes it until it is freed; allocator slack and kernels' workspaces do not count. The step is
-that of ResAlign's published setting: three simulations of 16.25 steps on average, half of them of all weights and half
-of LoRA factors, one image each; the erasure loss at both ends; a retain term of four images. Routes:
+The step has three simulations of sixteen steps of all weights by SGD, one image each, the erasure loss at the present
+weights and after every simulation, and a retain term of four images: ResAlign's published numbers, but for those of its
+simulations that train LoRA, which is cheaper. FLOPs and bytes are counted on the meta device, exactly and with no GPU: a
+multiply-add is two FLOPs; a storage counts from the operator that makes it until it is freed; allocator slack and
+kernels' workspaces do not count. Routes:
 
 \b
-* straightforward: the paper's fixed point from zero, so five products with one wasted on a zero vector, and attention
-  by explicit softmax;
-* moreau: this package's default, conjugate gradients (five products at most) and fused attention;
+* straightforward: the paper's fixed point with its five products, and attention by explicit softmax;
+* moreau: conjugate gradients of at most as many, and fused attention;
 * first order: no products.
 
 The floor is the count at a tensor throughput, by default what an H200 reaches in bfloat16.
@@ -34,9 +34,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from safeguard.data.latents import LatentSet
-from safeguard.finetune.lora import LoRA, LoRAConfig
 from safeguard.harden.engine import build
-from safeguard.model.diffusion import DiffusionModel
+from safeguard.model.diffusion import DiffusionModel, Precision
 from safeguard.model.opening import open_pipeline, resolve
 from safeguard.policy.loading import load_policy
 from safeguard.policy.schema import Policy, UnlearnerMethod
@@ -53,24 +52,27 @@ ATTENTION: dict[Backend, Callable[[], AbstractContextManager[None]]] = {
 }
 GIB = 2**30
 TERA = 1e12
-SIMULATIONS, STEPS, RETAIN = 3, 16.25, 4
-"""Of the published setting; ``STEPS`` is the mean of 5, 10, 20 and 30."""
+SIMULATIONS, STEPS, RETAIN, PRODUCTS = 3, 16, 4, 5
 
 
 @dataclass(frozen=True)
 class Route:
-    """A way to the hypergradient: how attention is differentiated twice, and how many products it takes at most."""
+    """A way to the hypergradient: how attention is differentiated, and the settings of ResAlign that name the rest."""
 
     title: str
     backend: Backend
-    products: int
     settings: dict[str, Any]
+
+    @property
+    def products(self) -> int:
+        """Hessian-vector products per simulation, at most."""
+        return 0 if self.settings["hypergradient"] == "first_order" else PRODUCTS
 
 
 ROUTES = (
-    Route("straightforward", "explicit", 5, {"hypergradient": "moreau", "solver": "fixed_point", "hvp": "explicit"}),
-    Route("moreau", "fused", 5, {"hypergradient": "moreau", "solver": "cg", "iterations": 5, "gamma": "matched"}),
-    Route("first order", "fused", 0, {"hypergradient": "first_order"}),
+    Route("straightforward", "explicit", {"hypergradient": "moreau", "solver": "fixed_point", "hvp": "explicit"}),
+    Route("moreau", "fused", {"hypergradient": "moreau", "solver": "cg"}),
+    Route("first order", "fused", {"hypergradient": "first_order"}),
 )
 
 
@@ -119,39 +121,20 @@ def counted(unet: Any, *, size: int, tokens: int, width: int) -> list[tuple[str,
 
         return count(work) if route.products else Cost(0, 0)
 
-    def halves(values: Sequence[Tensor]) -> dict[str, tuple[Cost, Cost]]:
-        return {route.title: (gradient(values, route.backend), products(values, route)) for route in ROUTES}
-
-    attention = [value for name, value in unet.named_parameters() if ".attn" in name and value.dim() == 2]
-    present = {
-        backend: [gradient(attention, backend), gradient(attention, backend, RETAIN), count(partial(_forward, loss))]
-        for backend in ATTENTION
-    }
-    full = halves(list(unet.parameters()))
-    lora = halves(_adapted(unet))
+    weights = list(unet.parameters())
     found = []
     for route in ROUTES:
-        parts = [full[route.title], lora[route.title]]
-        flops = sum((STEPS + 1) * step.flops + solve.flops for step, solve in parts) / 2
-        beside = present[route.backend]
-        peak = max(cost.peak for cost in (*beside, *parts[0], *parts[1]))
-        found.append((route.title, Cost(SIMULATIONS * flops + sum(cost.flops for cost in beside), peak)))
+        step, solve = gradient(weights, route.backend), products(weights, route)
+        with ATTENTION[route.backend]():
+            beside = [gradient(weights, route.backend, RETAIN), count(partial(_forward, loss))]
+        flops = SIMULATIONS * ((STEPS + 1) * step.flops + solve.flops) + sum(cost.flops for cost in (step, *beside))
+        found.append((route.title, Cost(flops, max(cost.peak for cost in (step, solve, *beside)))))
     return found
 
 
 @torch.no_grad()
 def _forward(loss: Callable[[int], Tensor]) -> None:
     loss(RETAIN)
-
-
-def _adapted(unet: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The factors of LoRA on every attention of ``unet``, which keeps them."""
-    model = DiffusionModel.__new__(
-        DiffusionModel
-    )  # a pipeline cannot lie on the meta device; LoRA needs the parts only
-    model.parts, model.surface = {"unet": unet}, frozenset({"unet"})
-    with torch.device("meta"):
-        return LoRA(LoRAConfig()).attach(model, seed=0)
 
 
 # -- timed -----------------------------------------------------------------------------------------------------------
@@ -164,17 +147,19 @@ def stable_diffusion(device: str) -> Any:
 
     small = open_pipeline(resolve("reference", offline=True), device="cpu")
     config = CLIPTextConfig(**{**small.text_encoder.config.to_dict(), "hidden_size": 768, "num_attention_heads": 12})
-    pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL(),
-        text_encoder=CLIPTextModel(config),
+    with torch.device(device):
+        encoder, vae = CLIPTextModel(config), AutoencoderKL()
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder,
         tokenizer=small.tokenizer,
-        unet=UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8),
+        unet=unet,
         scheduler=small.scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return pipeline.to(device)
 
 
 def bench_of(model: DiffusionModel, policy: Policy) -> Workbench:
@@ -190,7 +175,7 @@ def bench_of(model: DiffusionModel, policy: Policy) -> Workbench:
     return Workbench(policy, model, teacher, list(policy.concepts), images, policy.seed, SilentProgress())
 
 
-def timed(which: str, device: str, steps: int) -> list[tuple[str, float, float]]:
+def timed(which: str, device: str, steps: int, precision: Precision) -> list[tuple[str, float, float]]:
     """Seconds per outer step after one to warm up, and GiB at most on a GPU."""
     pipeline = (
         stable_diffusion(device)
@@ -201,18 +186,31 @@ def timed(which: str, device: str, steps: int) -> list[tuple[str, float, float]]
     found = []
     for route in ROUTES:
         model = DiffusionModel(pipeline)
+        model.precision = precision
         bench = bench_of(model, policy)
         unlearner = build(UnlearnerMethod(name="ga", batch_size=1), bench)
-        objective = ResAlign(ResAlignConfig(preset="published", **route.settings), bench, unlearner)
+        config = ResAlignConfig.model_validate(
+            {
+                "harmful_loss": {"name": "ga", "batch_size": 1},
+                "simulations": SIMULATIONS,
+                "retain_batch": RETAIN,
+                "distribution": {"data": {"concept": 1}, "steps": [STEPS], "optimizers": ["sgd"]},
+                "iterations": PRODUCTS,
+                "hessian_batch": 1,
+                **route.settings,
+            }
+        )
+        objective = ResAlign(config, bench, unlearner)
         bench.model.freeze()
-        objective.accumulate(0)
-        _wait(device)
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        started = time.perf_counter()
-        for step in range(1, steps + 1):
-            objective.accumulate(step)
-        _wait(device)
+        with ATTENTION[route.backend]():
+            objective.accumulate(0)
+            _wait(device)
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            started = time.perf_counter()
+            for step in range(1, steps + 1):
+                objective.accumulate(step)
+            _wait(device)
         seconds = (time.perf_counter() - started) / steps
         found.append((route.title, seconds, torch.cuda.max_memory_allocated() / GIB if device == "cuda" else 0.0))
     return found
@@ -227,8 +225,9 @@ def _wait(device: str) -> None:
 @click.option("--measure", type=click.Choice(["reference", "sd14"]), help="Also time steps of this model.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Outer steps timed per route.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--tflops", type=float, default=790.0, show_default=True, help="Throughput of the floor, in TFLOP/s.")
-def main(measure: str | None, device: str, steps: int, tflops: float) -> None:
+def main(measure: str | None, device: str, steps: int, precision: Precision, tflops: float) -> None:
     """Print both tables."""
     from diffusers import UNet2DConditionModel
 
@@ -240,9 +239,10 @@ def main(measure: str | None, device: str, steps: int, tflops: float) -> None:
         floor = cost.flops / TERA / tflops
         click.echo(f"{title:<18}{cost.flops / TERA:>8.0f}{floor:>10.2f}{cost.peak / GIB:>31.1f}")
     if measure:
-        click.echo(f"\nOne outer step on {measure}, {device}, {torch.get_num_threads()} threads, mean of {steps}\n")
+        where = f"{device}, {precision}, {torch.get_num_threads()} threads"
+        click.echo(f"\nOne outer step on {measure}, {where}, mean of {steps}\n")
         click.echo(f"{'route':<18}{'seconds':>8}" + (f"{'peak, GiB':>12}" if device == "cuda" else ""))
-        for title, seconds, peak in timed(measure, device, steps):
+        for title, seconds, peak in timed(measure, device, steps, precision):
             click.echo(f"{title:<18}{seconds:>8.2f}" + (f"{peak:>12.1f}" if device == "cuda" else ""))
 
 

@@ -213,7 +213,7 @@ def _run_suite(bench: Bench, session: Session, units: Any) -> tuple[list[UnitRes
 
     results, reused = [], 0
     for spec in bench.suite.probes:
-        if not needs(bench.policy, session.role, spec):
+        if not needs(bench.policy, bench.suite, session.role, spec):
             continue
         for seed in range(bench.policy.certification.seeds):
             result, known = run_unit(session, spec, seed, bench.base_digest, units)

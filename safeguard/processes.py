@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from safeguard.errors import EnvironmentFault, UsageFault
@@ -38,12 +39,16 @@ def launched() -> tuple[int, int, int]:
 
 def peak_memory() -> int:
     """Largest resident memory of this process so far, in bytes; 0 where the system does not tell."""
-    if sys.platform == "win32":
+    try:  # getrusage would count what the process was before it became this program
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError, ValueError):
+        pass
+    try:
+        import resource
+    except ImportError:
         return 0
-    import resource
-
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else largest * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Processes:

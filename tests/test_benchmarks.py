@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.outer_step import counted
+from benchmarks.outer_step import ROUTES, counted, stable_diffusion, timed
+from safeguard.model.diffusion import DiffusionModel
 from tests.tiny import WIDTH, tiny_unet
 
 
@@ -15,3 +16,15 @@ def test_routes_are_ordered_as_their_products_say() -> None:
     assert costs["first order"].flops < costs["straightforward"].flops
     assert costs["first order"].flops < costs["moreau"].flops
     assert costs["first order"].peak < costs["moreau"].peak < costs["straightforward"].peak
+
+
+def test_every_route_is_timed_on_noise() -> None:
+    found = timed("reference", "cpu", 1, "float32")
+    assert [title for title, _, _ in found] == [route.title for route in ROUTES]
+    assert all(seconds > 0 for _, seconds, _ in found)
+
+
+def test_random_weights_of_stable_diffusion_have_its_shape() -> None:
+    model = DiffusionModel(stable_diffusion("meta"))
+    assert model.latent_shape == (4, 64, 64)
+    assert sum(value.numel() for value in model.unet.parameters()) == 859_520_964

@@ -77,13 +77,14 @@ def roles(policy: Policy) -> list[Role]:
     return ["base", "hardened"] if policy.harden.resilience.name == "none" else ["base", "unlearned", "hardened"]
 
 
-def needs(policy: Policy, role: Role, spec: ProbeSpec) -> bool:
+def needs(policy: Policy, suite: Suite, role: Role, spec: ProbeSpec) -> bool:
     """Whether a probe is run on a model: the base is attacked only when no unlearned model shows that attacks work."""
     if role == "hardened" or spec.kind == "released":
         return True
     if role == "unlearned":
         return spec.control
-    return spec.data == "concept" and "unlearned" not in roles(policy)
+    shown = any(other.data == "concept" and other.control for other in suite.probes if other.kind != "released")
+    return spec.data == "concept" and not (shown and "unlearned" in roles(policy))
 
 
 def plan(policy: Policy, suite: Suite, calibrations: Mapping[str, Calibration | None] | None = None) -> Plan:
@@ -96,7 +97,7 @@ def plan(policy: Policy, suite: Suite, calibrations: Mapping[str, Calibration | 
         UsageFault: a probe kind nobody registered.
     """
     known = calibrations or {}
-    work = [(role, spec) for role in roles(policy) for spec in suite.probes if needs(policy, role, spec)]
+    work = [(role, spec) for role in roles(policy) for spec in suite.probes if needs(policy, suite, role, spec)]
     seeds = policy.certification.seeds
     settings = {spec.id: _settings(spec) for spec in suite.probes}
     powers = [

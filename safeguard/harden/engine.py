@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,16 +21,17 @@ from typing import Any
 
 import torch
 
+from safeguard import __version__
 from safeguard.cache import address, cache_dir
 from safeguard.errors import EnvironmentFault, TrainingFault, UsageFault
 from safeguard.harden.checks import benign_prompts, check_images, check_weights, fingerprints
-from safeguard.model.checkpoint import load_state, save_state
+from safeguard.model.checkpoint import held, load_state, save_state
 from safeguard.model.erasers import fold, has_erasers
 from safeguard.model.memory import within_memory
 from safeguard.model.parameters import parts_of
 from safeguard.policy.schema import Method
 from safeguard.processes import peak_memory
-from safeguard.registry import resilience, unlearners
+from safeguard.registry import Registry, resilience, unlearners
 from safeguard.resilience.base import Facts, Objective
 from safeguard.resilience.hypergradient import GUARDS
 from safeguard.resilience.none import NoConfig, NoObjective
@@ -82,7 +84,9 @@ def build(method: Method, bench: Workbench) -> Unlearner:
 def _surround(method: Method, bench: Workbench, unlearner: Unlearner) -> Objective:
     registered = resilience.get(method.name)
     config = registered.Config(**method.settings)
-    if bench.model.precision != "float32" and getattr(config, "hvp", None) == "finite_difference":
+    differs = getattr(config, "hvp", "") == "finite_difference"
+    products = getattr(config, "hypergradient", "") != "first_order" and getattr(config, "variant", "") != "released"
+    if bench.model.precision != "float32" and differs and products:
         raise UsageFault("finite differences need float32", fix="precision: float32, or hvp: fused", where="harden")
     built: Objective = registered(config, bench, unlearner)
     return built
@@ -121,11 +125,12 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         "retain": [subject.model_dump() for subject in policy.retain],
         "images": policy.harden.images,
         "seed": bench.seed,
-        "unlearner": policy.harden.unlearner.model_dump(),
+        "unlearner": _resolved(policy.harden.unlearner, unlearners),
         "unlearner data": unlearner.data_digest,
         "schedule": policy.harden.schedule,
         "precision": policy.harden.precision,
-        "version": 3,
+        "version": __version__,
+        "format": 3,
     }
     warm_start = unlearner.closed_form or method.name == "none" or getattr(around.config, "warm_start", False)  # type: ignore[attr-defined]
     if warm_start:
@@ -137,7 +142,8 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         unlearner.edit()
     if method.name != "none":
         intended |= set(around.parameters())
-        key["resilience"] = method.model_dump()
+        key["resilience"] = _resolved(method, resilience)
+        key["resilience data"] = around.unlearner.data_digest
         title = f"{policy.harden.unlearner.name} + {method.name}"
         _descend(bench, around, key, title, record, fresh)
     intended |= set(fold(bench.model))
@@ -156,8 +162,14 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         record.seconds = time.monotonic() - started
         record.cpu_seconds += time.process_time() - cpu_started
         record.peak_bytes = max(record.peak_bytes, peak_memory())
-        _remark(record)
+        _remark(record, bench)
     return record
+
+
+def _resolved(method: Method, registry: Registry) -> dict[str, Any]:
+    """A method with all its settings, defaults and presets included."""
+    settings: dict[str, Any] = registry.get(method.name).Config(**method.settings).model_dump(mode="json")
+    return {"name": method.name, **settings}
 
 
 def _count(record: Record, bench: Workbench) -> None:
@@ -177,6 +189,15 @@ def checkpoint_path(key: dict[str, Any]) -> Path:
 def _descend(
     bench: Workbench, objective: Objective, key: dict[str, Any], title: str, record: Record, fresh: bool
 ) -> None:
+    """One phase; another run that is at the same one is waited for, and gone on from."""
+    path = checkpoint_path(key)
+    busy = f"{title}: another run is at this phase; waiting for it, to go on from there"
+    with held(path, lambda: bench.progress.note(busy)) if bench.processes.main else nullcontext():
+        bench.processes.each(None)
+        _adam(bench, objective, path, title, record, fresh)
+
+
+def _adam(bench: Workbench, objective: Objective, path: Path, title: str, record: Record, fresh: bool) -> None:
     """Adam on the objective's gradients, from the phase's checkpoint if there is one."""
     processes, spreads = bench.processes, objective.spreads
     parameters = objective.trained()
@@ -184,10 +205,9 @@ def _descend(
     for value in parameters.values():
         value.requires_grad_(True)
     optimizer = torch.optim.Adam(parameters.values(), lr=objective.learning_rate)
-    path = checkpoint_path(key)
     series: dict[str, list[float]] = {}
     state = objective.unlearner.state() | objective.state()
-    start, cpu_started, cpu_before = 0, time.process_time(), 0.0
+    start, cpu_started, cpu_before, peak_before = 0, time.process_time(), 0.0, 0
     if path.exists() and not fresh and (spreads or processes.main):
         groups, facts = load_state(path, {"adam": optimizer})
         with torch.no_grad():
@@ -196,10 +216,13 @@ def _descend(
             objective.settle()
             for name, kept in state.items():
                 kept.copy_(groups["unlearner"][name])
-        start, series, cpu_before = facts["step"], facts["series"], facts["cpu_seconds"]
+        start, series = facts["step"], facts["series"]
+        cpu_before, peak_before = facts["cpu_seconds"], facts["peak_bytes"]
         record.cpu_seconds += cpu_before
-        record.peak_bytes = max(record.peak_bytes, facts["peak_bytes"])
-        bench.progress.note(f"{title}: continuing at step {start} of {objective.steps}")
+        record.peak_bytes = max(record.peak_bytes, peak_before)
+        note = f"{title}: continuing at step {start} of {objective.steps}"
+        bench.progress.note(note)
+        record.notes.append(note)
     if spreads and len(set(processes.each(start))) > 1:
         raise EnvironmentFault(
             f"{title}: the processes find different checkpoints",
@@ -208,7 +231,10 @@ def _descend(
 
     def save(step: int) -> None:
         tensors: dict[str, Mapping[str, torch.Tensor]] = {"weights": parameters, "unlearner": state}
-        used = {"cpu_seconds": cpu_before + time.process_time() - cpu_started, "peak_bytes": peak_memory()}
+        used = {
+            "cpu_seconds": cpu_before + time.process_time() - cpu_started,
+            "peak_bytes": max(peak_before, peak_memory()),
+        }
         save_state(path, tensors, {"adam": optimizer}, {"step": step, "series": series} | used)
 
     before = bench.step
@@ -270,7 +296,7 @@ def _loop(
                 saved = time.monotonic()
 
 
-def _remark(record: Record) -> None:
+def _remark(record: Record, bench: Workbench) -> None:
     """Say in words what the series and the checks show."""
     still = record.checks["tensors"]["meant to change but did not"]
     if still:
@@ -278,6 +304,8 @@ def _remark(record: Record) -> None:
     images = record.checks["images"]
     if 2 * images["flawed before"] >= len(images["prompts"]):
         record.notes.append("the base model draws noise or blank images itself; the hardened one was not held to more")
+    if not bench.policy.retain and not any(concept.related for concept in bench.concepts):
+        record.notes.append("the policy names no related or retained subject, so no image of anything else was kept")
     if record.halved:
         record.notes.append(
             f"the device ran out of memory {record.halved} times: in the end {record.micro_batch} images at a time "
@@ -285,7 +313,7 @@ def _remark(record: Record) -> None:
         )
     cosines = record.series.get("cosine of hypergradient and first order")
     if cosines:
-        record.notes.append(_on_second_order(cosines))
+        record.notes.append(_on_second_order(cosines, bench.policy.harden.resilience.name))
     for guard, consequence in GUARDS.items():
         fired = sum(record.series.get(f"guard: {guard}", []))
         if fired:
@@ -296,9 +324,14 @@ def _remark(record: Record) -> None:
         record.notes.append(f"{share:.1%} of the simulated fine-tunes were not finite and were skipped")
 
 
-def _on_second_order(cosines: list[float]) -> str:
+FIRST_ORDER = {"meta-unlearning": "variant: released", "resalign": "hypergradient: first_order"}
+"""How the objectives are told to leave second order out."""
+
+
+def _on_second_order(cosines: list[float], objective: str) -> str:
     mean, least = sum(cosines) / len(cosines), min(cosines)
     numbers = f"cosine of the hypergradient with its first-order part: mean {mean:.3f}, least {least:.3f}"
     if least > 0.99:
-        return f"second order never mattered: hypergradient: first_order would have done the same for less ({numbers})"
+        instead = FIRST_ORDER.get(objective, "first order")
+        return f"second order never changed the direction: {instead} goes the same way for less ({numbers})"
     return f"second order {'hardly mattered' if mean > 0.99 else 'changed the direction'} ({numbers})"

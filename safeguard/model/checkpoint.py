@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from safeguard.errors import ModelFault
-from safeguard.model.files import atomic_path
+from safeguard.model.files import atomic_path, check_writable
 
 
 def _portable(value: Any) -> torch.Tensor:
     # a copy: safetensors refuses tensors that share memory, and tied weights or views do
     return torch.as_tensor(value).detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def held(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """The training state is this process's until the end of the block, or of the process.
+
+    Args:
+        waiting: called when another process has it, before this one waits.
+
+    Raises:
+        EnvironmentFault: nothing can be written there.
+    """
+    check_writable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save_state(

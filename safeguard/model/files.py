@@ -168,7 +168,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if os.path.exists(retired) and not os.path.exists(path):  # Path.exists raises without permission
-            os.replace(retired, path)
+            with suppress(OSError):  # another process may have put its own there
+                os.replace(retired, path)
         shutil.rmtree(retired, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 
 from safeguard import __version__
 from safeguard.cache import address, cache_dir
-from safeguard.errors import PolicyFault
+from safeguard.errors import EnvironmentFault, PolicyFault
 from safeguard.model.files import atomic_directory, write_text
 from safeguard.policy.methods import method_problems
 from safeguard.policy.validation import fault, problems_of
@@ -96,7 +97,8 @@ class Units:
         """The unit, copied from the shared cache if only that has it."""
         own = self.folder / digest
         if not (own / "unit.json").exists() and self._shared and (self._shared / digest / "unit.json").exists():
-            self._copy(self._shared / digest, own)
+            with suppress(EnvironmentFault):  # another process may be replacing it: then this one makes its own
+                self._copy(self._shared / digest, own)
         try:
             return UnitResult.model_validate_json((own / "unit.json").read_bytes())
         except (OSError, ValidationError):
@@ -107,7 +109,11 @@ class Units:
         write_text(folder / "unit.json", result.model_dump_json(indent=1))
         self._copy(folder, self.folder / result.digest)
         if self._shared:
-            self._copy(folder, self._shared / result.digest)
+            try:
+                self._copy(folder, self._shared / result.digest)
+            except EnvironmentFault:
+                if not (self._shared / result.digest / "unit.json").exists():  # or another process was first
+                    raise
 
     @staticmethod
     def _copy(source: Path, target: Path) -> None:

@@ -47,8 +47,8 @@ class Solution:
     """Approximate x, and how good it is.
 
     Attributes:
-        residual: |b - A y| / |b| of the returned iterate; of the one before it when ``fixed_point`` runs to its end,
-            since its own would cost one more product.
+        residual: |b - A y| / |b| of the returned iterate; with ``fixed_point`` (unless a guard ended it) of the one
+            before, since its own would cost one more product.
         guard: what was detected: one of :data:`GUARDS`, or "".
         products: Hessian-vector products spent.
     """

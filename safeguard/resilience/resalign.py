@@ -43,7 +43,7 @@ from safeguard.resilience.base import Facts, Objective
 from safeguard.resilience.factors import Factors, matrices
 from safeguard.resilience.hypergradient import GUARDS, Vector, combine, cosine, gradients, norm
 from safeguard.resilience.lookahead import Lookahead, LookaheadConfig, Outcome
-from safeguard.resilience.simulation import Simulation, Simulations, draw
+from safeguard.resilience.simulation import Simulation, Simulations, check, draw
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
 from safeguard.unlearn.common import distillation
@@ -143,7 +143,13 @@ class ResAlign(Objective):
                 raise UsageFault(
                     f"harmful_loss: {named.name} is a closed form, without a loss", fix="name ga, esd or ca"
                 )
+            layers = bench.model.named_parameters().keys()
             self.unlearner = registered(registered.Config(**named.settings), bench)
+            if bench.model.named_parameters().keys() != layers:
+                raise UsageFault(
+                    f"harmful_loss: {named.name} adds layers to the model", fix="name it as the unlearner instead"
+                )
+        check(config.distribution, bench)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The parameter group theta, with other parts that the unlearner changes."""

@@ -87,23 +87,35 @@ def images(bench: Workbench, name: str) -> LatentSet | None:
     return LatentSet.join(found) if len(found) > 1 else next(iter(found), None)
 
 
-def draw(config: Simulations, bench: Workbench, seed: int) -> Simulation:
-    """A simulation that depends on the seed alone.
+def check(config: Simulations, bench: Workbench) -> None:
+    """Whether the policy has what simulations may be drawn from; no image is drawn to find out.
 
     Raises:
-        UsageFault: the policy has none of the data, or nothing to preserve.
+        UsageFault: it has none of the data, or nothing to preserve.
     """
+    related = any(concept.related for concept in bench.concepts)
+    there = {"concept"} | ({"related"} if related else set()) | ({"retain"} if bench.policy.retain else set())
+    if not any(weight and there & set(name.split("+")) for name, weight in config.data.items()):
+        asked = ", ".join(name for name, weight in config.data.items() if weight) or "nothing"
+        raise UsageFault(
+            f"no images to simulate fine-tunes on: distribution.data asks for {asked}",
+            fix="give 'concept' a weight there, or declare related or retained subjects",
+        )
+    if "prior-preserving" in config.losses and there == {"concept"}:
+        raise UsageFault(
+            "a prior-preserving loss needs benign images",
+            fix="declare related subjects of a concept, or retained subjects",
+        )
+
+
+def draw(config: Simulations, bench: Workbench, seed: int) -> Simulation:
+    """A simulation that depends on the seed alone; what may be drawn was checked (:func:`check`)."""
     generator = torch.Generator().manual_seed(seed)
 
     def pick(options: list[Any]) -> Any:
         return options[int(torch.randint(len(options), (), generator=generator))]
 
     sets = {name: data for name, weight in config.data.items() if weight and (data := images(bench, name)) is not None}
-    if not sets:
-        raise UsageFault(
-            f"no images to simulate fine-tunes on: the policy has nothing of {', '.join(config.data)}",
-            fix="give 'concept' a weight in distribution.data, or declare related or retained subjects",
-        )
     names = list(sets)
     weights = torch.tensor([config.data[name] for name in names])
     name = names[int(torch.multinomial(weights, 1, generator=generator))]
@@ -116,13 +128,6 @@ def draw(config: Simulations, bench: Workbench, seed: int) -> Simulation:
         optimizer=pick(config.optimizers),
         max_grad_norm=config.max_grad_norm,
     )
-    prior = None
-    if pick(config.losses) == "prior-preserving":
-        prior = bench.preserved
-        if prior is None:
-            raise UsageFault(
-                "a prior-preserving loss needs benign images",
-                fix="declare related subjects of a concept, or retained subjects",
-            )
+    prior = bench.preserved if pick(config.losses) == "prior-preserving" else None
     tuner = registered(registered.Config(**method.settings))
     return Simulation(sets[name], name, tuner, training, prior, config.prior_weight, seed)

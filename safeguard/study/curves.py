@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 PANEL = (3.6, 2.3)
 """Width and height of a panel, in inches."""
-TOP = 0.6
-"""Inches for the legend."""
+LEGEND = (3.4, 0.17)
+"""Width of the legend, and height of one of its lines, in inches."""
 COLOURS = ("#3b3f46", "#c44e12", "#1f6fb4", "#2a8c5a", "#8a4fbf", "#a8810c")
-MARKERS = "osD^vPX*<>hp"
+MARKERS = "osD^vPX*<>hpd"
 SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "safeguard",
     "svg.fonttype": "none",
@@ -38,10 +38,13 @@ def write_curves(result: StudyResult, out: Path) -> Path | None:
     steps = {look.probe: {other.step for other in looks if other.probe == look.probe} for look in looks}
     probes = [probe for probe, seen in steps.items() if len(seen) > 2]
     tasks = [task for task in result.study.tasks if any(cell.task == task and cell.looks for cell in result.cells)]
+    path = out / "study.svg"
     if not probes or not tasks:
+        path.unlink(missing_ok=True)  # that of an earlier run
         return None
     with mpl.rc_context(SETTINGS):
-        size = PANEL[0] * len(probes), TOP + PANEL[1] * len(tasks)
+        height = max(PANEL[1] * len(tasks), LEGEND[1] * (len(result.study.variants) + 2))
+        size = PANEL[0] * len(probes) + LEGEND[0], height
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(tasks), len(probes), squeeze=False, sharex="col", sharey=True)
         for row, task in zip(panels, tasks, strict=True):
@@ -54,10 +57,7 @@ def write_curves(result: StudyResult, out: Path) -> Path | None:
             axes.set_ylabel("images with the concept")
         lines = {line.get_label(): line for axes in panels.flat for line in axes.get_lines()}
         titles = [part.title for part in result.study.variants.values() if part.title in lines]
-        figure.legend(
-            [lines[title] for title in titles], titles, loc="outside upper center", ncols=2 * len(probes), frameon=False
-        )
-        path = out / "study.svg"
+        figure.legend([lines[title] for title in titles], titles, loc="outside right upper", frameon=False)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
     return path

@@ -74,8 +74,10 @@ def _row(cell: CellResult, title: str, columns: Sequence[tuple[str, int]], learn
 
 def _losses(cell: CellResult, probe: str) -> str:
     """Of the fine-tune's own images, before and after."""
-    losses = [look.training_loss for look in cell.looks if look.probe == probe and look.training_loss is not None]
-    return f"{losses[0]:.3f} → {losses[-1]:.3f}" if losses else ""
+    losses = [look.training_loss for look in cell.looks if look.probe == probe]
+    if not losses or losses[0] is None:
+        return ""
+    return f"{losses[0]:.3f} → " + ("diverged" if losses[-1] is None else f"{losses[-1]:.3f}")
 
 
 def _untouched(cells: Sequence[CellResult], columns: Sequence[tuple[str, int]], learning: Sequence[str]) -> list[str]:

@@ -2,8 +2,8 @@
 
 Every command is a process of its own, so that several run side by side, each in memory of its own, and one that fails
 costs one row. A model is not hardened again as long as its policy is the same, and certification reuses its units.
-Cells that begin with the same phase, such as one unlearner under several objectives, share it; the processor time of
-each counts the phase as if the cell had run it.
+Cells that begin with the same phase, such as one unlearner under several objectives, share it. The processor time of
+each counts the phase, and images that the next phase needs, too, twice: they are drawn anew.
 """
 
 from __future__ import annotations

@@ -103,9 +103,9 @@ class CellResult(Strict):
     """Why there is nothing else: what the failed command said."""
     verdict: Verdict | None = None
     cpu_seconds: float = 0.0
-    """Processor time of the hardening process; does not depend on what else the machine does."""
+    """Processor time of hardening, shared phases included; hardly depends on what else the machine does."""
     peak_bytes: int = 0
-    """Its largest resident memory."""
+    """Largest resident memory of a process that worked on it."""
     looks: list[Look] = []
     utility: list[UtilityRow] = []
 

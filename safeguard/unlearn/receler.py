@@ -40,6 +40,7 @@ from safeguard.model.memory import whole_batches
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.common.adversarial import attack
+from safeguard.unlearn.common.attention import widened
 from safeguard.unlearn.common.text_states import token_ids
 from safeguard.unlearn.common.trajectories import Drawn
 from safeguard.unlearn.esd import ESD, ESDConfig
@@ -126,8 +127,8 @@ def concept_mask(maps: list[Tensor], lengths: list[int], side: int, threshold: f
 def outside(output: Tensor, mask: Tensor) -> Tensor:
     """R_l: what an eraser's output (n, pixels, channels) does where ``mask`` (n, 1, s, s) is 0; a mean over images."""
     side = isqrt(output.shape[1])
-    elsewhere = 1 - torch.nn.functional.interpolate(mask, (side, side)).flatten(1)
-    return ((output.pow(2).mean(2) * elsewhere).sum(1) / (elsewhere.sum(1) + 1e-9)).mean()
+    elsewhere = 1 - torch.nn.functional.interpolate(widened(mask), (side, side)).flatten(1)
+    return ((widened(output).pow(2).mean(2) * elsewhere).sum(1) / (elsewhere.sum(1) + 1e-9)).mean()
 
 
 class Receler(ESD):

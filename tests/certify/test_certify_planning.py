@@ -49,8 +49,12 @@ def test_a_probe_may_leave_the_control_out() -> None:
 def test_without_resilience_the_base_takes_the_attacks() -> None:
     policy = without_resilience()
     assert roles(policy) == ["base", "hardened"]
-    assert [needs(policy, "base", spec) for spec in suite().probes] == [True, False, True]
-    assert [needs(make_policy(), "base", spec) for spec in suite().probes] == [True, False, False]
+    assert [needs(policy, suite(), "base", spec) for spec in suite().probes] == [True, False, True]
+    assert [needs(make_policy(), suite(), "base", spec) for spec in suite().probes] == [True, False, False]
+    quick = suite()
+    quick = quick.model_copy(update={"probes": [spec.model_copy(update={"control": False}) for spec in quick.probes]})
+    attacked = [needs(make_policy(), quick, "base", spec) for spec in quick.probes]
+    assert attacked == [True, False, True], "the unlearned model shows no attack, so the base must"
     assert plan(policy, suite()).units_by_role == {"base": 4, "hardened": 6}
 
 

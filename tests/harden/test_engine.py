@@ -175,6 +175,19 @@ def test_bfloat16_hardens_and_the_weights_stay_float32(unlearner: dict[str, Any]
     assert table.model.precision == "float32", "what is checked is what will be used"
 
 
+def test_a_harmful_loss_adds_no_layers() -> None:
+    table = bench(unlearner=ESD, resilience=RESALIGN | {"harmful_loss": RECELER})
+    with pytest.raises(UsageFault, match="receler adds layers"):
+        harden(table, "base")
+
+
+def test_nothing_to_keep_is_remarked() -> None:
+    policy = tiny_policy(unlearner={"name": "uce"}).model_dump() | {"retain": []}
+    policy["concepts"][0]["related"] = []
+    table = set_up(Policy.model_validate(policy), DiffusionModel(tiny_pipeline(0)), SilentProgress())
+    assert any("no related or retained subject" in note for note in harden(table, "base").notes)
+
+
 def test_finite_differences_refuse_bfloat16() -> None:
     rough = bench(unlearner=ESD, resilience=RESALIGN | {"hvp": "finite_difference"}, precision="bfloat16")
     with pytest.raises(UsageFault, match="finite differences need float32"):
@@ -238,7 +251,7 @@ def test_factors_end_up_in_the_weights() -> None:
 def test_the_record_says_when_second_order_never_mattered() -> None:
     still = RESALIGN | {"distribution": {"steps": [1], "learning_rates": [1e-9], "optimizers": ["sgd"]}}
     record = harden(bench(unlearner=ESD, resilience=still), "base")
-    assert any(note.startswith("second order never mattered") for note in record.notes)
+    assert any(note.startswith("second order never changed the direction") for note in record.notes)
 
 
 def test_the_record_names_guards_and_skipped_simulations() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from safeguard.errors import EnvironmentFault, ModelFault
-from safeguard.model.checkpoint import load_state, save_state
+from safeguard.model.checkpoint import held, load_state, save_state
 
 
 def problem() -> tuple[torch.nn.Linear, torch.optim.AdamW]:
@@ -70,3 +71,20 @@ def test_what_is_no_training_state_is_refused(tmp_path: Path, content: bytes | N
         (tmp_path / "s").write_bytes(content)
     with pytest.raises(ModelFault, match="not a training state"):
         load_state(tmp_path / "s")
+
+
+def test_a_held_state_is_waited_for(tmp_path: Path) -> None:
+    path, order = tmp_path / "phases" / "state.safetensors", list[str]()
+    waits = threading.Event()
+
+    def other() -> None:
+        with held(path, lambda: (order.append("waits"), waits.set())[0]):
+            order.append("goes on")
+
+    with held(path, lambda: order.append("never")):
+        second = threading.Thread(target=other)
+        second.start()
+        assert waits.wait(10)
+        order.append("done")
+    second.join(10)
+    assert order == ["waits", "done", "goes on"]

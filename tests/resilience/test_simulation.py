@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from safeguard.errors import UsageFault
 from safeguard.policy.schema import FineTuningMethod
-from safeguard.resilience.simulation import Simulations, draw
+from safeguard.resilience.simulation import Simulations, check, draw
 from safeguard.unlearn.base import Workbench
 from tests.benches import drawn_bench, mixed_concepts, seeded, tiny_bench
 
@@ -21,7 +21,9 @@ def bench() -> Workbench:
 
 def only_the_concept() -> Workbench:
     """A workbench without related and retained images."""
-    return drawn_bench({"name": "ga"}, mixed_concepts(2))
+    bench = drawn_bench({"name": "ga"}, mixed_concepts(2))
+    bench.policy = bench.policy.model_copy(update={"retain": []})
+    return bench
 
 
 def test_everything_declared_is_drawn(bench: Workbench) -> None:
@@ -82,9 +84,12 @@ def test_data_that_the_policy_lacks_are_left_out_or_refused() -> None:
         "concept"
     }
     with pytest.raises(UsageFault, match="no images to simulate"):
-        draw(Simulations(data={"retain": 1.0}), bench, 0)
+        check(Simulations(data={"retain": 1.0}), bench)
+    with pytest.raises(UsageFault, match="asks for retain"):
+        check(Simulations(data={"concept": 0.0, "retain": 1.0}), bench)
     with pytest.raises(UsageFault, match="needs benign images"):
-        draw(Simulations(losses=["prior-preserving"]), bench, 0)
+        check(Simulations(losses=["prior-preserving"]), bench)
+    check(Simulations(data={"concept": 0.1, "retain": 9.0}), bench)
 
 
 @pytest.mark.parametrize("data", [{}, {"nudity": 1.0}, {"concept+": 1.0}, {"concept": -1.0}])

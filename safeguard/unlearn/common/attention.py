@@ -49,7 +49,12 @@ def _keep(seen: dict[str, Tensor], which: str, module: nn.Module, inputs: Any, o
 
 def _attend(seen: dict[str, Tensor], maps: list[Tensor], module: Any, inputs: Any, output: Tensor) -> None:
     q, k = (seen.pop(which).unflatten(-1, (module.heads, -1)).transpose(1, 2) for which in ("q", "k"))
-    maps.append((q @ k.transpose(-1, -2) * module.scale).softmax(-1))
+    maps.append((widened(q) @ widened(k).transpose(-1, -2) * module.scale).softmax(-1))
+
+
+def widened(values: Tensor) -> Tensor:
+    """In float32 where the network answers in less, so that losses of what is read inside it are not rounded."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def resize_masks(masks: Tensor, pixels: int) -> Tensor:

@@ -7,8 +7,8 @@
 
 The step has three simulations of sixteen steps of all weights by SGD, one image each, the erasure loss at the present
 weights and after every simulation, and a retain term of four images: ResAlign's published numbers, but for those of its
-simulations that train LoRA, which is cheaper. FLOPs and bytes are counted on the meta device, exactly and with no GPU: a
-multiply-add is two FLOPs; a storage counts from the operator that makes it until it is freed; allocator slack and
+simulations that train LoRA, which is cheaper. FLOPs and bytes are counted on the meta device, exactly and with no GPU:
+a multiply-add is two FLOPs; a storage counts from the operator that makes it until it is freed; allocator slack and
 kernels' workspaces do not count. Routes:
 
 \b

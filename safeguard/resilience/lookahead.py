@@ -41,8 +41,8 @@ from safeguard.seeds import derive
 class LookaheadConfig(MethodConfig):
     """How a gradient passes through simulated fine-tunes."""
 
-    hypergradient: Literal["first_order", "moreau", "unrolled"] = "moreau"
-    """By which formula (:mod:`safeguard.resilience.hypergradient`)."""
+    hypergradient: Literal["first_order", "moreau", "unrolled"] = "first_order"
+    """By which formula (:mod:`safeguard.resilience.hypergradient`); the paper's is ``moreau``."""
     gamma: PositiveFloat | Literal["matched"] = "matched"
     """Moreau parameter; ``matched``: learning rate x steps, with Adam's preconditioner where Adam simulates
     (:func:`safeguard.resilience.trajectory.matched`). The paper uses 1 without one."""

@@ -2,9 +2,9 @@
 
     min_theta  (1 - beta) L_harm(theta) + beta E_sim [ L_harm(theta_FT) ] + alpha R(theta)                     (Eq. 2)
 
-L_harm is the base unlearner's loss (for a closed form, ``harmful_loss`` names one), R the distillation of related and
-retained images against the base model, and theta_FT the result of a fine-tune drawn from a declared distribution
-(data x method x loss x learning rate x steps x optimiser; ``simulations`` of them per outer step). The gradient through
+L_harm is gradient ascent on images of the concepts, or the loss that ``harmful_loss`` names, R the distillation of
+related and retained images against the base model, and theta_FT the result of a fine-tune drawn from a declared
+distribution (data x method x loss x learning rate x steps x optimiser; ``simulations`` of them per outer step). The gradient through
 theta_FT is ``hypergradient`` (:mod:`safeguard.resilience.hypergradient`).
 
 theta is a group of weights, or low-rank factors beside one (:mod:`safeguard.resilience.factors`); the gradient passes
@@ -50,6 +50,8 @@ from safeguard.unlearn.common import distillation
 
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {
+        "warm_start": False,
+        "points": 1,
         "parameters": "attention",
         "lora_rank": 4,
         "steps": 160,
@@ -91,10 +93,11 @@ class ResAlignConfig(LookaheadConfig):
     """Parameter group theta (``safeguard.model.parameters.GROUPS``)."""
     lora_rank: PositiveInt | None = None
     """Train low-rank factors of this rank beside the matrices of the group; none: the weights themselves."""
-    warm_start: bool = False
+    warm_start: bool = True
     """Run the unlearner alone first (always so for closed forms)."""
-    harmful_loss: UnlearnerMethod | None = None
-    """Gradient unlearner whose loss is L_harm (``ga``, ``esd``, ``ca``, …); none: the base unlearner's own."""
+    harmful_loss: UnlearnerMethod | None = UnlearnerMethod(name="ga")
+    """Gradient unlearner whose loss is L_harm (``ga`` as in the paper, ``esd``, ``ca``, …); none: the base unlearner's
+    own, or gradient ascent if that is a closed form."""
     beta: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of the loss after fine-tuning; the paper finds 0.3 to 0.9 good."""
     beta_schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -111,8 +114,8 @@ class ResAlignConfig(LookaheadConfig):
     """Simulated fine-tunes per outer step (J)."""
     distribution: Simulations = Simulations()
     """What they are drawn from."""
-    points: PositiveInt = 1
-    """Where along each simulation L_harm is evaluated; 1: at its end, as in the paper."""
+    points: PositiveInt = 4
+    """At how many places along each simulation L_harm is evaluated; 1: at its end, as in the paper."""
     spectrum_every: Annotated[int, Field(ge=0)] = 0
     """Every so many steps the extreme eigenvalues of the first simulation's Hessian are estimated, by twelve products;
     0: never."""

@@ -31,6 +31,9 @@ ESD = {
 }
 RESALIGN = {
     "name": "resalign",
+    "harmful_loss": None,
+    "hypergradient": "moreau",
+    "points": 1,
     "steps": 3,
     "simulations": 1,
     "warm_start": True,

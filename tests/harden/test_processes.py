@@ -23,6 +23,9 @@ from tests.tiny import save_tiny
 
 RESALIGN = {
     "name": "resalign",
+    "harmful_loss": None,
+    "hypergradient": "moreau",
+    "points": 1,
     "steps": 2,
     "simulations": 3,
     "learning_rate": 1e-3,

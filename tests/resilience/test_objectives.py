@@ -29,9 +29,13 @@ def gradients(objective: object, step: int = 0) -> list[torch.Tensor]:
     return [value.grad.clone() for value in values]
 
 
+PAPER = {"harmful_loss": None, "hypergradient": "moreau", "points": 1}
+"""The unlearner's own loss at the end of a fine-tune, through a Moreau envelope."""
+
+
 def resalign(**settings: object) -> ResAlign:
     bench = tiny_bench()
-    config = ResAlignConfig.model_validate({"distribution": SHORT, "simulations": 1, "alpha": 0.0} | settings)
+    config = ResAlignConfig.model_validate({"distribution": SHORT, "simulations": 1, "alpha": 0.0} | PAPER | settings)
     return ResAlign(config, bench, ESD(ESD_CONFIG, bench))
 
 

@@ -27,7 +27,8 @@ def bench() -> Workbench:
 
 def objective(bench: Workbench, **settings: Any) -> ResAlign:
     defaults = {"distribution": SHORT, "simulations": 1, "alpha": 0.0, "parameters": "cross-attention"}
-    config = ResAlignConfig.model_validate(defaults | settings)
+    paper = {"harmful_loss": None, "hypergradient": "moreau", "points": 1}
+    config = ResAlignConfig.model_validate(defaults | paper | settings)
     return ResAlign(config, bench, GradientAscent(GradientAscentConfig(batch_size=2), bench))
 
 

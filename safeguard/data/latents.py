@@ -7,7 +7,7 @@ a model whose text encoder was changed encodes the captions itself.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,13 @@ class LatentSet:
     def batch(self, size: int, generator: torch.Generator) -> Batch:
         """``size`` images drawn with replacement."""
         return self.rows(torch.randint(len(self), (size,), generator=generator), generator)
+
+    def only(self, prompts: Collection[str]) -> LatentSet:
+        """The images with these captions."""
+        kept = [row for row, caption in enumerate(self.captions) if caption in prompts]
+        digest = hashlib.sha256(f"{self.digest} {kept}".encode()).hexdigest()
+        captions = [self.captions[row] for row in kept]
+        return LatentSet(self.mean[kept], self.std[kept], self.conditioning[kept], captions, digest)
 
     @staticmethod
     def join(sets: Sequence[LatentSet]) -> LatentSet:

@@ -4,8 +4,8 @@
 
 L_harm is gradient ascent on images of the concepts, or the loss that ``harmful_loss`` names, R the distillation of
 related and retained images against the base model, and theta_FT the result of a fine-tune drawn from a declared
-distribution (data x method x loss x learning rate x steps x optimiser; ``simulations`` of them per outer step). The gradient through
-theta_FT is ``hypergradient`` (:mod:`safeguard.resilience.hypergradient`).
+distribution (data x method x loss x learning rate x steps x optimiser; ``simulations`` of them per outer step). The
+gradient through theta_FT is ``hypergradient`` (:mod:`safeguard.resilience.hypergradient`).
 
 theta is a group of weights, or low-rank factors beside one (:mod:`safeguard.resilience.factors`); the gradient passes
 through fine-tunes of any method (:mod:`safeguard.resilience.lookahead`).

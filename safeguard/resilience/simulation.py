@@ -31,6 +31,8 @@ class Simulations(MethodConfig):
     }
     """Weights of the data sets: ``concept`` (harmful), ``related``, ``retain`` (benign), and mixtures such as
     ``concept+retain``, whose images are drawn together. Sets that the policy does not have are left out."""
+    prompts: Annotated[list[PositiveInt | None], Field(min_length=1)] = [None]
+    """How many different prompts the images of a simulation have: 1 is the single-prompt attack; none: all of the set's."""
     methods: Annotated[list[FineTuningMethod], Field(min_length=1)] = [FineTuningMethod(name="full")]
     """Fine-tuning methods with their settings."""
     learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = [1e-5]
@@ -130,4 +132,9 @@ def draw(config: Simulations, bench: Workbench, seed: int) -> Simulation:
     )
     prior = bench.preserved if pick(config.losses) == "prior-preserving" else None
     tuner = registered(registered.Config(**method.settings))
-    return Simulation(sets[name], name, tuner, training, prior, config.prior_weight, seed)
+    data, few = sets[name], pick(config.prompts)
+    if few is not None:
+        captions = list(dict.fromkeys(data.captions))
+        places = torch.randperm(len(captions), generator=generator)[:few].tolist()
+        data = data.only([captions[place] for place in places])
+    return Simulation(data, name, tuner, training, prior, config.prior_weight, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from safeguard.errors import UsageFault
@@ -96,3 +97,19 @@ def test_data_that_the_policy_lacks_are_left_out_or_refused() -> None:
 def test_nonsense_is_refused(data: dict[Any, float]) -> None:
     with pytest.raises(ValidationError):
         Simulations(data=data)
+
+
+def test_few_prompts_are_those_that_the_seed_picks(bench: Workbench) -> None:
+    captions = set(bench.forget.captions)
+    assert len(captions) > 1
+    found = [draw(Simulations(data={"concept": 1.0}, prompts=[1]), bench, seed).data for seed in range(8)]
+    assert all(len(set(data.captions)) == 1 for data in found)
+    assert {data.captions[0] for data in found} == captions, "each in its turn"
+    for data in found:
+        rows = [row for row, caption in enumerate(bench.forget.captions) if caption == data.captions[0]]
+        assert torch.equal(data.mean, bench.forget.mean[rows])
+        assert torch.equal(data.conditioning.states, bench.forget.conditioning.states[rows])
+    mixed = [draw(Simulations(data={"concept": 1.0}, prompts=[None, 1]), bench, seed).data for seed in range(8)]
+    assert {len(set(data.captions)) for data in mixed} == {1, len(captions)}
+    many = draw(Simulations(data={"concept": 1.0}, prompts=[9]), bench, 0).data
+    assert many.captions == bench.forget.captions

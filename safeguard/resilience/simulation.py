@@ -32,7 +32,8 @@ class Simulations(MethodConfig):
     """Weights of the data sets: ``concept`` (harmful), ``related``, ``retain`` (benign), and mixtures such as
     ``concept+retain``, whose images are drawn together. Sets that the policy does not have are left out."""
     prompts: Annotated[list[PositiveInt | None], Field(min_length=1)] = [None]
-    """How many different prompts the images of a simulation have: 1 is the single-prompt attack; none: all of the set's."""
+    """How many different prompts the images of a simulation have: 1 is the single-prompt attack; none: all of the
+    set's."""
     methods: Annotated[list[FineTuningMethod], Field(min_length=1)] = [FineTuningMethod(name="full")]
     """Fine-tuning methods with their settings."""
     learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = [1e-5]

@@ -5,7 +5,8 @@
     theta_FT = theta after M steps of fine-tuning on the concept's images
 
 L_FT is the denoising loss of the concept's images and L_benign that of related and retained ones. A malicious fine-tune
-shall fail to learn the concept and break benign knowledge on the way. For one step of descent with rate tau,
+shall fail to learn the concept and break benign knowledge on the way. Around a closed form nothing holds the rest where
+it is; ``preserve_weight`` adds distillation. For one step of descent with rate tau,
 
     L_meta = -L_FT(theta) + tau |grad L_FT|^2 + tau zeta <grad L_FT, grad L_benign> + O(tau^2)                 (Eq. 4)
 
@@ -49,7 +50,7 @@ from safeguard.resilience.hypergradient import Vector, combine, cosine, dot, gra
 from safeguard.resilience.trajectory import Trajectory
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
-from safeguard.unlearn.common import bounded_ascent
+from safeguard.unlearn.common import bounded_ascent, preservation
 
 Loss = Callable[[], Tensor]
 """A loss at the present weights: the same images, timesteps and noise at every call."""
@@ -84,6 +85,10 @@ class MetaUnlearningConfig(MethodConfig):
     """Their optimiser, new at every outer step."""
     batch_size: PositiveInt = 4
     """Images per loss."""
+    preserve_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the distillation on related and retained images; 0 is the paper."""
+    preserve_batch: PositiveInt = 8
+    """Images per step of that term."""
     bound: PositiveFloat | None = 1.0
     """Denoising loss beyond which an ascended loss no longer counts; none: it always does, as in the paper."""
     hvp: Backend = "fused"
@@ -118,6 +123,10 @@ class MetaUnlearning(Objective):
         values = list(self.parameters().values())
         generator = torch.Generator().manual_seed(derive(bench.seed, "outer", step))
         total, facts = self._unlearning(values, generator)
+        distilled = preservation(bench, config.preserve_weight, config.preserve_batch, generator)
+        if distilled is not None:
+            facts["distillation loss"] = distilled.item()
+            total = combine(total, 1.0, gradients(distilled, values))
         concept, benign = self._loss(bench.forget, generator), self._benign(generator)
         training = Training(
             steps=config.inner_steps,

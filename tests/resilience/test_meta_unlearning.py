@@ -16,7 +16,7 @@ from safeguard.resilience.meta_unlearning import MetaUnlearning, MetaUnlearningC
 from safeguard.resilience.none import NoConfig, NoObjective
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Workbench
-from safeguard.unlearn.common import bounded_ascent
+from safeguard.unlearn.common import bounded_ascent, distillation
 from safeguard.unlearn.esd import ESD, ESDConfig
 from safeguard.unlearn.safegen import SafeGen, SafeGenConfig
 from tests.benches import apart, drawn_bench, learning, mixed_concepts, moved_bench, tiny_bench
@@ -175,6 +175,21 @@ def test_with_all_weights_zero_the_step_is_the_unlearners():
     bench = tiny_bench()
     meta = gradients(objective(bench, gamma2=0.0))
     assert apart(meta, gradients(NoObjective(NoConfig(), bench, ESD(ESD_CONFIG, bench)))) < 1e-6
+
+
+def test_distillation_is_added_with_its_weight():
+    bench = moved_bench()  # at the base model's weights the distillation is at its minimum
+    alone = {"gamma1": 0.0, "gamma2": 0.0}
+    kept = gradients(objective(bench, **alone, preserve_weight=2.0, preserve_batch=3))
+    assert max(float(value.abs().max()) for value in kept) > 0
+    twice = gradients(objective(bench, **alone, preserve_weight=4.0, preserve_batch=3))
+    assert apart(twice, [2 * value for value in kept]) < 1e-5
+    generator = torch.Generator().manual_seed(derive(bench.seed, "outer", 0))
+    built = objective(bench, **alone)
+    built.unlearner.loss(generator)  # draws first
+    loss = distillation(bench, bench.preserved, 3, generator)
+    expected = torch.autograd.grad(2 * loss, list(built.parameters().values()), materialize_grads=True)
+    assert apart(kept, list(expected)) < 1e-5
 
 
 def unrolled(bench: Workbench, config: MetaUnlearningConfig) -> Vector:

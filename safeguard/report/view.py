@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,7 @@ def tiles(report: Report) -> list[Tile]:
 def _headroom(claims: Sequence[Claim]) -> Tile | None:
     if not claims:
         return None
-    worst = max(claims, key=lambda claim: claim.upper - claim.limit)
+    worst = max(claims, key=lambda claim: claim.upper / claim.limit if claim.limit else math.inf)
     note = f"limit {declared(worst.limit)}, in {worst.probe}"
     return Tile("Worst upper bound", percent(worst.upper), note, worst.upper < worst.limit)
 

@@ -22,10 +22,9 @@ The floor is the count at a tensor throughput, by default what an H200 reaches i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import click
@@ -33,9 +32,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from safeguard.config import Precision
 from safeguard.data.latents import LatentSet
 from safeguard.harden.engine import build
-from safeguard.model.diffusion import DiffusionModel, Precision
+from safeguard.model.diffusion import DiffusionModel
 from safeguard.model.opening import open_pipeline, resolve
 from safeguard.policy.loading import load_policy
 from safeguard.policy.schema import Policy, UnlearnerMethod
@@ -76,6 +76,14 @@ ROUTES = (
 )
 
 
+def denoiser(device: str) -> Any:
+    """That of Stable Diffusion 1.4, with random weights."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device(device):
+        return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+
+
 # -- counted ---------------------------------------------------------------------------------------------------------
 
 
@@ -109,32 +117,29 @@ def counted(unet: Any, *, size: int, tokens: int, width: int) -> list[tuple[str,
         predicted: Tensor = unet(latents, t.expand(images), states, return_dict=False)[0]
         return predicted.pow(2).mean()
 
-    def gradient(values: Sequence[Tensor], backend: Backend, images: int = 1) -> Cost:
-        with ATTENTION[backend]():
-            return count(lambda: torch.autograd.grad(loss(images), values))
+    weights = list(unet.parameters())
 
-    def products(values: Sequence[Tensor], route: Route) -> Cost:
+    def gradient(images: int = 1) -> Cost:
+        return count(lambda: torch.autograd.grad(loss(images), weights))
+
+    def products(route: Route) -> Cost:
         def work() -> None:
-            product = hessian_product(loss, values, route.backend)
+            product = hessian_product(loss, weights, route.backend)
             for _ in range(route.products):
-                product([torch.empty_like(value) for value in values])
+                product([torch.empty_like(value) for value in weights])
 
         return count(work) if route.products else Cost(0, 0)
 
-    weights = list(unet.parameters())
     found = []
     for route in ROUTES:
-        step, solve = gradient(weights, route.backend), products(weights, route)
         with ATTENTION[route.backend]():
-            beside = [gradient(weights, route.backend, RETAIN), count(partial(_forward, loss))]
-        flops = SIMULATIONS * ((STEPS + 1) * step.flops + solve.flops) + sum(cost.flops for cost in (step, *beside))
-        found.append((route.title, Cost(flops, max(cost.peak for cost in (step, solve, *beside)))))
+            step, solve, retain = gradient(), products(route), gradient(RETAIN)
+            with torch.no_grad():
+                teacher = count(lambda: loss(RETAIN))
+        parts = step, solve, retain, teacher
+        flops = SIMULATIONS * ((STEPS + 1) * step.flops + solve.flops) + step.flops + retain.flops + teacher.flops
+        found.append((route.title, Cost(flops, max(cost.peak for cost in parts))))
     return found
-
-
-@torch.no_grad()
-def _forward(loss: Callable[[int], Tensor]) -> None:
-    loss(RETAIN)
 
 
 # -- timed -----------------------------------------------------------------------------------------------------------
@@ -142,19 +147,18 @@ def _forward(loss: Callable[[int], Tensor]) -> None:
 
 def stable_diffusion(device: str) -> Any:
     """A pipeline of Stable Diffusion 1.4's shape with random weights; the words are the reference model's."""
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 
     small = open_pipeline(resolve("reference", offline=True), device="cpu")
     config = CLIPTextConfig(**{**small.text_encoder.config.to_dict(), "hidden_size": 768, "num_attention_heads": 12})
     with torch.device(device):
         encoder, vae = CLIPTextModel(config), AutoencoderKL()
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=encoder,
         tokenizer=small.tokenizer,
-        unet=unet,
+        unet=denoiser(device),
         scheduler=small.scheduler,
         safety_checker=None,
         feature_extractor=None,
@@ -191,7 +195,7 @@ def timed(which: str, device: str, steps: int, precision: Precision) -> list[tup
         unlearner = build(UnlearnerMethod(name="ga", batch_size=1), bench)
         config = ResAlignConfig.model_validate(
             {
-                "harmful_loss": {"name": "ga", "batch_size": 1},
+                "harmful_loss": None,
                 "simulations": SIMULATIONS,
                 "retain_batch": RETAIN,
                 "distribution": {"data": {"concept": 1}, "steps": [STEPS], "optimizers": ["sgd"]},
@@ -229,13 +233,9 @@ def _wait(device: str) -> None:
 @click.option("--tflops", type=float, default=790.0, show_default=True, help="Throughput of the floor, in TFLOP/s.")
 def main(measure: str | None, device: str, steps: int, precision: Precision, tflops: float) -> None:
     """Print both tables."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
     click.echo("One outer step on the denoiser of Stable Diffusion 1.4 at 512 pixels, counted\n")
     click.echo(f"{'route':<18}{'TFLOP':>8}{'floor, s':>10}{'peak, GiB beside the weights':>31}")
-    for title, cost in counted(unet, size=64, tokens=77, width=768):
+    for title, cost in counted(denoiser("meta"), size=64, tokens=77, width=768):
         floor = cost.flops / TERA / tflops
         click.echo(f"{title:<18}{cost.flops / TERA:>8.0f}{floor:>10.2f}{cost.peak / GIB:>31.1f}")
     if measure:

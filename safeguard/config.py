@@ -1,8 +1,13 @@
-"""Base of every method's settings."""
+"""Base of every method's settings, and types that settings and code share."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
+
+Precision = Literal["float32", "bfloat16"]
+"""Of matrix products and convolutions."""
 
 
 class MethodConfig(BaseModel):

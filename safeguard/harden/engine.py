@@ -36,6 +36,7 @@ from safeguard.resilience.base import Facts, Objective
 from safeguard.resilience.hypergradient import GUARDS
 from safeguard.resilience.none import NoConfig, NoObjective
 from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.unlearn.common import kept_subjects
 
 MAX_GRAD_NORM = 1.0
 """Every outer gradient is clipped to this norm: a safeguard of ours, few published implementations clip."""
@@ -83,12 +84,9 @@ def build(method: Method, bench: Workbench) -> Unlearner:
 
 def _surround(method: Method, bench: Workbench, unlearner: Unlearner) -> Objective:
     registered = resilience.get(method.name)
-    config = registered.Config(**method.settings)
-    differs = getattr(config, "hvp", "") == "finite_difference"
-    products = getattr(config, "hypergradient", "") != "first_order" and getattr(config, "variant", "") != "released"
-    if bench.model.precision != "float32" and differs and products:
+    built: Objective = registered(registered.Config(**method.settings), bench, unlearner)
+    if bench.model.precision != "float32" and built.products() == "finite_difference":
         raise UsageFault("finite differences need float32", fix="precision: float32, or hvp: fused", where="harden")
-    built: Objective = registered(config, bench, unlearner)
     return built
 
 
@@ -162,7 +160,7 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         record.seconds = time.monotonic() - started
         record.cpu_seconds += time.process_time() - cpu_started
         record.peak_bytes = max(record.peak_bytes, peak_memory())
-        _remark(record, bench)
+        _remark(record, bench, around)
     return record
 
 
@@ -192,7 +190,7 @@ def _descend(
     """One phase; another run that is at the same one is waited for, and gone on from."""
     path = checkpoint_path(key)
     busy = f"{title}: another run is at this phase; waiting for it, to go on from there"
-    with held(path, lambda: bench.progress.note(busy)) if bench.processes.main else nullcontext():
+    with held(path, partial(bench.progress.note, busy)) if bench.processes.main else nullcontext():
         bench.processes.each(None)
         _adam(bench, objective, path, title, record, fresh)
 
@@ -296,7 +294,7 @@ def _loop(
                 saved = time.monotonic()
 
 
-def _remark(record: Record, bench: Workbench) -> None:
+def _remark(record: Record, bench: Workbench, objective: Objective) -> None:
     """Say in words what the series and the checks show."""
     still = record.checks["tensors"]["meant to change but did not"]
     if still:
@@ -304,7 +302,7 @@ def _remark(record: Record, bench: Workbench) -> None:
     images = record.checks["images"]
     if 2 * images["flawed before"] >= len(images["prompts"]):
         record.notes.append("the base model draws noise or blank images itself; the hardened one was not held to more")
-    if not bench.policy.retain and not any(concept.related for concept in bench.concepts):
+    if not kept_subjects(bench):
         record.notes.append("the policy names no related or retained subject, so no image of anything else was kept")
     if record.halved:
         record.notes.append(
@@ -313,7 +311,7 @@ def _remark(record: Record, bench: Workbench) -> None:
         )
     cosines = record.series.get("cosine of hypergradient and first order")
     if cosines:
-        record.notes.append(_on_second_order(cosines, bench.policy.harden.resilience.name))
+        record.notes.append(_on_second_order(cosines, objective.first_order))
     for guard, consequence in GUARDS.items():
         fired = sum(record.series.get(f"guard: {guard}", []))
         if fired:
@@ -324,14 +322,9 @@ def _remark(record: Record, bench: Workbench) -> None:
         record.notes.append(f"{share:.1%} of the simulated fine-tunes were not finite and were skipped")
 
 
-FIRST_ORDER = {"meta-unlearning": "variant: released", "resalign": "hypergradient: first_order"}
-"""How the objectives are told to leave second order out."""
-
-
-def _on_second_order(cosines: list[float], objective: str) -> str:
+def _on_second_order(cosines: list[float], instead: str) -> str:
     mean, least = sum(cosines) / len(cosines), min(cosines)
     numbers = f"cosine of the hypergradient with its first-order part: mean {mean:.3f}, least {least:.3f}"
     if least > 0.99:
-        instead = FIRST_ORDER.get(objective, "first order")
         return f"second order never changed the direction: {instead} goes the same way for less ({numbers})"
     return f"second order {'hardly mattered' if mean > 0.99 else 'changed the direction'} ({numbers})"

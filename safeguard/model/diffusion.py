@@ -10,17 +10,16 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from safeguard.config import Precision
 from safeguard.errors import ModelFault
 from safeguard.model.memory import MicroBatches
 from safeguard.model.preflight import PIPELINES, unsupported
-
-Precision = Literal["float32", "bfloat16"]
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 """Components that hardening or a fine-tune may change, as diffusers names them."""

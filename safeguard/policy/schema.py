@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
+from safeguard.config import Precision
 from safeguard.registry import Registry, detectors, finetuners, resilience, unlearners
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -183,7 +184,7 @@ class Harden(Strict):
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over each phase: as the method says (the papers), or from there to zero along half a cosine, which
     lets a short run take large steps and still end quietly."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of the denoiser's matrix products and convolutions while it is hardened; weights, losses and optimisers stay in
     float32. ``bfloat16`` is faster on GPUs made for it, with gradients off by about a percent."""
     images: PositiveInt = 48

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from safeguard.resilience.hvp import Backend
 from safeguard.unlearn.base import Unlearner, Workbench
 
 Facts = dict[str, float]
@@ -27,8 +28,15 @@ class Objective:
     """True: :meth:`accumulate` shares its work with ``bench.processes`` and adds up the gradient. False: the main
     process descends alone and hands the weights round at the end."""
 
+    first_order: ClassVar[str] = "first order"
+    """The setting that leaves second order out, for the record's advice."""
+
     def __init__(self, config: Any, bench: Workbench, unlearner: Unlearner) -> None:
         """An objective keeps them itself, so that its settings have types; nothing else is at hand."""
+
+    def products(self) -> Backend | None:
+        """How it computes Hessian-vector products; none: it needs none."""
+        return None
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """What may change, by name in the model (``unet.…``, ``text_encoder.…``)."""

@@ -23,7 +23,8 @@ Solvers of A y = b with A = I + gamma P^-1/2 H P^-1/2, b = P^-1/2 g, x = P^1/2 y
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,6 +86,19 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor], *, retain_graph: bool 
     return list(
         torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True, materialize_grads=True)
     )
+
+
+@contextmanager
+def taking_gradients(values: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, all of them take gradients."""
+    before = [value.requires_grad for value in values]
+    for value in values:
+        value.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for value, flag in zip(values, before, strict=True):
+            value.requires_grad_(flag)
 
 
 def within_trust(x: Vector, g: Sequence[Tensor], trust: float) -> tuple[Vector, str]:

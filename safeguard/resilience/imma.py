@@ -40,7 +40,8 @@ from safeguard.model.parameters import exposed
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
 from safeguard.resilience.base import Facts, Objective
-from safeguard.resilience.hypergradient import Vector, combine, gradients, norm
+from safeguard.resilience.hypergradient import Vector, combine, gradients, norm, taking_gradients
+from safeguard.resilience.simulation import marks
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
 from safeguard.unlearn.common import bounded_ascent, preservation
@@ -114,13 +115,12 @@ class IMMA(Objective):
         generator = torch.Generator().manual_seed(derive(bench.seed, "ascent", step))
         ascent, losses = [torch.zeros_like(value) for value in values], list[float]()
         with self._adaptation(step, values) as run:
-            count = min(config.points, run.training.steps)
-            marks = {round(run.training.steps * (k + 1) / count) for k in range(count)}
+            looks = marks(run.training.steps, config.points)
             for done in range(1, run.training.steps + 1):
                 run.step()
-                if done in marks:
+                if done in looks:
                     slope, loss = self._ascent(values, generator)
-                    ascent = combine(ascent, 1 / count, slope)
+                    ascent = combine(ascent, 1 / len(looks), slope)
                     losses.append(loss)
         for value, gradient in zip(values, combine(total, 1.0, ascent), strict=True):
             value.grad = gradient
@@ -129,15 +129,10 @@ class IMMA(Objective):
 
     def _ascent(self, theta: list[torch.nn.Parameter], generator: torch.Generator) -> tuple[Vector, float]:
         """The gradient that raises L_A where the adaptation is now, and L_A."""
-        model, before = self.bench.model, [value.requires_grad for value in theta]
-        for value in theta:
-            value.requires_grad_(True)
-        batch = self.bench.forget.batch(self.config.batch_size, generator)
-        loss = model.denoising_loss(batch.latents, model.encode_prompts(batch.captions), generator)
-        slope = gradients(bounded_ascent(loss, self.config.bound), theta)
-        for value, flag in zip(theta, before, strict=True):
-            value.requires_grad_(flag)
-        return slope, loss.item()
+        model, batch = self.bench.model, self.bench.forget.batch(self.config.batch_size, generator)
+        with taking_gradients(theta):
+            loss = model.denoising_loss(batch.latents, model.encode_prompts(batch.captions), generator)
+            return gradients(bounded_ascent(loss, self.config.bound), theta), loss.item()
 
     def _present(self, values: list[torch.nn.Parameter], generator: torch.Generator) -> tuple[Vector, Facts]:
         """The gradient at the present weights of what is descended beside the ascent."""

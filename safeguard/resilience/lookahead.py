@@ -11,8 +11,8 @@ and the reverse recursion gives both exactly (:mod:`safeguard.resilience.traject
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -32,6 +32,7 @@ from safeguard.resilience.hypergradient import (
     gradients,
     norm,
     solve_moreau,
+    taking_gradients,
     within_trust,
 )
 from safeguard.resilience.trajectory import Trajectory, matched
@@ -122,17 +123,9 @@ class Lookahead:
         elif self.config.hypergradient == "moreau":
             self._hyper = combine(self._hyper, 1.0, self._moreau(g[:size], g[size:]))
 
-    @contextmanager
-    def taking_gradients(self) -> Iterator[None]:
+    def taking_gradients(self) -> AbstractContextManager[None]:
         """Inside, all that is differentiated takes gradients."""
-        before = [value.requires_grad for value in self._leaves]
-        for value in self._leaves:
-            value.requires_grad_(True)
-        try:
-            yield
-        finally:
-            for value, flag in zip(self._leaves, before, strict=True):
-                value.requires_grad_(flag)
+        return taking_gradients(self._leaves)
 
     def spectrum(self) -> None:
         """Estimate the extreme eigenvalues of the fine-tune's Hessian where :meth:`look` was last."""

@@ -101,6 +101,7 @@ class MetaUnlearning(Objective):
     """Algorithm 1 around a base unlearner."""
 
     Config: ClassVar = MetaUnlearningConfig
+    first_order: ClassVar = "variant: released"
 
     def __init__(self, config: MetaUnlearningConfig, bench: Workbench, unlearner: Unlearner) -> None:
         if bench.preserved is None:
@@ -112,6 +113,10 @@ class MetaUnlearning(Objective):
         self.unlearner = unlearner
         self.steps = config.steps
         self.learning_rate = config.learning_rate
+
+    def products(self) -> Backend | None:
+        """Those of the way back through the inner steps."""
+        return self.config.hvp if self.config.variant == "exact" else None
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The parameter group theta, with other parts that the unlearner changes."""

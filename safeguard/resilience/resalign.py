@@ -41,9 +41,10 @@ from safeguard.policy.schema import UnlearnerMethod
 from safeguard.registry import unlearners
 from safeguard.resilience.base import Facts, Objective
 from safeguard.resilience.factors import Factors, matrices
+from safeguard.resilience.hvp import Backend
 from safeguard.resilience.hypergradient import GUARDS, Vector, combine, cosine, gradients, norm
 from safeguard.resilience.lookahead import Lookahead, LookaheadConfig, Outcome
-from safeguard.resilience.simulation import Simulation, Simulations, check, draw
+from safeguard.resilience.simulation import Simulation, Simulations, check, draw, marks
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
 from safeguard.unlearn.common import distillation
@@ -132,6 +133,7 @@ class ResAlign(Objective):
 
     Config: ClassVar = ResAlignConfig
     spreads: ClassVar = True
+    first_order: ClassVar = "hypergradient: first_order"
 
     def __init__(self, config: ResAlignConfig, bench: Workbench, unlearner: Unlearner) -> None:
         self.config = config
@@ -153,6 +155,11 @@ class ResAlign(Objective):
                     f"harmful_loss: {named.name} adds layers to the model", fix="name it as the unlearner instead"
                 )
         check(config.distribution, bench)
+
+    def products(self) -> Backend | None:
+        """Those of the hypergradient, and of the spectrum."""
+        config = self.config
+        return config.hvp if config.hypergradient != "first_order" or config.spectrum_every else None
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The parameter group theta, with other parts that the unlearner changes."""
@@ -245,13 +252,12 @@ class ResAlign(Objective):
         """Run one simulation in place and differentiate L_harm through it; weights are left anywhere."""
         config, bench = self.config, self.bench
         steps = simulation.training.steps
-        count = min(config.points, steps)
-        marks = {round(steps * (k + 1) / count) for k in range(count)}
+        looks = marks(steps, config.points)
         ahead = Lookahead(config, simulation.start(bench), theta, simulation.seed)
         try:
             for done in range(1, steps + 1):
                 ahead.step()
-                if done in marks:
+                if done in looks:
                     with ahead.taking_gradients():
                         ahead.look(self.unlearner.loss(self._generator(step, index, done, "harm")))
             if index == 0 and config.spectrum_every and step % config.spectrum_every == 0:

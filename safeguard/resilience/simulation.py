@@ -15,6 +15,7 @@ from safeguard.finetune.base import FineTuner, Run, Training
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
 from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.common import kept_subjects
 
 _SETS = "(concept|related|retain)"
 DataName = Annotated[str, Field(pattern=rf"^{_SETS}(\+{_SETS})*$")]
@@ -82,6 +83,12 @@ class Simulation:
         )
 
 
+def marks(steps: int, points: int) -> set[int]:
+    """After which of a fine-tune's steps to look at it: equally spaced ones, the last among them; at most all."""
+    count = min(points, steps)
+    return {round(steps * (k + 1) / count) for k in range(count)}
+
+
 def images(bench: Workbench, name: str) -> LatentSet | None:
     """The set of that name, or what there is of a mixture; None without any."""
     drawn = {"concept": "forget", "related": "related", "retain": "retain"}
@@ -104,7 +111,7 @@ def check(config: Simulations, bench: Workbench) -> None:
             f"no images to simulate fine-tunes on: distribution.data asks for {asked}",
             fix="give 'concept' a weight there, or declare related or retained subjects",
         )
-    if "prior-preserving" in config.losses and there == {"concept"}:
+    if "prior-preserving" in config.losses and not kept_subjects(bench):
         raise UsageFault(
             "a prior-preserving loss needs benign images",
             fix="declare related subjects of a concept, or retained subjects",

@@ -21,11 +21,7 @@ LEGEND = (3.4, 0.17)
 """Width of the legend, and height of one of its lines, in inches."""
 COLOURS = ("#3b3f46", "#c44e12", "#1f6fb4", "#2a8c5a", "#8a4fbf", "#a8810c")
 MARKERS = "osD^vPX*<>hpd"
-SETTINGS: dict[Any, Any] = {
-    "svg.hashsalt": "safeguard",
-    "svg.fonttype": "none",
-    "font.size": 9,
-}
+SETTINGS: dict[Any, Any] = {"svg.hashsalt": "safeguard", "svg.fonttype": "none", "font.size": 9}
 
 
 def write_curves(result: StudyResult, out: Path) -> Path | None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from safeguard.config import Precision
 from safeguard.errors import TrainingFault, UsageFault
-from safeguard.model.diffusion import DiffusionModel, Precision
+from safeguard.model.diffusion import DiffusionModel
 from safeguard.resilience import hvp
 from safeguard.resilience.hvp import Backend, fused_attention, hessian_product
 from safeguard.resilience.hypergradient import Vector, dot

@@ -38,6 +38,8 @@ from safeguard.resilience.none import NoConfig, NoObjective
 from safeguard.unlearn.base import Unlearner, Workbench
 from safeguard.unlearn.common import kept_subjects
 
+Series = dict[str, list[float | None]]
+
 MAX_GRAD_NORM = 1.0
 """Every outer gradient is clipped to this norm: a safeguard of ours, few published implementations clip."""
 CHECKPOINT_SECONDS = 30.0
@@ -53,7 +55,8 @@ class Record:
     """What a hardening did: written beside the model, shown in the report.
 
     Attributes:
-        series: one list per logged quantity, one value per outer step (of all phases, in order).
+        series: one list per logged quantity, one entry per outer step of the phases that log it, in order; None where a
+            step did not.
         notes: what a reader should know: guards that fired, phases resumed.
         checks: what was found when the finished model was checked (``safeguard.harden.checks``).
         seconds: wall time of this run.
@@ -64,7 +67,7 @@ class Record:
         halved: how often it ran out of memory, in all processes.
     """
 
-    series: dict[str, list[float]] = field(default_factory=dict)
+    series: Series = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     checks: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
@@ -203,7 +206,7 @@ def _adam(bench: Workbench, objective: Objective, path: Path, title: str, record
     for value in parameters.values():
         value.requires_grad_(True)
     optimizer = torch.optim.Adam(parameters.values(), lr=objective.learning_rate)
-    series: dict[str, list[float]] = {}
+    series: Series = {}
     state = objective.unlearner.state() | objective.state()
     start, cpu_started, cpu_before, peak_before = 0, time.process_time(), 0.0, 0
     if path.exists() and not fresh and (spreads or processes.main):
@@ -243,6 +246,7 @@ def _adam(bench: Workbench, objective: Objective, path: Path, title: str, record
         processes.copy([*parameters.values(), *state.values()])
         objective.settle()
     for name, values in series.items():
+        _pad(values, objective.steps)
         record.series.setdefault(name, []).extend(values)
     bench.model.freeze()
 
@@ -252,7 +256,7 @@ def _loop(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     title: str,
-    series: dict[str, list[float]],
+    series: Series,
     start: int,
     state: list[torch.Tensor],
     save: Callable[[int], None],
@@ -286,12 +290,18 @@ def _loop(
             if objective.spreads:
                 processes.copy(state)  # what losses left there for after_step is only right in the main process
             for name, value in facts.items():
-                series.setdefault(name, []).append(value)
+                _pad(series.setdefault(name, []), step).append(value)
             task.update(step + 1, **{name: value for name, value in facts.items() if name.endswith(("loss", "tuning"))})
             due = time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == objective.steps
             if due and processes.main:
                 save(step + 1)
                 saved = time.monotonic()
+
+
+def _pad(values: list[float | None], steps: int) -> list[float | None]:
+    """Make up for the steps that logged no value."""
+    values += [None] * (steps - len(values))
+    return values
 
 
 def _remark(record: Record, bench: Workbench, objective: Objective) -> None:
@@ -309,14 +319,15 @@ def _remark(record: Record, bench: Workbench, objective: Objective) -> None:
             f"the device ran out of memory {record.halved} times: in the end {record.micro_batch} images at a time "
             "went through the denoiser, which changes nothing but time"
         )
-    cosines = record.series.get("cosine of hypergradient and first order")
+    logged = {name: [value for value in values if value is not None] for name, values in record.series.items()}
+    cosines = logged.get("cosine of hypergradient and first order")
     if cosines:
         record.notes.append(_on_second_order(cosines, objective.first_order))
     for guard, consequence in GUARDS.items():
-        fired = sum(record.series.get(f"guard: {guard}", []))
+        fired = sum(logged.get(f"guard: {guard}", []))
         if fired:
             record.notes.append(f"guard of the hypergradient: {guard}, {fired:.0f} times; {consequence}")
-    skipped = record.series.get("simulations skipped", [])
+    skipped = logged.get("simulations skipped", [])
     if any(skipped):
         share = sum(skipped) / len(skipped)
         record.notes.append(f"{share:.1%} of the simulated fine-tunes were not finite and were skipped")

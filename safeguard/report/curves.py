@@ -371,25 +371,21 @@ class Spark:
     not_finite: int
 
 
-def sparkline(values: Sequence[float], width: float = 240, height: float = 64, most: int = 160) -> Spark:
+def sparkline(values: Sequence[float | None], width: float = 240, height: float = 64, most: int = 160) -> Spark:
     """Geometry of a series; long ones are averaged into at most ``most`` equal stretches.
 
-    Values that are not finite leave a gap and are counted.
+    Values that are not finite leave a gap and are counted; steps without a value are passed over.
     """
-    finite = [value for value in values if math.isfinite(value)]
+    logged, finite = _logged(values)
     low, high = (min(finite), max(finite)) if finite else (None, None)
     means = _stretches(values, most)
-    floor = min((mean for mean in means if mean is not None), default=0.0)
-    reach = max((mean for mean in means if mean is not None), default=0.0) - floor
-    lines: list[list[tuple[float, float]]] = [[]]
-    for index, mean in enumerate(means):
-        if mean is None:
-            lines.append([])
-            continue
-        x = 5 + (width - 10) * (index / (len(means) - 1) if len(means) > 1 else 0.5)
-        y = height - 6 - (height - 12) * ((mean - floor) / reach if reach else 0.5)
-        lines[-1].append((round(x, 1), round(y, 1)))
-    drawn = [line for line in lines if line]
+    floor = min(_logged(means)[1], default=0.0)
+    reach = max(_logged(means)[1], default=0.0) - floor
+
+    def place(share: float, mean: float) -> tuple[float, float]:
+        return 5 + (width - 10) * share, height - 6 - (height - 12) * ((mean - floor) / reach if reach else 0.5)
+
+    drawn = _polylines(means, place)
     return Spark(
         width,
         height,
@@ -399,18 +395,42 @@ def sparkline(values: Sequence[float], width: float = 240, height: float = 64, m
         finite[-1] if finite else None,
         low,
         high,
-        len(values),
-        len(values) - len(finite),
+        len(logged),
+        len(logged) - len(finite),
     )
 
 
-def _stretches(values: Sequence[float], most: int) -> list[float | None]:
+def _logged(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
+    """The values that there are, and the finite ones among them."""
+    logged = [value for value in values if value is not None]
+    return logged, [value for value in logged if math.isfinite(value)]
+
+
+def _stretches(values: Sequence[float | None], most: int) -> list[float | None]:
+    """Means of at most ``most`` equal stretches: NaN where no value is finite, None where there is none."""
     size = max(1, math.ceil(len(values) / most))
     result: list[float | None] = []
     for start in range(0, len(values), size):
-        finite = [value for value in values[start : start + size] if math.isfinite(value)]
-        result.append(sum(value / len(finite) for value in finite) if finite else None)
+        logged, finite = _logged(values[start : start + size])
+        nothing = math.nan if logged else None
+        result.append(sum(value / len(finite) for value in finite) if finite else nothing)
     return result
+
+
+def _polylines(
+    means: Sequence[float | None], place: Callable[[float, float], tuple[float, float]]
+) -> list[list[tuple[float, float]]]:
+    """Lines through the means, ``place`` of (share of the width, mean): broken by NaN, not by None."""
+    lines: list[list[tuple[float, float]]] = [[]]
+    for index, mean in enumerate(means):
+        if mean is None:
+            continue
+        if math.isnan(mean):
+            lines.append([])
+            continue
+        x, y = place(index / (len(means) - 1) if len(means) > 1 else 0.5, mean)
+        lines[-1].append((round(x, 1), round(y, 1)))
+    return [line for line in lines if line]
 
 
 TRACES: dict[str, str] = {
@@ -439,18 +459,18 @@ class Trace:
     description: str
 
 
-def traces(series: Mapping[str, Sequence[float]], frame: Frame = TRACE) -> list[Trace]:
+def traces(series: Mapping[str, Sequence[float | None]], frame: Frame = TRACE) -> list[Trace]:
     """A chart for every one of :data:`TRACES` that was logged; one value is no curve."""
     return [
         _trace(name, meaning, series[name], frame)
         for name, meaning in TRACES.items()
-        if sum(map(math.isfinite, series.get(name, []))) > 1
+        if len(_logged(series.get(name, []))[1]) > 1
     ]
 
 
-def _trace(name: str, meaning: str, values: Sequence[float], frame: Frame) -> Trace:
+def _trace(name: str, meaning: str, values: Sequence[float | None], frame: Frame) -> Trace:
     means = _stretches(values, 160)
-    finite = [mean for mean in means if mean is not None]
+    _, finite = _logged(means)
     steps = _round_steps(min(0.0, *finite), max(0.0, *finite))
     low, high = steps[0], steps[-1]
 
@@ -460,12 +480,7 @@ def _trace(name: str, meaning: str, values: Sequence[float], frame: Frame) -> Tr
     def x(share: float) -> float:
         return frame.left + (frame.x1 - frame.left) * share
 
-    lines: list[list[str]] = [[]]
-    for index, mean in enumerate(means):
-        if mean is None:
-            lines.append([])
-        else:
-            lines[-1].append(f"{x(index / max(1, len(means) - 1)):.1f},{y(mean):.1f}")
+    lines = _polylines(means, lambda share, mean: (x(share), y(mean)))
     return Trace(
         frame=frame,
         name=name,
@@ -473,7 +488,7 @@ def _trace(name: str, meaning: str, values: Sequence[float], frame: Frame) -> Tr
         x_ticks=[Tick(round(x(share), 1), f"{1 + round(share * (len(values) - 1)):,}") for share in (0, 0.5, 1)],
         y_ticks=[Tick(round(y(step), 1), number(step)) for step in steps],
         zero_y=round(y(0.0), 1),
-        lines=[" ".join(line) for line in lines if line],
+        lines=[" ".join(f"{x},{y}" for x, y in line) for line in lines],
         description=f"{plural(len(values), 'step')}, from {number(finite[0])} to {number(finite[-1])}",
     )
 

@@ -107,12 +107,12 @@ class ConceptInfo(_Record):
 
 
 class Diagnostics(_Record):
-    """What the hardening run recorded: one series per logged quantity, over outer steps."""
+    """What the hardening run recorded: a series per logged quantity, over outer steps; None where one has no value."""
 
     unlearner: str
     objective: str
     seconds: float
-    series: dict[str, list[float]]
+    series: dict[str, list[float | None]]
     notes: list[str]
 
 

@@ -21,10 +21,16 @@ def table(result: StudyResult, task: str) -> str:
     columns = _columns(found)
     looks = [look for cell in found for look in cell.looks]
     learning = list(dict.fromkeys(look.probe for look in looks if look.training_loss is not None))
-    header = ["method", *(_heading(probe, step) for probe, step in columns), *(f"{probe}, loss" for probe in learning)]
+    slow = [probe for probe in learning if any(_half(cell, probe) is not None for cell in found)]
+    header = [
+        "method",
+        *(_heading(probe, step) for probe, step in columns),
+        *(f"{probe}, half after" for probe in slow),
+    ]
+    header += [f"{probe}, loss" for probe in learning]
     header += ["related kept", "others kept", "CLIP score", "CPU time", "memory"]
-    rows = [_untouched(found, columns, learning)]
-    rows += [_row(cell, result.study.variants[cell.variant].title, columns, learning) for cell in found]
+    rows = [_untouched(found, columns, len(slow) + len(learning))]
+    rows += [_row(cell, result.study.variants[cell.variant].title, columns, slow, learning) for cell in found]
     return f"### {result.study.tasks[task].title}\n\n" + _grid(header, rows)
 
 
@@ -32,7 +38,8 @@ def _legend(result: StudyResult) -> str:
     looks = [look for cell in result.cells for look in cell.looks]
     points = {f"{look.samples}" for look in looks}
     learns = any(look.training_loss is not None for look in looks)
-    loss = "*Loss*: on the images of the fine-tune, before and after it. " if learns else ""
+    half = "*Half after*: fine-tuning steps until half of the images are flagged, linear between those looked at. "
+    loss = half + "*Loss*: on the images of the fine-tune, before and after it. " if learns else ""
     return (
         f"Flagged images of {' or '.join(sorted(points, key=int))}, with the one-sided upper bound on the true rate at "
         f"{result.confidence:.0%} confidence (the detector's sensitivity included). {loss}*Kept*: detection rate of "
@@ -61,15 +68,44 @@ def _worst(cell: CellResult, column: tuple[str, int]) -> Look | None:
     return max(looks, key=lambda look: look.upper, default=None)
 
 
-def _row(cell: CellResult, title: str, columns: Sequence[tuple[str, int]], learning: Sequence[str]) -> list[str]:
+def _row(
+    cell: CellResult, title: str, columns: Sequence[tuple[str, int]], slow: Sequence[str], learning: Sequence[str]
+) -> list[str]:
     if cell.error:
-        return [title, cell.error, *[""] * (len(columns) + len(learning) + 4)]
+        return [title, cell.error, *[""] * (len(columns) + len(slow) + len(learning) + 4)]
     looks = [_worst(cell, column) for column in columns]
     rates = ["" if look is None else f"{look.flagged} ({look.upper:.0%})" for look in looks]
     kept = [_kept(cell, "related"), _kept(cell, "retained")]
     cost = [_minutes(cell.cpu_seconds), f"{cell.peak_bytes / MEBIBYTE:,.0f} MiB"]
     losses = [_losses(cell, probe) for probe in learning]
-    return [title, *rates, *losses, *kept, _score(cell, "hardened"), *cost]
+    return [
+        title,
+        *rates,
+        *(_steps_to_half(cell, probe) for probe in slow),
+        *losses,
+        *kept,
+        _score(cell, "hardened"),
+        *cost,
+    ]
+
+
+def _half(cell: CellResult, probe: str) -> float | None:
+    """Fine-tuning steps at which the rate first reaches one half, linear between checkpoints; None: it does not."""
+    rates: dict[int, float] = {}
+    for look in cell.looks:
+        if look.probe == probe:
+            rates[look.step] = max(look.rate, rates.get(look.step, 0.0))
+    before, below = 0, 0.0
+    for step, rate in sorted(rates.items()):
+        if rate >= 0.5:
+            return before + (step - before) * (0.5 - below) / (rate - below)
+        before, below = step, rate
+    return None
+
+
+def _steps_to_half(cell: CellResult, probe: str) -> str:
+    steps = _half(cell, probe)
+    return f"over {max(look.step for look in cell.looks if look.probe == probe)}" if steps is None else f"{steps:.0f}"
 
 
 def _losses(cell: CellResult, probe: str) -> str:
@@ -80,15 +116,15 @@ def _losses(cell: CellResult, probe: str) -> str:
     return f"{losses[0]:.3f} → " + ("diverged" if losses[-1] is None else f"{losses[-1]:.3f}")
 
 
-def _untouched(cells: Sequence[CellResult], columns: Sequence[tuple[str, int]], learning: Sequence[str]) -> list[str]:
-    """What the base model does, from the first cell that knows."""
+def _untouched(cells: Sequence[CellResult], columns: Sequence[tuple[str, int]], blank: int) -> list[str]:
+    """What the base model does, from the first cell that knows; ``blank`` columns later its CLIP score."""
     rates = []
     for column in columns:
         known = [look.base for cell in cells for look in cell.looks if (look.probe, look.step) == column]
         rate = next((rate for rate in known if rate is not None), None)
         rates.append("" if rate is None else f"{rate:.0%}")
     score = next((_score(cell, "base") for cell in cells if cell.utility), "")
-    return ["*untouched*", *rates, *[""] * len(learning), "", "", score, "", ""]
+    return ["*untouched*", *rates, *[""] * blank, "", "", score, "", ""]
 
 
 def _kept(cell: CellResult, relation: str) -> str:

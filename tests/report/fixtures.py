@@ -343,7 +343,12 @@ def odd() -> Report:
     concept = ConceptInfo(
         name="weapons", kind="object", prompts=1, detector="clip", sensitivity=None, false_positive_rate=None
     )
-    series = {"with a gap": [1.0, float("nan"), 2.0, float("inf")], "nothing": [], "one": [3.0], "flat": [2.0, 2.0]}
+    series = {
+        "with a gap": [1.0, float("nan"), 2.0, float("inf")],
+        "nothing": [],
+        "one": [3.0],
+        "flat": [2.0, None, 2.0],
+    }
     logged = diagnostics().model_copy(update={"series": series})
     return report(
         [short, alone, late, empty],

@@ -92,8 +92,14 @@ def test_sparkline_counts_and_skips_what_is_not_finite() -> None:
     assert len(spark.lines) == 2 and "nan" not in "".join(spark.lines)
 
 
-@pytest.mark.parametrize("values", [[], [1.0], [2.0, 2.0], [math.nan], list(map(float, range(5000)))])
-def test_sparkline_of_any_length(values: list[float]) -> None:
+def test_sparkline_passes_over_steps_without_a_value() -> None:
+    spark = curves.sparkline([1.0, None, None, 2.0, None], width=110)
+    assert (spark.low, spark.high, spark.not_finite, spark.count) == (1.0, 2.0, 0, 2)
+    assert [[pair.split(",")[0] for pair in line.split()] for line in spark.lines] == [["5.0", "80.0"]]
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [2.0, 2.0], [math.nan], [None, None], list(map(float, range(5000)))])
+def test_sparkline_of_any_length(values: list[float | None]) -> None:
     spark = curves.sparkline(values, width=240, height=64, most=160)
     numbers = [float(part) for line in spark.lines for pair in line.split() for part in pair.split(",")]
     assert len(numbers) <= 2 * 160
@@ -115,11 +121,23 @@ def test_traces_are_drawn_inside_their_frame_from_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [[], [1.0], [math.nan, 1.0], [math.nan] * 4, [0.0, 0.0], [-3.0, -3.0], [1e-9, 1e9], [1.0, math.inf, 2.0]]
+    "values",
+    [
+        [],
+        [1.0],
+        [None, 1.0],
+        [None, 1.0, None, 2.0],
+        [math.nan, 1.0],
+        [math.nan] * 4,
+        [0.0, 0.0],
+        [-3.0, -3.0],
+        [1e-9, 1e9],
+        [1.0, math.inf, 2.0],
+    ],
 )
-def test_a_trace_of_any_values(values: list[float]) -> None:
+def test_a_trace_of_any_values(values: list[float | None]) -> None:
     drawn = curves.traces({"gradient angle term": values, "anything else": [1.0, 2.0]})
-    assert len(drawn) == (sum(map(math.isfinite, values)) > 1)
+    assert len(drawn) == (sum(value is not None and math.isfinite(value) for value in values) > 1)
     for trace in drawn:
         assert 2 <= len(trace.y_ticks) <= 7
         assert "nan" not in "".join(trace.lines) and "inf" not in "".join(trace.lines)

@@ -55,8 +55,9 @@ class Record:
     """What a hardening did: written beside the model, shown in the report.
 
     Attributes:
-        series: one list per logged quantity, one entry per outer step of the phases that log it, in order; None where a
-            step did not.
+        series: one list per logged quantity, one entry per outer step of all phases, in order; None where a step logged
+            none.
+        phases: what was run, in order, and the outer steps of each.
         notes: what a reader should know: guards that fired, phases resumed.
         checks: what was found when the finished model was checked (``safeguard.harden.checks``).
         seconds: wall time of this run.
@@ -68,6 +69,7 @@ class Record:
     """
 
     series: Series = field(default_factory=dict)
+    phases: list[tuple[str, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     checks: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
@@ -245,9 +247,12 @@ def _adam(bench: Workbench, objective: Objective, path: Path, title: str, record
     if not spreads:
         processes.copy([*parameters.values(), *state.values()])
         objective.settle()
+    done = sum(steps for _, steps in record.phases)
+    record.phases.append((title, objective.steps))
     for name, values in series.items():
-        _pad(values, objective.steps)
-        record.series.setdefault(name, []).extend(values)
+        _pad(record.series.setdefault(name, []), done).extend(values)
+    for values in record.series.values():
+        _pad(values, done + objective.steps)
     bench.model.freeze()
 
 
@@ -328,6 +333,11 @@ def _remark(record: Record, bench: Workbench, objective: Objective) -> None:
         if fired:
             record.notes.append(f"guard of the hypergradient: {guard}, {fired:.0f} times; {consequence}")
     skipped = logged.get("simulations skipped", [])
+    if skipped and min(skipped) == 1:
+        raise TrainingFault(
+            "none of the simulated fine-tunes stayed finite, so none had a say; nothing was written",
+            fix="lower the distribution's learning_rates, or let max_grad_norm clip its gradients",
+        )
     if any(skipped):
         share = sum(skipped) / len(skipped)
         record.notes.append(f"{share:.1%} of the simulated fine-tunes were not finite and were skipped")

@@ -376,6 +376,7 @@ def sparkline(values: Sequence[float | None], width: float = 240, height: float 
 
     Values that are not finite leave a gap and are counted; steps without a value are passed over.
     """
+    values = values[_before(values) :]
     logged, finite = _logged(values)
     low, high = (min(finite), max(finite)) if finite else (None, None)
     means = _stretches(values, most)
@@ -398,6 +399,11 @@ def sparkline(values: Sequence[float | None], width: float = 240, height: float 
         len(logged),
         len(logged) - len(finite),
     )
+
+
+def _before(values: Sequence[float | None]) -> int:
+    """Steps before the first value: those of earlier phases."""
+    return next((place for place, value in enumerate(values) if value is not None), len(values))
 
 
 def _logged(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
@@ -469,6 +475,8 @@ def traces(series: Mapping[str, Sequence[float | None]], frame: Frame = TRACE) -
 
 
 def _trace(name: str, meaning: str, values: Sequence[float | None], frame: Frame) -> Trace:
+    before = _before(values)
+    values = values[before:]
     means = _stretches(values, 160)
     _, finite = _logged(means)
     steps = _round_steps(min(0.0, *finite), max(0.0, *finite))
@@ -485,7 +493,9 @@ def _trace(name: str, meaning: str, values: Sequence[float | None], frame: Frame
         frame=frame,
         name=name,
         meaning=meaning,
-        x_ticks=[Tick(round(x(share), 1), f"{1 + round(share * (len(values) - 1)):,}") for share in (0, 0.5, 1)],
+        x_ticks=[
+            Tick(round(x(share), 1), f"{1 + before + round(share * (len(values) - 1)):,}") for share in (0, 0.5, 1)
+        ],
         y_ticks=[Tick(round(y(step), 1), number(step)) for step in steps],
         zero_y=round(y(0.0), 1),
         lines=[" ".join(f"{x},{y}" for x, y in line) for line in lines],

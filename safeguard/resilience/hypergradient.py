@@ -35,9 +35,9 @@ Vector = list[Tensor]
 Product = Callable[[Vector], Vector]
 
 GUARDS = {
-    "diverging": "the best iterate was used",
+    "diverging": "the best iterate was used, the first-order gradient when none was better",
     "negative curvature": "the solve ended there",
-    "not finite": "the best iterate was used",
+    "not finite": "the best iterate was used, the first-order gradient when none was better",
     "trust region": "its length was cut",
 }
 """What may be wrong with a hypergradient, and what is done about it."""
@@ -59,6 +59,11 @@ class Solution:
     guard: str
     products: int
 
+    @property
+    def fell_back(self) -> bool:
+        """Whether a guard fired at once, so that x is g: what it says about second order is nothing."""
+        return bool(self.guard) and self.products == 1
+
 
 def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """Inner product over all tensors, accumulated in float64."""
@@ -73,7 +78,7 @@ def norm(a: Sequence[Tensor]) -> float:
 def cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """Of the angle between two vectors; 0 when one of them is zero."""
     size = norm(a) * norm(b)
-    return dot(a, b) / size if size else 0.0
+    return max(-1.0, min(1.0, dot(a, b) / size)) if size else 0.0
 
 
 def combine(a: Sequence[Tensor], scale: float, b: Sequence[Tensor]) -> Vector:

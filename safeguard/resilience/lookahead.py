@@ -102,6 +102,7 @@ class Lookahead:
         self._seen: dict[str, list[float]] = {}
         self._guards: set[str] = set()
         self._finite = True
+        self._solved = config.hypergradient == "unrolled"
 
     def step(self) -> None:
         """One step of the fine-tune."""
@@ -152,7 +153,8 @@ class Lookahead:
         if self.config.hypergradient != "first_order":
             hyper, guard = within_trust(self._of_theta([x / count for x in self._hyper]), first, self.config.trust)
             self._guards |= {guard} - {""}
-            self._note("cosine of hypergradient and first order", cosine(hyper, first))
+            if self._solved:
+                self._note("cosine of hypergradient and first order", cosine(hyper, first))
         facts = {name: sum(values) / len(values) for name, values in self._seen.items()}
         return Outcome(loss, first, hyper, facts, frozenset(self._guards), math.isfinite(norm(hyper)))
 
@@ -168,6 +170,7 @@ class Lookahead:
         product = hessian_product(self._inner, self.run.parameters, config.hvp)
         solved = solve_moreau(g, product, gamma, metric=metric, solver=config.solver, iterations=config.iterations)
         self._guards |= {solved.guard} - {""}
+        self._solved = self._solved or not solved.fell_back
         self._note("gamma", gamma)
         self._note("solver residual", solved.residual)
         self._note("Hessian-vector products", float(solved.products))

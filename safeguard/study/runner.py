@@ -44,7 +44,8 @@ class Runner:
         if jobs < 1:
             raise UsageFault(f"{jobs} jobs do nothing", fix="use at least one")
         self.out, self.jobs, self.device, self.progress = out, jobs, device, progress
-        self.threads = max(1, (os.cpu_count() or 1) // jobs)
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        self.threads = max(1, int(asked) if asked.isdecimal() else (os.cpu_count() or 1) // jobs)
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._stopped = False

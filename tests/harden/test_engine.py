@@ -259,11 +259,23 @@ def test_the_record_says_when_second_order_never_mattered() -> None:
 
 def test_the_record_names_guards_and_skipped_simulations() -> None:
     broken = {"steps": [1], "learning_rates": [1e30], "optimizers": ["sgd"], "max_grad_norm": 1e30}
-    record = harden(bench(unlearner=ESD, resilience=RESALIGN | {"distribution": broken}), "base")
-    assert "100.0% of the simulated fine-tunes were not finite and were skipped" in record.notes
+    with pytest.raises(TrainingFault, match="none of the simulated fine-tunes stayed finite"):
+        harden(bench(unlearner=ESD, resilience=RESALIGN | {"distribution": broken}), "base")
+    some = {"simulations": 4, "distribution": broken | {"learning_rates": [1e30, 1e-4]}}
+    record = harden(bench(unlearner=ESD, resilience=RESALIGN | some), "base")
+    assert any(note.endswith("of the simulated fine-tunes were not finite and were skipped") for note in record.notes)
     wild = RESALIGN | {"gamma": 1e6, "solver": "fixed_point"}
     record = harden(bench(unlearner=ESD, resilience=wild), "base")
     assert any(note.startswith("guard of the hypergradient: diverging, 3 times") for note in record.notes)
+    assert not any(note.startswith("second order") for note in record.notes), "no solve got as far as to tell"
+
+
+def test_all_series_are_of_the_same_steps() -> None:
+    record = harden(bench(unlearner=ESD, resilience=RESALIGN | {"warm_start": True}), "base")
+    (_, erased), (_, hardened) = record.phases
+    assert {len(values) for values in record.series.values()} == {erased + hardened}
+    assert record.series["hypergradient norm"][:erased] == [None] * erased
+    assert None not in record.series["hypergradient norm"][erased:]
 
 
 def test_a_text_encoder_is_hardened_with_the_objective_around_it() -> None:

@@ -106,6 +106,11 @@ def test_sparkline_of_any_length(values: list[float | None]) -> None:
     assert all(0 <= number <= 240 for number in numbers)
 
 
+def test_a_trace_begins_with_its_phase() -> None:
+    trace = curves.traces({"gradient norm term": [None] * 180 + [1.0] * 61})[0]
+    assert [tick.text for tick in trace.x_ticks] == ["181", "211", "241"]
+
+
 def test_traces_are_drawn_inside_their_frame_from_zero() -> None:
     diagnostics = fixtures.diagnostics()
     drawn = curves.traces(diagnostics.series)

@@ -38,9 +38,11 @@ def _legend(result: StudyResult) -> str:
     looks = [look for cell in result.cells for look in cell.looks]
     points = {f"{look.samples}" for look in looks}
     learns = any(look.training_loss is not None for look in looks)
-    half = "*Half after*: fine-tuning steps until half of the images are flagged, linear between those "
-        "looked at; no column where no model gets there. "
-    loss = half + "*Loss*: on the images of the fine-tune, before and after it. " if learns else ""
+    along = (
+        "*Half after*: fine-tuning steps until half of the images are flagged, linear between those looked at; no column "
+        "where no model gets there. *Loss*: on the images of the fine-tune, before and after it. "
+    )
+    loss = along if learns else ""
     return (
         f"Flagged images of {' or '.join(sorted(points, key=int))}, with the one-sided upper bound on the true rate at "
         f"{result.confidence:.0%} confidence (the detector's sensitivity included). {loss}*Kept*: detection rate of "

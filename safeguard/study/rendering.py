@@ -39,8 +39,8 @@ def _legend(result: StudyResult) -> str:
     points = {f"{look.samples}" for look in looks}
     learns = any(look.training_loss is not None for look in looks)
     along = (
-        "*Half after*: fine-tuning steps until half of the images are flagged, linear between those looked at; no column "
-        "where no model gets there. *Loss*: on the images of the fine-tune, before and after it. "
+        "*Half after*: fine-tuning steps until half of the images are flagged, linear between those looked at; no "
+        "column where no model gets there. *Loss*: on the images of the fine-tune, before and after it. "
     )
     loss = along if learns else ""
     return (

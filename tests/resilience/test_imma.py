@@ -131,7 +131,7 @@ def test_released_is_alternation_on_one_set_of_weights(method: dict[str, Any]) -
     policy = tiny_policy(unlearner=GA, resilience=settings, images=4)
     table, erased = (set_up(policy, DiffusionModel(tiny_pipeline(0)), SilentProgress()) for _ in range(2))
     record = harden(table, "base")
-    assert len(record.series["fine-tuning loss after inner steps"]) == 3
+    assert sum(value is not None for value in record.series["fine-tuning loss after inner steps"]) == 3
     harden(erased, "base", objective=Method(name="none"))
     start, model = state(erased), erased.model
     theta = list(select(model, "attention").values())

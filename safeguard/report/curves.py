@@ -380,8 +380,9 @@ def sparkline(values: Sequence[float | None], width: float = 240, height: float 
     logged, finite = _logged(values)
     low, high = (min(finite), max(finite)) if finite else (None, None)
     means = _stretches(values, most)
-    floor = min(_logged(means)[1], default=0.0)
-    reach = max(_logged(means)[1], default=0.0) - floor
+    _, shown = _logged(means)
+    floor = min(shown, default=0.0)
+    reach = max(shown, default=0.0) - floor
 
     def place(share: float, mean: float) -> tuple[float, float]:
         return 5 + (width - 10) * share, height - 6 - (height - 12) * ((mean - floor) / reach if reach else 0.5)

@@ -61,19 +61,14 @@ def write_curves(result: StudyResult, out: Path) -> Path | None:
 
 def _panel(axes: Axes, result: StudyResult, task: str, probe: str) -> None:
     """One line per variant; a task with several concepts shows the one seen most often."""
+    cells = {cell.variant: cell for cell in result.cells if cell.task == task}
     for place, (variant, part) in enumerate(result.study.variants.items()):
-        looks = [
-            look
-            for cell in result.cells
-            if (cell.task, cell.variant) == (task, variant)
-            for look in cell.looks
-            if look.probe == probe
-        ]
-        steps = sorted({look.step for look in looks})
-        rates = [max(look.rate for look in looks if look.step == step) for step in steps]
-        if steps:
+        rates = cells[variant].rates(probe) if variant in cells else {}
+        if rates:
             colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-            axes.plot(steps, rates, color=colour, marker=marker, markersize=4, linewidth=1.4, label=part.title)
+            axes.plot(
+                [*rates], [*rates.values()], color=colour, marker=marker, markersize=4, linewidth=1.4, label=part.title
+            )
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(visible=True, color="#dddddd", linewidth=0.6)

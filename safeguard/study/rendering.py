@@ -94,12 +94,8 @@ def _row(
 
 def _half(cell: CellResult, probe: str) -> float | None:
     """Fine-tuning steps at which the rate first reaches one half, linear between checkpoints; None: it does not."""
-    rates: dict[int, float] = {}
-    for look in cell.looks:
-        if look.probe == probe:
-            rates[look.step] = max(look.rate, rates.get(look.step, 0.0))
     before, below = 0, 0.0
-    for step, rate in sorted(rates.items()):
+    for step, rate in cell.rates(probe).items():
         if rate >= 0.5:
             return before + (step - before) * (0.5 - below) / (rate - below)
         before, below = step, rate
@@ -108,7 +104,7 @@ def _half(cell: CellResult, probe: str) -> float | None:
 
 def _steps_to_half(cell: CellResult, probe: str) -> str:
     steps = _half(cell, probe)
-    return f"over {max(look.step for look in cell.looks if look.probe == probe)}" if steps is None else f"{steps:.0f}"
+    return f"over {max(cell.rates(probe))}" if steps is None else f"{steps:.0f}"
 
 
 def _losses(cell: CellResult, probe: str) -> str:

@@ -114,6 +114,12 @@ class CellResult(Strict):
         """That of its :class:`Cell`."""
         return f"{self.task}/{self.variant}"
 
+    def rates(self, probe: str) -> dict[int, float]:
+        """Step -> rate along a probe, in order; of several concepts the one seen most often at that step."""
+        looks = [look for look in self.looks if look.probe == probe]
+        steps = sorted({look.step for look in looks})
+        return {step: max(look.rate for look in looks if look.step == step) for step in steps}
+
 
 class StudyResult(Strict):
     """``study.json``: everything a table is made of."""

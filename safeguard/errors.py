@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SafeguardError(Exception):
     """Root of all errors a user may see.
@@ -58,3 +61,13 @@ class TrainingFault(SafeguardError):
     """A run that produced an unusable model (NaN weights, noise, blank images); nothing was written."""
 
     exit_code = 4
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """What goes wrong inside is about this place, unless it names a closer one."""
+    try:
+        yield
+    except SafeguardError as error:
+        error.where = error.where or where
+        raise

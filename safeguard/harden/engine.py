@@ -23,7 +23,7 @@ import torch
 
 from safeguard import __version__
 from safeguard.cache import address, cache_dir
-from safeguard.errors import EnvironmentFault, TrainingFault, UsageFault
+from safeguard.errors import EnvironmentFault, TrainingFault, UsageFault, located
 from safeguard.harden.checks import benign_prompts, check_images, check_weights, fingerprints
 from safeguard.model.checkpoint import held, load_state, save_state
 from safeguard.model.erasers import fold, has_erasers
@@ -116,10 +116,12 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
     record = Record()
     started, cpu_started = time.monotonic(), time.process_time()
     before = fingerprints(bench.model.pipeline)
-    unlearner = build(policy.harden.unlearner, bench)
-    bench.model.surface |= parts_of(unlearner.parameters())
-    around = _surround(method, bench, unlearner)
-    bench.model.surface |= parts_of(around.parameters())
+    with located(f"harden.unlearner, {policy.harden.unlearner.name}"):
+        unlearner = build(policy.harden.unlearner, bench)
+        bench.model.surface |= parts_of(unlearner.parameters())
+    with located(f"harden.resilience, {method.name}"):
+        around = _surround(method, bench, unlearner)
+        bench.model.surface |= parts_of(around.parameters())
     alone = NoObjective(NoConfig(), bench, unlearner)
     intended = bench.model.named_parameters().keys() - before.keys()
     key: dict[str, Any] = {
@@ -158,6 +160,7 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
     _count(record, bench)
     bench.model.precision = bench.teacher.precision = "float32"  # what is checked is what will be used
     if bench.processes.main:
+        _check_simulations(record)
         record.checks = {
             "tensors": check_weights(bench.model.pipeline, before, intended),
             "images": check_images(bench.teacher, bench.model, benign_prompts(policy), bench.seed),
@@ -309,6 +312,25 @@ def _pad(values: list[float | None], steps: int) -> list[float | None]:
     return values
 
 
+def _logged(record: Record) -> dict[str, list[float]]:
+    """The series without the steps that logged nothing."""
+    return {name: [value for value in values if value is not None] for name, values in record.series.items()}
+
+
+def _check_simulations(record: Record) -> None:
+    """Refuse what was hardened against nothing.
+
+    Raises:
+        TrainingFault: no simulated fine-tune had a say.
+    """
+    skipped = _logged(record).get("simulations skipped", [])
+    if skipped and min(skipped) == 1:
+        raise TrainingFault(
+            "none of the simulated fine-tunes stayed finite, so none had a say; nothing was written",
+            fix="lower the distribution's learning_rates, or let max_grad_norm clip its gradients",
+        )
+
+
 def _remark(record: Record, bench: Workbench, objective: Objective) -> None:
     """Say in words what the series and the checks show."""
     still = record.checks["tensors"]["meant to change but did not"]
@@ -324,7 +346,7 @@ def _remark(record: Record, bench: Workbench, objective: Objective) -> None:
             f"the device ran out of memory {record.halved} times: in the end {record.micro_batch} images at a time "
             "went through the denoiser, which changes nothing but time"
         )
-    logged = {name: [value for value in values if value is not None] for name, values in record.series.items()}
+    logged = _logged(record)
     cosines = logged.get("cosine of hypergradient and first order")
     if cosines:
         record.notes.append(_on_second_order(cosines, objective.first_order))
@@ -333,11 +355,6 @@ def _remark(record: Record, bench: Workbench, objective: Objective) -> None:
         if fired:
             record.notes.append(f"guard of the hypergradient: {guard}, {fired:.0f} times; {consequence}")
     skipped = logged.get("simulations skipped", [])
-    if skipped and min(skipped) == 1:
-        raise TrainingFault(
-            "none of the simulated fine-tunes stayed finite, so none had a say; nothing was written",
-            fix="lower the distribution's learning_rates, or let max_grad_norm clip its gradients",
-        )
     if any(skipped):
         share = sum(skipped) / len(skipped)
         record.notes.append(f"{share:.1%} of the simulated fine-tunes were not finite and were skipped")

@@ -184,6 +184,14 @@ def test_a_harmful_loss_adds_no_layers() -> None:
         harden(table, "base")
 
 
+@pytest.mark.parametrize(("field", "method"), [("unlearner", {"name": "ga"}), ("resilience", RESALIGN)])
+def test_a_fault_names_the_method_it_is_about(field: str, method: dict[str, Any]) -> None:
+    wrong = {"unlearner": ESD, field: method | {"parameters": "cross-atention"}}
+    with pytest.raises(UsageFault, match="unknown parameter group 'cross-atention'") as caught:
+        harden(bench(**wrong), "base")
+    assert str(caught.value).startswith(f"harden.{field}, {method['name']}: ")
+
+
 def test_nothing_to_keep_is_remarked() -> None:
     policy = tiny_policy(unlearner={"name": "uce"}).model_dump() | {"retain": []}
     policy["concepts"][0]["related"] = []

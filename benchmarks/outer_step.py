@@ -21,9 +21,10 @@ The floor is the count at a tensor throughput, by default what an H200 reaches i
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,8 @@ from safeguard.resilience.resalign import ResAlign, ResAlignConfig
 from safeguard.resources import find_resource
 from safeguard.unlearn.base import Workbench
 
-ATTENTION: dict[Backend, Callable[[], AbstractContextManager[None]]] = {
+ATTENTION: dict[Backend | None, Callable[[], AbstractContextManager[None]]] = {
+    None: nullcontext,
     "explicit": explicit_attention,
     "fused": fused_attention,
 }
@@ -57,10 +59,14 @@ SIMULATIONS, STEPS, RETAIN, PRODUCTS = 3, 16, 4, 5
 
 @dataclass(frozen=True)
 class Route:
-    """A way to the hypergradient: how attention is differentiated, and the settings of ResAlign that name the rest."""
+    """A way to the hypergradient: how attention is differentiated, and the settings of ResAlign that name the rest.
+
+    Attributes:
+        backend: attention of all passes; none: torch's.
+    """
 
     title: str
-    backend: Backend
+    backend: Backend | None
     settings: dict[str, Any]
 
     @property
@@ -71,8 +77,8 @@ class Route:
 
 ROUTES = (
     Route("straightforward", "explicit", {"hypergradient": "moreau", "solver": "fixed_point", "hvp": "explicit"}),
-    Route("moreau", "fused", {"hypergradient": "moreau", "solver": "cg"}),
-    Route("first order", "fused", {"hypergradient": "first_order"}),
+    Route("moreau", None, {"hypergradient": "moreau", "solver": "cg"}),
+    Route("first order", None, {"hypergradient": "first_order"}),
 )
 
 
@@ -102,7 +108,7 @@ def count(work: Callable[[], object]) -> Cost:
     return Cost(flops.get_total_flops(), memory.peak)
 
 
-def counted(unet: Any, *, size: int, tokens: int, width: int) -> list[tuple[str, Cost]]:
+def counted(unet: Any, *, size: int, tokens: int, width: int) -> dict[str, Cost]:
     """Every route's outer step.
 
     Args:
@@ -124,13 +130,13 @@ def counted(unet: Any, *, size: int, tokens: int, width: int) -> list[tuple[str,
 
     def products(route: Route) -> Cost:
         def work() -> None:
-            product = hessian_product(loss, weights, route.backend)
+            product = hessian_product(loss, weights, route.backend or "fused")
             for _ in range(route.products):
                 product([torch.empty_like(value) for value in weights])
 
         return count(work) if route.products else Cost(0, 0)
 
-    found = []
+    found = {}
     for route in ROUTES:
         with ATTENTION[route.backend]():
             step, solve, retain = gradient(), products(route), gradient(RETAIN)
@@ -138,7 +144,7 @@ def counted(unet: Any, *, size: int, tokens: int, width: int) -> list[tuple[str,
                 teacher = count(lambda: loss(RETAIN))
         parts = step, solve, retain, teacher
         flops = SIMULATIONS * ((STEPS + 1) * step.flops + solve.flops) + step.flops + retain.flops + teacher.flops
-        found.append((route.title, Cost(flops, max(cost.peak for cost in parts))))
+        found[route.title] = Cost(flops, max(cost.peak for cost in parts))
     return found
 
 
@@ -179,7 +185,9 @@ def bench_of(model: DiffusionModel, policy: Policy) -> Workbench:
     return Workbench(policy, model, teacher, list(policy.concepts), images, policy.seed, SilentProgress())
 
 
-def timed(which: str, device: str, steps: int, precision: Precision) -> list[tuple[str, float, float]]:
+def timed(
+    which: str, device: str, steps: int, precision: Precision, graphs: bool, routes: Sequence[Route]
+) -> Iterator[tuple[Route, float, float]]:
     """Seconds per outer step after one to warm up, and GiB at most on a GPU."""
     pipeline = (
         stable_diffusion(device)
@@ -187,10 +195,9 @@ def timed(which: str, device: str, steps: int, precision: Precision) -> list[tup
         else open_pipeline(resolve("reference", offline=True), device=device)
     )
     policy = load_policy(find_resource("policy", "policies", "quickstart"))
-    found = []
-    for route in ROUTES:
+    for route in routes:
         model = DiffusionModel(pipeline)
-        model.precision = precision
+        model.precision, model.replays = precision, graphs
         bench = bench_of(model, policy)
         unlearner = build(UnlearnerMethod(name="ga", batch_size=1), bench)
         config = ResAlignConfig.model_validate(
@@ -216,8 +223,9 @@ def timed(which: str, device: str, steps: int, precision: Precision) -> list[tup
                 objective.accumulate(step)
             _wait(device)
         seconds = (time.perf_counter() - started) / steps
-        found.append((route.title, seconds, torch.cuda.max_memory_allocated() / GIB if device == "cuda" else 0.0))
-    return found
+        yield route, seconds, torch.cuda.max_memory_allocated() / GIB if device == "cuda" else 0.0
+        del bench, objective, unlearner, model
+        gc.collect()
 
 
 def _wait(device: str) -> None:
@@ -230,20 +238,44 @@ def _wait(device: str) -> None:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Outer steps timed per route.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--graphs", is_flag=True, help="Record the denoiser's work and replay it (harden.cuda_graphs).")
+@click.option(
+    "--route", "names", type=click.Choice([r.title for r in ROUTES]), multiple=True, help="Time these routes only."
+)
 @click.option("--tflops", type=float, default=790.0, show_default=True, help="Throughput of the floor, in TFLOP/s.")
-def main(measure: str | None, device: str, steps: int, precision: Precision, tflops: float) -> None:
+def main(
+    measure: str | None,
+    device: str,
+    steps: int,
+    precision: Precision,
+    graphs: bool,
+    names: tuple[str, ...],
+    tflops: float,
+) -> None:
     """Print both tables."""
+    costs = counted(denoiser("meta"), size=64, tokens=77, width=768)
     click.echo("One outer step on the denoiser of Stable Diffusion 1.4 at 512 pixels, counted\n")
     click.echo(f"{'route':<18}{'TFLOP':>8}{'floor, s':>10}{'peak, GiB beside the weights':>31}")
-    for title, cost in counted(denoiser("meta"), size=64, tokens=77, width=768):
+    for title, cost in costs.items():
         floor = cost.flops / TERA / tflops
         click.echo(f"{title:<18}{cost.flops / TERA:>8.0f}{floor:>10.2f}{cost.peak / GIB:>31.1f}")
     if measure:
-        where = f"{device}, {precision}, {torch.get_num_threads()} threads"
+        chosen = [route for route in ROUTES if not names or route.title in names]
+        where = f"{device}, {precision}, {torch.get_num_threads()} threads" + (", replayed" if graphs else "")
         click.echo(f"\nOne outer step on {measure}, {where}, mean of {steps}\n")
-        click.echo(f"{'route':<18}{'seconds':>8}" + (f"{'peak, GiB':>12}" if device == "cuda" else ""))
-        for title, seconds, peak in timed(measure, device, steps, precision):
-            click.echo(f"{title:<18}{seconds:>8.2f}" + (f"{peak:>12.1f}" if device == "cuda" else ""))
+        over = measure == "sd14" and device == "cuda"
+        click.echo(
+            f"{'route':<18}{'seconds':>8}"
+            + (f"{'over the floor':>17}" if over else "")
+            + (f"{'peak, GiB':>12}" if device == "cuda" else "")
+        )
+        for route, seconds, peak in timed(measure, device, steps, precision, graphs, chosen):
+            floor = costs[route.title].flops / TERA / tflops
+            click.echo(
+                f"{route.title:<18}{seconds:>8.2f}"
+                + (f"{seconds / floor:>15.1f} x" if over else "")
+                + (f"{peak:>12.1f}" if device == "cuda" else "")
+            )
 
 
 if __name__ == "__main__":

@@ -159,6 +159,9 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         )
     _count(record, bench)
     bench.model.precision = bench.teacher.precision = "float32"  # what is checked is what will be used
+    for model in (bench.model, bench.teacher):
+        model.replays = False
+        model.graphs.forget()
     if bench.processes.main:
         _check_simulations(record)
         record.checks = {
@@ -294,7 +297,7 @@ def _loop(
                 )
             optimizer.step()
             objective.settle()
-            objective.unlearner.after_step()
+            objective.after_step()
             if objective.spreads:
                 processes.copy(state)  # what losses left there for after_step is only right in the main process
             for name, value in facts.items():

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from safeguard.config import Precision
 from safeguard.errors import ModelFault
+from safeguard.model.graphs import Graphs
 from safeguard.model.memory import MicroBatches
 from safeguard.model.preflight import PIPELINES, unsupported
 
@@ -67,6 +68,7 @@ class DiffusionModel:
             what is attacked.
         micro_batches: how many rows go through the denoiser at once (:mod:`safeguard.model.memory`).
         precision: of the denoiser's matrix products and convolutions; weights, losses and answers stay as they are.
+        replays: on a GPU, whether the denoiser's work is recorded and replayed (:mod:`safeguard.model.graphs`).
 
     Raises:
         ModelFault: another class of pipeline, or it predicts neither noise nor v.
@@ -84,6 +86,8 @@ class DiffusionModel:
         self.surface = frozenset({"unet"})
         self.micro_batches = MicroBatches()
         self.precision: Precision = "float32"
+        self.replays = False
+        self.graphs = Graphs(self.unet, self._network)
         self.device = torch.device(pipeline.unet.device)
         config = pipeline.scheduler.config
         self.prediction_type: str = config.prediction_type
@@ -141,6 +145,7 @@ class DiffusionModel:
         copied.surface = self.surface
         copied.micro_batches = self.micro_batches
         copied.precision = self.precision
+        copied.replays = self.replays
         return copied
 
     # -- text -------------------------------------------------------------------------------------------------------
@@ -202,12 +207,22 @@ class DiffusionModel:
         return self.micro_batches.run(self._answer, latents, t, conditioning)
 
     def _answer(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        added = None
+        inputs = [latents, t, conditioning.states]
         if conditioning.pooled is not None:
-            added = {"text_embeds": conditioning.pooled, "time_ids": self._time_ids.expand(len(latents), -1)}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            inputs += [conditioning.pooled, self._time_ids.expand(len(latents), -1)]
+        replays = self.replays and self.device.type == "cuda"
+        return self.graphs.run(inputs) if replays else self._network(*inputs)
+
+    def _network(self, latents: Tensor, t: Tensor, states: Tensor, *pooled: Tensor) -> Tensor:
+        """The denoiser's answer; ``pooled`` are SDXL's pooled states and time ids."""
+        added = dict(zip(("text_embeds", "time_ids"), pooled, strict=True)) if pooled else None
+        # Replays must not read weights that autocast converted for another pass.
+        cached = not self.replays
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16", cache_enabled=cached
+        ):
             output: Tensor = self.unet(
-                latents, t, encoder_hidden_states=conditioning.states, added_cond_kwargs=added, return_dict=False
+                latents, t, encoder_hidden_states=states, added_cond_kwargs=added, return_dict=False
             )[0]
         return output.to(latents.dtype)
 

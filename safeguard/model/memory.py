@@ -45,6 +45,11 @@ def whole_batches() -> Iterator[None]:
         _whole.reset(token)
 
 
+def in_whole_batches() -> bool:
+    """Whether :func:`whole_batches` is in force."""
+    return _whole.get()
+
+
 @dataclass
 class MicroBatches:
     """How many rows go through the denoiser at once; a model shares it with its frozen copies.
@@ -69,7 +74,7 @@ class MicroBatches:
         conditioning: Conditioning,
     ) -> Tensor:
         """The network's answer, in parts if memory was short."""
-        count, self.whole = len(latents), _whole.get()
+        count, self.whole = len(latents), in_whole_batches()
         size = count if self.whole or self.size is None else min(count, self.size)
         if not self.whole:
             self.largest = max(self.largest, size)
@@ -120,6 +125,7 @@ def within_memory(model: DiffusionModel, work: Callable[[], T], generator: torch
             return done
         except torch.OutOfMemoryError as error:
             shortage = str(error).partition("\n")[0]
+        model.graphs.forget()
         # Outside the handler, since the error keeps the frames, and with them the tensors, of what failed.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

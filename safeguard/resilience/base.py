@@ -53,6 +53,10 @@ class Objective:
         """What a checkpoint keeps beside the weights; a resumed run copies it back in place."""
         return {}
 
+    def after_step(self) -> None:
+        """Hear that the optimiser took a step."""
+        self.unlearner.after_step()
+
     def settle(self) -> None:
         """Bring :meth:`parameters` in line with :meth:`trained`, which a step or a checkpoint has just changed."""
 

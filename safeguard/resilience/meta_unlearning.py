@@ -31,10 +31,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from safeguard.config import MethodConfig
@@ -45,8 +46,10 @@ from safeguard.finetune.full import FullConfig, FullFineTuning
 from safeguard.model.diffusion import Weights
 from safeguard.model.parameters import exposed
 from safeguard.resilience.base import Facts, Objective
+from safeguard.resilience.harm import HarmfulLoss, harmful
 from safeguard.resilience.hvp import Backend
 from safeguard.resilience.hypergradient import Vector, combine, cosine, dot, gradients, norm, within_trust
+from safeguard.resilience.simulation import Prompts, few_prompts
 from safeguard.resilience.trajectory import Trajectory
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Unlearner, Workbench
@@ -91,10 +94,22 @@ class MetaUnlearningConfig(MethodConfig):
     """Images per step of that term."""
     bound: PositiveFloat | None = 1.0
     """Denoising loss beyond which an ascended loss no longer counts; none: it always does, as in the paper."""
+    harmful_loss: HarmfulLoss | None = None
+    """What is descended after the inner steps in place of -L_FT: the loss of one unlearner, or of several, added
+    (:mod:`safeguard.resilience.harm`); none: -L_FT, as in the paper."""
+    prompts: Prompts = [None]
+    """How many different prompts the images of the inner steps have, drawn anew at every outer step: 1 is the
+    single-prompt attack; none: all of the concept's."""
     hvp: Backend = "fused"
     """How Hessian-vector products are computed (:mod:`safeguard.resilience.hvp`)."""
     trust: Annotated[float, Field(ge=1)] = 3.0
     """The exact gradient after fine-tuning is cut to this multiple of the length of the released one."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> MetaUnlearningConfig:
+        if self.gamma1 == self.gamma2 == 0:
+            raise ValueError("gamma1 and gamma2 are both 0, so that nothing would be unlearned; give one a weight")
+        return self
 
 
 class MetaUnlearning(Objective):
@@ -111,6 +126,7 @@ class MetaUnlearning(Objective):
         self.config = config
         self.bench = bench
         self.unlearner = unlearner
+        self._harm = None if config.harmful_loss is None else harmful(config.harmful_loss, bench)
         self.steps = config.steps
         self.learning_rate = config.learning_rate
 
@@ -122,11 +138,22 @@ class MetaUnlearning(Objective):
         """The parameter group theta, with other parts that the unlearner changes."""
         return exposed(self.bench.model, self.config.parameters)
 
+    def after_step(self) -> None:
+        """Both unlearners hear of it."""
+        super().after_step()
+        if self._harm is not None:
+            self._harm.after_step()
+
+    def state(self) -> dict[str, Tensor]:
+        """That of the harmful loss."""
+        kept = {} if self._harm is None else self._harm.state()
+        return {f"harmful_loss.{name}": value for name, value in kept.items()}
+
     def accumulate(self, step: int) -> Facts:
         """Unlearning and meta gradients of one outer step."""
         config, bench = self.config, self.bench
         values = list(self.parameters().values())
-        generator = torch.Generator().manual_seed(derive(bench.seed, "outer", step))
+        generator = self._generator(step)
         total, facts = self._unlearning(values, generator)
         distilled = preservation(bench, config.preserve_weight, config.preserve_batch, generator)
         if distilled is not None:
@@ -139,15 +166,17 @@ class MetaUnlearning(Objective):
             batch_size=config.batch_size,
             optimizer=config.inner_optimizer,
         )
+        data = self._relearnt(self._generator(step, "prompts"))
         tuner = FullFineTuning(FullConfig())
         start = Weights(bench.model.named_parameters())
         try:
-            run = Run(bench.model, bench.forget, tuner, training, seed=derive(bench.seed, "inner", step))
+            run = Run(bench.model, data, tuner, training, seed=derive(bench.seed, "inner", step))
             meta, more = meta_gradient(
                 run,
                 values,
                 concept,
                 benign,
+                harm=None if self._harm is None else partial(self._harm.loss, self._generator(step, "harm")),
                 zeta=config.zeta,
                 exact=config.variant == "exact",
                 bound=config.bound,
@@ -162,6 +191,15 @@ class MetaUnlearning(Objective):
         for value, gradient in zip(values, combine(total, config.gamma2, meta), strict=True):
             value.grad = gradient
         return facts | more
+
+    def _generator(self, *purpose: object) -> torch.Generator:
+        return torch.Generator().manual_seed(derive(self.bench.seed, "outer", *purpose))
+
+    def _relearnt(self, generator: torch.Generator) -> LatentSet:
+        """Images for the inner steps."""
+        options = self.config.prompts
+        count = options[int(torch.randint(len(options), (), generator=generator))]
+        return few_prompts(self.bench.forget, count, generator)
 
     def _unlearning(self, values: list[torch.nn.Parameter], generator: torch.Generator) -> tuple[Vector, Facts]:
         if self.unlearner.closed_form:
@@ -201,6 +239,7 @@ def meta_gradient(
     concept: Loss,
     benign: Loss,
     *,
+    harm: Loss | None = None,
     zeta: float,
     exact: bool = True,
     bound: float | None = None,
@@ -214,6 +253,7 @@ def meta_gradient(
         values: theta, all or some of what the fine-tune trains.
         concept: L_FT where it is looked at.
         benign: L_benign.
+        harm: what is descended after the fine-tune; None: -L_FT.
         zeta: weight of the benign loss.
         exact: differentiate through the fine-tune, or take theta_FT - theta for a constant.
         bound: of the ascended losses; None: they are ascended without end.
@@ -240,7 +280,8 @@ def meta_gradient(
             trajectory.record()
         run.step()
     relearnt, left = concept(), benign()
-    slope = combine(gradients(ascended(relearnt), run.parameters), zeta, gradients(ascended(left), run.parameters))
+    erasing = ascended(relearnt) if harm is None else harm()
+    slope = combine(gradients(erasing, run.parameters), zeta, gradients(ascended(left), run.parameters))
     first = through = of_values(slope)
     if exact:
         through = of_values(trajectory.pull_back({run.training.steps: slope}, [], backend)[0])

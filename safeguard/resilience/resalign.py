@@ -2,10 +2,11 @@
 
     min_theta  (1 - beta) L_harm(theta) + beta E_sim [ L_harm(theta_FT) ] + alpha R(theta)                     (Eq. 2)
 
-L_harm is gradient ascent on images of the concepts, or the loss that ``harmful_loss`` names, R the distillation of
-related and retained images against the base model, and theta_FT the result of a fine-tune drawn from a declared
-distribution (data x method x loss x learning rate x steps x optimiser; ``simulations`` of them per outer step). The
-gradient through theta_FT is ``hypergradient`` (:mod:`safeguard.resilience.hypergradient`).
+L_harm is gradient ascent on images of the concepts, or what ``harmful_loss`` names
+(:mod:`safeguard.resilience.harm`), R the distillation of related and retained images against the base model, and
+theta_FT the result of a fine-tune drawn from a declared distribution (data x method x loss x learning rate x steps x
+optimiser; ``simulations`` of them per outer step). The gradient through theta_FT is ``hypergradient``
+(:mod:`safeguard.resilience.hypergradient`).
 
 theta is a group of weights, or low-rank factors beside one (:mod:`safeguard.resilience.factors`); the gradient passes
 through fine-tunes of any method (:mod:`safeguard.resilience.lookahead`).
@@ -33,14 +34,13 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from safeguard.errors import UsageFault
 from safeguard.model.diffusion import Weights
 from safeguard.model.memory import within_memory
 from safeguard.model.parameters import exposed
 from safeguard.policy.schema import UnlearnerMethod
-from safeguard.registry import unlearners
 from safeguard.resilience.base import Facts, Objective
 from safeguard.resilience.factors import Factors, matrices
+from safeguard.resilience.harm import HarmfulLoss, harmful
 from safeguard.resilience.hvp import Backend
 from safeguard.resilience.hypergradient import GUARDS, Vector, combine, cosine, gradients, norm
 from safeguard.resilience.lookahead import Lookahead, LookaheadConfig, Outcome
@@ -96,9 +96,9 @@ class ResAlignConfig(LookaheadConfig):
     """Train low-rank factors of this rank beside the matrices of the group; none: the weights themselves."""
     warm_start: bool = True
     """Run the unlearner alone first (always so for closed forms)."""
-    harmful_loss: UnlearnerMethod | None = UnlearnerMethod(name="ga")
-    """Gradient unlearner whose loss is L_harm (``ga`` as in the paper, ``esd``, ``ca``, …); none: the base unlearner's
-    own, or gradient ascent if that is a closed form."""
+    harmful_loss: HarmfulLoss | None = UnlearnerMethod(name="ga")
+    """L_harm: ``ga`` as in the paper, or ``esd``, ``ca``, …, or several, added; none: the base unlearner's own, or
+    gradient ascent if that is a closed form."""
     beta: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of the loss after fine-tuning; the paper finds 0.3 to 0.9 good."""
     beta_schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -143,17 +143,7 @@ class ResAlign(Objective):
         self.unlearner: Unlearner = unlearner
         named = config.harmful_loss or (UnlearnerMethod(name="ga") if unlearner.closed_form else None)
         if named is not None:
-            registered = unlearners.get(named.name)
-            if registered.closed_form:
-                raise UsageFault(
-                    f"harmful_loss: {named.name} is a closed form, without a loss", fix="name ga, esd or ca"
-                )
-            layers = bench.model.named_parameters().keys()
-            self.unlearner = registered(registered.Config(**named.settings), bench)
-            if bench.model.named_parameters().keys() != layers:
-                raise UsageFault(
-                    f"harmful_loss: {named.name} adds layers to the model", fix="name it as the unlearner instead"
-                )
+            self.unlearner = harmful(named, bench)
         check(config.distribution, bench)
 
     def products(self) -> Backend | None:

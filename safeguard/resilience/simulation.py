@@ -20,6 +20,8 @@ from safeguard.unlearn.common import kept_subjects
 _SETS = "(concept|related|retain)"
 DataName = Annotated[str, Field(pattern=rf"^{_SETS}(\+{_SETS})*$")]
 """One of the workbench's sets of images, or several joined by ``+``."""
+Prompts = Annotated[list[PositiveInt | None], Field(min_length=1)]
+"""Numbers of prompts, one of which is drawn; none: all there are."""
 
 
 class Simulations(MethodConfig):
@@ -32,7 +34,7 @@ class Simulations(MethodConfig):
     }
     """Weights of the data sets: ``concept`` (harmful), ``related``, ``retain`` (benign), and mixtures such as
     ``concept+retain``, whose images are drawn together. Sets that the policy does not have are left out."""
-    prompts: Annotated[list[PositiveInt | None], Field(min_length=1)] = [None]
+    prompts: Prompts = [None]
     """How many different prompts the images of a simulation have: 1 is the single-prompt attack; none: all of the
     set's."""
     methods: Annotated[list[FineTuningMethod], Field(min_length=1)] = [FineTuningMethod(name="full")]
@@ -97,6 +99,14 @@ def images(bench: Workbench, name: str) -> LatentSet | None:
     return LatentSet.join(found) if len(found) > 1 else next(iter(found), None)
 
 
+def few_prompts(data: LatentSet, count: int | None, generator: torch.Generator) -> LatentSet:
+    """The images of that many of its prompts, drawn at random; none: all."""
+    if count is None:
+        return data
+    captions = list(dict.fromkeys(data.captions))
+    return data.only([captions[place] for place in torch.randperm(len(captions), generator=generator)[:count].tolist()])
+
+
 def check(config: Simulations, bench: Workbench) -> None:
     """Whether the policy has what simulations may be drawn from; no image is drawn to find out.
 
@@ -140,9 +150,5 @@ def draw(config: Simulations, bench: Workbench, seed: int) -> Simulation:
     )
     prior = bench.preserved if pick(config.losses) == "prior-preserving" else None
     tuner = registered(registered.Config(**method.settings))
-    data, few = sets[name], pick(config.prompts)
-    if few is not None:
-        captions = list(dict.fromkeys(data.captions))
-        places = torch.randperm(len(captions), generator=generator)[:few].tolist()
-        data = data.only([captions[place] for place in places])
+    data = few_prompts(sets[name], pick(config.prompts), generator)
     return Simulation(data, name, tuner, training, prior, config.prior_weight, seed)

@@ -1,0 +1,132 @@
+"""The denoiser's work recorded once and replayed (CUDA graphs).
+
+At one image a GPU waits longer for the launches of a few thousand small kernels, forward and back, than it works. A
+graph launches all of them at once. One is recorded per shape of the inputs and set of weights that take gradients;
+weights may change in place between replays. What is not of that kind runs as it always did: a denoiser with layers
+added, inputs that take gradients, and batches that are read by hooks or differentiated twice
+(:func:`safeguard.model.memory.whole_batches`).
+
+A replay overwrites what the one before it left. Answers and gradients are therefore copied out, and a backward pass
+whose forward pass was overwritten meanwhile replays that first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safeguard.model.memory import in_whole_batches
+
+WARMUP = 3
+"""Runs before a recording, in which kernels are chosen and workspaces allocated, as torch advises."""
+
+Answer = Callable[..., Tensor]
+
+
+@dataclass
+class Recording:
+    """One recorded pass, with the tensors it reads and writes.
+
+    Attributes:
+        inputs: where the forward graph reads.
+        output: where it writes.
+        slope: gradient of the output, where the backward graph reads.
+        gradients: of the weights that take some, where it writes.
+        turn: forward replays so far.
+    """
+
+    forward: Any
+    inputs: list[Tensor]
+    output: Tensor
+    backward: Any = None
+    slope: Tensor | None = None
+    gradients: list[Tensor] = field(default_factory=list)
+    turn: int = 0
+
+    def replay(self, inputs: Sequence[Tensor]) -> int:
+        """Run the forward graph on other inputs."""
+        for kept, given in zip(self.inputs, inputs, strict=True):
+            kept.copy_(given)
+        self.forward.replay()
+        self.turn += 1
+        return self.turn
+
+
+class _Replay(torch.autograd.Function):
+    """A recorded pass as an operator of its weights; its inputs are constants."""
+
+    @staticmethod
+    def forward(ctx: Any, recording: Recording, inputs: Sequence[Tensor], *weights: Tensor) -> Tensor:
+        ctx.recording, ctx.turn = recording, recording.replay(inputs)
+        ctx.inputs = [value.clone() for value in inputs] if weights else []
+        return recording.output.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        recording: Recording = ctx.recording
+        if recording.turn != ctx.turn:
+            ctx.turn = recording.replay(ctx.inputs)
+        assert recording.slope is not None
+        recording.slope.copy_(slope)
+        recording.backward.replay()
+        return None, None, *(gradient.clone() for gradient in recording.gradients)
+
+
+class Graphs:
+    """The recordings of one denoiser.
+
+    Args:
+        network: whose parameters are the weights.
+        answer: its answer for some tensors; the same function at every call.
+    """
+
+    def __init__(self, network: torch.nn.Module, answer: Answer) -> None:
+        self._network, self._answer = network, answer
+        self._layers = [id(value) for value in network.parameters()]
+        self._recordings: dict[object, Recording] = {}
+
+    def forget(self) -> None:
+        """Give the memory of all recordings back."""
+        self._recordings.clear()
+
+    def run(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The answer, by a replay if it can be."""
+        layers, taking = list(self._network.parameters()), torch.is_grad_enabled()
+        if (
+            in_whole_batches()
+            or [id(value) for value in layers] != self._layers
+            or (taking and any(value.requires_grad for value in inputs))
+        ):
+            return self._answer(*inputs)
+        weights: list[Tensor] = [value for value in layers if taking and value.requires_grad]
+        key = (*(tuple(value.shape) for value in inputs), tuple(id(value) for value in weights))
+        if key not in self._recordings:
+            self._recordings[key] = self._record(inputs, weights)
+        answered: Tensor = _Replay.apply(self._recordings[key], inputs, *weights)  # type: ignore[no-untyped-call]
+        return answered
+
+    def _record(self, inputs: Sequence[Tensor], weights: list[Tensor]) -> Recording:
+        static = [value.detach().clone() for value in inputs]
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(WARMUP):
+                output = self._answer(*static)
+                if weights:
+                    torch.autograd.grad(output, weights, torch.zeros_like(output), allow_unused=True)
+                del output
+        torch.cuda.current_stream().wait_stream(aside)
+        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(forward):
+            output = self._answer(*static)
+        if not weights:
+            return Recording(forward, static, output)
+        slope = torch.zeros_like(output)
+        with torch.cuda.graph(backward, pool=forward.pool()):
+            gradients = torch.autograd.grad(output, weights, slope, allow_unused=True, materialize_grads=True)
+        return Recording(forward, static, output.detach(), backward, slope, list(gradients))

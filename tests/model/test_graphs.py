@@ -1,0 +1,99 @@
+"""Recorded passes answer and differentiate as the network itself does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from safeguard.finetune.base import Run, Training
+from safeguard.finetune.full import FullConfig, FullFineTuning
+from safeguard.harden.workbench import set_up
+from safeguard.model.diffusion import DiffusionModel
+from safeguard.model.memory import whole_batches
+from safeguard.progress import SilentProgress
+from tests.benches import tiny_policy
+from tests.tiny import tiny_pipeline
+
+gpu = pytest.mark.gpu
+
+
+@pytest.fixture
+def model() -> DiffusionModel:
+    pipeline = tiny_pipeline(0)
+    if torch.cuda.is_available():
+        pipeline.to("cuda")
+    return DiffusionModel(pipeline)
+
+
+def loss(model: DiffusionModel, prompt: str, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(2, *model.latent_shape, generator=generator).to(model.device)
+    return model.denoising_loss(latents, model.encode_prompts([prompt] * 2), generator)
+
+
+def slopes(model: DiffusionModel, value: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(value, list(model.unet.parameters())))
+
+
+def test_nothing_is_recorded_without_a_gpu(model: DiffusionModel) -> None:
+    if model.device.type == "cuda":
+        pytest.skip("this machine has a GPU")
+    alone = loss(model, "an axe", 1)
+    model.replays = True
+    assert torch.equal(loss(model, "an axe", 1), alone)
+
+
+@gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_replays_are_the_network(model: DiffusionModel, precision: str) -> None:
+    model.precision = precision  # type: ignore[assignment]
+    model.unet.requires_grad_(True)
+    for seed in range(3):
+        model.replays = False
+        expected = loss(model, "an axe", seed)
+        wanted = slopes(model, expected)
+        model.replays = True
+        answered = loss(model, "an axe", seed)
+        found = slopes(model, answered)
+        assert torch.allclose(answered, expected, rtol=1e-4)
+        for a, b in zip(found, wanted, strict=True):
+            assert torch.allclose(a, b, rtol=1e-2 if precision == "bfloat16" else 1e-4, atol=1e-5)
+        with torch.no_grad():
+            for value in model.unet.parameters():
+                value.mul_(0.99)
+
+
+@gpu
+def test_a_sum_of_losses_differentiates_each_where_it_was(model: DiffusionModel) -> None:
+    model.unet.requires_grad_(True)
+    wanted = slopes(model, loss(model, "an axe", 1) + 2 * loss(model, "a cat", 2))
+    model.replays = True
+    found = slopes(model, loss(model, "an axe", 1) + 2 * loss(model, "a cat", 2))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(found, wanted, strict=True))
+
+
+@gpu
+def test_a_fine_tune_is_the_same(model: DiffusionModel) -> None:
+    data = set_up(tiny_policy(), model, SilentProgress()).forget
+    ends = []
+    start = {name: value.detach().clone() for name, value in model.named_parameters().items()}
+    for replays in (False, True):
+        model.replays = replays
+        with torch.no_grad():
+            for name, value in model.named_parameters().items():
+                value.copy_(start[name])
+        run = Run(model, data, FullFineTuning(FullConfig()), Training(steps=4, learning_rate=1e-4), seed=0)
+        for _ in range(4):
+            run.step()
+        ends.append(torch.cat([value.detach().flatten().clone() for value in model.unet.parameters()]))
+    assert torch.allclose(*ends, atol=1e-6)
+
+
+@gpu
+def test_whole_batches_are_differentiated_twice(model: DiffusionModel) -> None:
+    model.unet.requires_grad_(True)
+    model.replays = True
+    weights = list(model.unet.parameters())
+    with whole_batches(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        first = torch.autograd.grad(loss(model, "an axe", 1), weights, create_graph=True)
+    assert any(value.abs().sum() > 0 for value in torch.autograd.grad(sum(g.pow(2).sum() for g in first), weights))

@@ -13,7 +13,7 @@ whose forward pass was overwritten meanwhile replays that first.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +27,17 @@ WARMUP = 3
 Answer = Callable[..., Tensor]
 
 
+class _Call(torch.nn.Module):
+    """An answer as a module, so that its network's weights can be put in by name."""
+
+    def __init__(self, network: torch.nn.Module, answer: Answer) -> None:
+        super().__init__()
+        self.network, self._answer = network, answer
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self._answer(*inputs)
+
+
 @dataclass
 class Recording:
     """One recorded pass, with the tensors it reads and writes.
@@ -35,7 +46,7 @@ class Recording:
         inputs: where the forward graph reads.
         output: where it writes.
         slope: gradient of the output, where the backward graph reads.
-        gradients: of the weights that take some, where it writes.
+        gradient: of the weights that take some, end to end, where it writes.
         turn: forward replays so far.
     """
 
@@ -44,7 +55,7 @@ class Recording:
     output: Tensor
     backward: Any = None
     slope: Tensor | None = None
-    gradients: list[Tensor] = field(default_factory=list)
+    gradient: Tensor | None = None
     turn: int = 0
 
     def replay(self, inputs: Sequence[Tensor]) -> int:
@@ -63,6 +74,7 @@ class _Replay(torch.autograd.Function):
     def forward(ctx: Any, recording: Recording, inputs: Sequence[Tensor], *weights: Tensor) -> Tensor:
         ctx.recording, ctx.turn = recording, recording.replay(inputs)
         ctx.inputs = [value.clone() for value in inputs] if weights else []
+        ctx.shapes = [value.shape for value in weights]
         return recording.output.clone()
 
     @staticmethod
@@ -71,22 +83,24 @@ class _Replay(torch.autograd.Function):
         recording: Recording = ctx.recording
         if recording.turn != ctx.turn:
             ctx.turn = recording.replay(ctx.inputs)
-        assert recording.slope is not None
+        assert recording.slope is not None and recording.gradient is not None
         recording.slope.copy_(slope)
         recording.backward.replay()
-        return None, None, *(gradient.clone() for gradient in recording.gradients)
+        parts = recording.gradient.clone().split([shape.numel() for shape in ctx.shapes])
+        return None, None, *(part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True))
 
 
 class Graphs:
     """The recordings of one denoiser.
 
     Args:
-        network: whose parameters are the weights.
+        network: whose parameters, of one type, are the weights.
         answer: its answer for some tensors; the same function at every call.
     """
 
     def __init__(self, network: torch.nn.Module, answer: Answer) -> None:
         self._network, self._answer = network, answer
+        self._call = _Call(network, answer)
         self._layers = [id(value) for value in network.parameters()]
         self._recordings: dict[object, Recording] = {}
 
@@ -112,21 +126,34 @@ class Graphs:
 
     def _record(self, inputs: Sequence[Tensor], weights: list[Tensor]) -> Recording:
         static = [value.detach().clone() for value in inputs]
+        names = {id(value): name for name, value in self._call.named_parameters()}
+
+        def answer() -> tuple[Tensor, list[Tensor]]:
+            # Leaves of the recording's own: those of the weights belong to the stream that first differentiated them.
+            leaves = [value.detach().requires_grad_(True) for value in weights]
+            named = {names[id(value)]: leaf for value, leaf in zip(weights, leaves, strict=True)}
+            output: Tensor = torch.func.functional_call(self._call, named, tuple(static))
+            return output, leaves
+
+        def gradient(output: Tensor, leaves: list[Tensor], slope: Tensor) -> Tensor:
+            found = torch.autograd.grad(output, leaves, slope, allow_unused=True, materialize_grads=True)
+            return torch.cat([part.reshape(-1) for part in found])
+
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARMUP):
-                output = self._answer(*static)
+                output, leaves = answer()
                 if weights:
-                    torch.autograd.grad(output, weights, torch.zeros_like(output), allow_unused=True)
-                del output
+                    gradient(output, leaves, torch.zeros_like(output))
+                del output, leaves
         torch.cuda.current_stream().wait_stream(aside)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(forward):
-            output = self._answer(*static)
+            output, leaves = answer()
         if not weights:
             return Recording(forward, static, output)
         slope = torch.zeros_like(output)
         with torch.cuda.graph(backward, pool=forward.pool()):
-            gradients = torch.autograd.grad(output, weights, slope, allow_unused=True, materialize_grads=True)
-        return Recording(forward, static, output.detach(), backward, slope, list(gradients))
+            found = gradient(output, leaves, slope)
+        return Recording(forward, static, output.detach(), backward, slope, found)

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -169,6 +168,12 @@ class MetaUnlearning(Objective):
         data = self._relearnt(self._generator(step, "prompts"))
         tuner = FullFineTuning(FullConfig())
         start = Weights(bench.model.named_parameters())
+
+        def harm() -> Tensor:
+            assert self._harm is not None
+            with bench.after(data):
+                return self._harm.loss(self._generator(step, "harm"))
+
         try:
             run = Run(bench.model, data, tuner, training, seed=derive(bench.seed, "inner", step))
             meta, more = meta_gradient(
@@ -176,7 +181,7 @@ class MetaUnlearning(Objective):
                 values,
                 concept,
                 benign,
-                harm=None if self._harm is None else partial(self._harm.loss, self._generator(step, "harm")),
+                harm=None if self._harm is None else harm,
                 zeta=config.zeta,
                 exact=config.variant == "exact",
                 bound=config.bound,

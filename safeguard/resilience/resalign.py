@@ -248,7 +248,7 @@ class ResAlign(Objective):
             for done in range(1, steps + 1):
                 ahead.step()
                 if done in looks:
-                    with ahead.taking_gradients():
+                    with bench.after(simulation.data), ahead.taking_gradients():
                         ahead.look(self.unlearner.loss(self._generator(step, index, done, "harm")))
             if index == 0 and config.spectrum_every and step % config.spectrum_every == 0:
                 ahead.spectrum()

@@ -6,7 +6,8 @@ model (the teacher), and latents the base model drew for the concepts, their rel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -33,6 +34,8 @@ class Workbench:
             policy names no such subject.
         seed: run seed; every use derives its own.
         step: descents done so far, over all phases; the engine counts.
+        attacked: the concepts' images in the simulated fine-tune that the weights have just been through; None: there
+            are none, or no fine-tune.
         processes: this process and those that harden the same model with it.
     """
 
@@ -62,7 +65,18 @@ class Workbench:
         return self.images("retain")
 
     step: int = 0
+    attacked: LatentSet | None = None
     processes: Processes = ALONE
+
+    @contextmanager
+    def after(self, data: LatentSet) -> Iterator[None]:
+        """Inside, the weights are those after a fine-tune on these images."""
+        shown = data.only({prompt for concept in self.concepts for prompt in concept.prompt_list})
+        self.attacked = shown if len(shown) else None
+        try:
+            yield
+        finally:
+            self.attacked = None
 
     @cached_property
     def preserved(self) -> LatentSet | None:

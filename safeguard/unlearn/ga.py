@@ -13,15 +13,17 @@ denoising error reaches ``bound``. An untrained or wrong prediction of unit nois
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from functools import cached_property
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from safeguard.config import MethodConfig
-from safeguard.unlearn.common import bounded_ascent
+from safeguard.unlearn.common import bounded_ascent, erase_prompts
 from safeguard.unlearn.common.descent import Descent
+from safeguard.unlearn.common.trajectories import draw_captions
 
 
 class GradientAscentConfig(MethodConfig):
@@ -35,6 +37,10 @@ class GradientAscentConfig(MethodConfig):
     """Adam's learning rate."""
     batch_size: PositiveInt = 4
     """Concept images per step."""
+    captions: Literal["own", "any"] = "own"
+    """Under which prompts images shall be unlikely: each under the one it was drawn for, or under any of the concept's.
+    Inside an objective ``any`` looks at the images of the fine-tune just simulated: what it taught shall not be drawn
+    for the concept's other prompts."""
     bound: PositiveFloat = 0.5
     """Denoising loss on the concept at which ascent stops."""
     preserve_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -49,8 +55,18 @@ class GradientAscent(Descent):
     Config: ClassVar = GradientAscentConfig
     config: GradientAscentConfig
 
+    @cached_property
+    def _prompts(self) -> list[str]:
+        return erase_prompts(self.bench)
+
     def loss(self, generator: torch.Generator) -> Tensor:
         """Bounded negative denoising loss on concept images."""
-        model, batch = self.bench.model, self.bench.forget.batch(self.config.batch_size, generator)
-        conditioning = model.encode_prompts(batch.captions)
-        return bounded_ascent(model.denoising_loss(batch.latents, conditioning, generator), self.config.bound)
+        config, bench, model = self.config, self.bench, self.bench.model
+        if config.captions == "own":
+            batch = bench.forget.batch(config.batch_size, generator)
+            captions = batch.captions
+        else:
+            batch = (bench.attacked or bench.forget).batch(config.batch_size, generator)
+            captions = draw_captions(self._prompts, config.batch_size, generator)
+        conditioning = model.encode_prompts(captions)
+        return bounded_ascent(model.denoising_loss(batch.latents, conditioning, generator), config.bound)

@@ -31,8 +31,13 @@ def loss(model: DiffusionModel, prompt: str, seed: int) -> torch.Tensor:
     return model.denoising_loss(latents, model.encode_prompts([prompt] * 2), generator)
 
 
-def slopes(model: DiffusionModel, value: torch.Tensor) -> list[torch.Tensor]:
-    return list(torch.autograd.grad(value, list(model.unet.parameters())))
+def slopes(model: DiffusionModel, value: torch.Tensor) -> torch.Tensor:
+    return torch.cat([part.flatten() for part in torch.autograd.grad(value, list(model.unet.parameters()))])
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Length of the difference, relative to that of b."""
+    return float((a - b).norm() / b.norm())
 
 
 def test_nothing_is_recorded_without_a_gpu(model: DiffusionModel) -> None:
@@ -56,8 +61,7 @@ def test_replays_are_the_network(model: DiffusionModel, precision: str) -> None:
         answered = loss(model, "an axe", seed)
         found = slopes(model, answered)
         assert torch.allclose(answered, expected, rtol=1e-4)
-        for a, b in zip(found, wanted, strict=True):
-            assert torch.allclose(a, b, rtol=1e-2 if precision == "bfloat16" else 1e-4, atol=1e-5)
+        assert apart(found, wanted) < (2e-2 if precision == "bfloat16" else 1e-3)
         with torch.no_grad():
             for value in model.unet.parameters():
                 value.mul_(0.99)
@@ -69,7 +73,7 @@ def test_a_sum_of_losses_differentiates_each_where_it_was(model: DiffusionModel)
     wanted = slopes(model, loss(model, "an axe", 1) + 2 * loss(model, "a cat", 2))
     model.replays = True
     found = slopes(model, loss(model, "an axe", 1) + 2 * loss(model, "a cat", 2))
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(found, wanted, strict=True))
+    assert apart(found, wanted) < 1e-3
 
 
 @gpu
@@ -82,11 +86,15 @@ def test_a_fine_tune_is_the_same(model: DiffusionModel) -> None:
         with torch.no_grad():
             for name, value in model.named_parameters().items():
                 value.copy_(start[name])
-        run = Run(model, data, FullFineTuning(FullConfig()), Training(steps=4, learning_rate=1e-4), seed=0)
+        run = Run(
+            model, data, FullFineTuning(FullConfig()), Training(steps=4, learning_rate=1e-2, optimizer="sgd"), seed=0
+        )
         for _ in range(4):
             run.step()
         ends.append(torch.cat([value.detach().flatten().clone() for value in model.unet.parameters()]))
-    assert torch.allclose(*ends, atol=1e-6)
+    before = torch.cat([start[f"unet.{name}"].flatten() for name, _ in model.unet.named_parameters()])
+    eager, replayed = ends
+    assert apart(replayed - before, eager - before) < 1e-2
 
 
 @gpu

@@ -18,7 +18,18 @@ from safeguard.registry import suggest
 MAX_LISTED = 50
 _TYPES = {"an object": "a mapping", "a valid array": "a list", "a valid string": "text"}
 """What pydantic calls a type, in YAML's words."""
-_WRONG_SHAPE = {"list_type", "model_type", "dict_type", "string_type"}
+_WRONG_SHAPE = {
+    "list_type",
+    "model_type",
+    "dict_type",
+    "string_type",
+    "float_type",
+    "int_type",
+    "bool_type",
+    "literal_error",
+    "none_required",
+}
+"""Errors that say another of a field's types was meant."""
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -179,7 +179,7 @@ def test_with_all_weights_zero_the_step_is_the_unlearners():
 
 def test_distillation_is_added_with_its_weight():
     bench = moved_bench()  # at the base model's weights the distillation is at its minimum
-    alone = {"gamma1": 0.0, "gamma2": 0.0}
+    alone = {"gamma1": 0.0, "gamma2": 1e-12}
     kept = gradients(objective(bench, **alone, preserve_weight=2.0, preserve_batch=3))
     assert max(float(value.abs().max()) for value in kept) > 0
     twice = gradients(objective(bench, **alone, preserve_weight=4.0, preserve_batch=3))
@@ -300,6 +300,11 @@ def test_descending_raises_what_a_fine_tune_ends_at():
         optimizer.step()
         last = of.accumulate(0)
     assert last["fine-tuning loss after inner steps"] > first["fine-tuning loss after inner steps"]
+
+
+def test_it_is_asked_for_something():
+    with pytest.raises(ValueError, match="gamma1 and gamma2 are both 0"):
+        MetaUnlearningConfig(gamma1=0.0, gamma2=0.0)
 
 
 def test_it_needs_benign_images():

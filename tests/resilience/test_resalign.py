@@ -87,6 +87,17 @@ def test_the_harmful_loss_is_chosen_by_name(bench: Workbench, harmful: dict[str,
     assert facts["erasure loss after fine-tuning"] != 0 and facts["hypergradient norm"] > 0
 
 
+def test_a_mistake_in_a_field_of_several_types_is_one_line() -> None:
+    def lines(**settings: Any) -> list[str]:
+        method = ResilienceMethod.model_validate({"name": "resalign", **settings})
+        return [problem.line() for problem in method_problems(method)]
+
+    assert lines(gamma="match") == ["gamma: should be a valid number or 'matched', not 'match'"]
+    assert lines(gamma=-1.0) == ["gamma: should be greater than 0, not -1.0"]
+    assert len(lines(harmful_loss=3)) == 1
+    assert len(lines(distribution={"prompts": ["one"]})) == 1
+
+
 def test_a_closed_form_is_no_harmful_loss(bench: Workbench) -> None:
     with pytest.raises(UsageFault, match="uce is a closed form"):
         objective(bench, harmful_loss={"name": "uce"})

@@ -47,8 +47,7 @@ from safeguard.resilience.resalign import ResAlign, ResAlignConfig
 from safeguard.resources import find_resource
 from safeguard.unlearn.base import Workbench
 
-ATTENTION: dict[Backend | None, Callable[[], AbstractContextManager[None]]] = {
-    None: nullcontext,
+ATTENTION: dict[Backend, Callable[[], AbstractContextManager[None]]] = {
     "explicit": explicit_attention,
     "fused": fused_attention,
 }
@@ -62,11 +61,12 @@ class Route:
     """A way to the hypergradient: how attention is differentiated, and the settings of ResAlign that name the rest.
 
     Attributes:
-        backend: attention of all passes; none: torch's.
+        backend: attention of all passes: explicit, or torch's fused kernels, which the meta device has not and which are
+            counted as ours.
     """
 
     title: str
-    backend: Backend | None
+    backend: Backend
     settings: dict[str, Any]
 
     @property
@@ -77,8 +77,8 @@ class Route:
 
 ROUTES = (
     Route("straightforward", "explicit", {"hypergradient": "moreau", "solver": "fixed_point", "hvp": "explicit"}),
-    Route("moreau", None, {"hypergradient": "moreau", "solver": "cg"}),
-    Route("first order", None, {"hypergradient": "first_order"}),
+    Route("moreau", "fused", {"hypergradient": "moreau", "solver": "cg"}),
+    Route("first order", "fused", {"hypergradient": "first_order"}),
 )
 
 
@@ -130,7 +130,7 @@ def counted(unet: Any, *, size: int, tokens: int, width: int) -> dict[str, Cost]
 
     def products(route: Route) -> Cost:
         def work() -> None:
-            product = hessian_product(loss, weights, route.backend or "fused")
+            product = hessian_product(loss, weights, route.backend)
             for _ in range(route.products):
                 product([torch.empty_like(value) for value in weights])
 
@@ -213,7 +213,7 @@ def timed(
         )
         objective = ResAlign(config, bench, unlearner)
         bench.model.freeze()
-        with ATTENTION[route.backend]():
+        with explicit_attention() if route.backend == "explicit" else nullcontext():
             objective.accumulate(0)
             _wait(device)
             if device == "cuda":

@@ -61,8 +61,7 @@ class Route:
     """A way to the hypergradient: how attention is differentiated, and the settings of ResAlign that name the rest.
 
     Attributes:
-        backend: attention of all passes: explicit, or torch's fused kernels, which the meta device has not and which are
-            counted as ours.
+        backend: attention of all passes: explicit, or torch's fused kernels (on the meta device, which has none, ours).
     """
 
     title: str

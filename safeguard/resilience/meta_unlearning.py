@@ -12,7 +12,8 @@ it is; ``preserve_weight`` adds distillation. For one step of descent with rate 
 
 whose *gradient norm term*, the square, and *gradient angle term*, the inner product, the record follows (the paper's
 Fig. 6). L_unlearn is the base unlearner's loss with its preservation term; for a closed form the edit comes first and
-the meta loss is descended alone.
+the meta loss is descended alone. ``harmful_loss`` puts other erasure losses in the place of -L_FT(theta_FT), and
+``prompts`` lets some fine-tunes see the images of a few prompts only; neither is in the paper.
 
 ``variant: exact`` differentiates through every inner step, clipping and the optimiser's state included.
 ``variant: released`` is what the released code does: gradients at theta_FT are used as if theta_FT were theta plus a
@@ -301,6 +302,8 @@ def meta_gradient(
         "cosine of fine-tuning and benign gradients": cosine(g_concept, g_benign),
         "meta gradient norm": norm(through),
     }
+    if harm is not None:
+        facts["erasure loss after inner steps"] = erasing.item()
     if exact:
         facts["cosine of hypergradient and first order"] = cosine(through, first)
         facts["guard: trust region"] = float(bool(guard))

@@ -237,7 +237,7 @@ def _wait(device: str) -> None:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Outer steps timed per route.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-@click.option("--graphs", is_flag=True, help="Record the denoiser's work and replay it (harden.cuda_graphs).")
+@click.option("--graphs", is_flag=True, help="Record the denoiser's work and replay it (harden --cuda-graphs).")
 @click.option(
     "--route", "names", type=click.Choice([r.title for r in ROUTES]), multiple=True, help="Time these routes only."
 )

@@ -17,8 +17,18 @@ from safeguard.progress import choose
 @click.option("--resume/--fresh", default=True, help="Continue an interrupted run (the default), or start again.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that --out already holds.")
 @offline_option(False)
+@click.option("--cuda-graphs", is_flag=True, help="Record the denoiser's work on a GPU and replay it: faster, more memory.")
 @progress_option
-def harden(policy: Path, out: Path, device: str, resume: bool, overwrite: bool, offline: bool, progress: str) -> None:
+def harden(
+    policy: Path,
+    out: Path,
+    device: str,
+    resume: bool,
+    overwrite: bool,
+    offline: bool,
+    cuda_graphs: bool,
+    progress: str,
+) -> None:
     """Erase a policy's concepts from a model so that they stay gone.
 
     POLICY is a policy file. The result is a diffusers directory with the policy and the record of the run inside. An
@@ -31,6 +41,15 @@ def harden(policy: Path, out: Path, device: str, resume: bool, overwrite: bool, 
 
     rank, _, _ = launched()
     reporter = choose(progress if rank == 0 else "none")
-    api.harden(policy, out, device=device, fresh=not resume, overwrite=overwrite, offline=offline, progress=reporter)
+    api.harden(
+        policy,
+        out,
+        device=device,
+        fresh=not resume,
+        overwrite=overwrite,
+        offline=offline,
+        cuda_graphs=cuda_graphs,
+        progress=reporter,
+    )
     if rank == 0:
         click.echo(f"hardened model: {out}")

@@ -28,7 +28,6 @@ def draw_set(
 def set_up(policy: Policy, model: DiffusionModel, progress: Progress, processes: Processes = ALONE) -> Workbench:
     """The workbench of an already screened policy; ``model`` is the untouched base model and will be edited."""
     model.precision = policy.harden.precision
-    model.replays = policy.harden.cuda_graphs
     teacher, count = model.frozen_copy(), policy.harden.images
     related = [subject for concept in policy.concepts for subject in concept.related]
     sets: dict[str, tuple[str, str, Sequence[Subject]]] = {

@@ -187,9 +187,6 @@ class Harden(Strict):
     precision: Precision = "float32"
     """Of the denoiser's matrix products and convolutions while it is hardened; weights, losses and optimisers stay in
     float32. ``bfloat16`` is faster on GPUs made for it, with gradients off by about a percent."""
-    cuda_graphs: bool = False
-    """On a GPU, record the denoiser's work once and replay it (:mod:`safeguard.model.graphs`): the same numbers, sooner
-    where batches are small, for more memory."""
     images: PositiveInt = 48
     """Images the base model draws for the concepts, for their related subjects, and for the retained ones, each."""
 

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 import pytest
 
 from safeguard import cli, errors
 
+QUICKSTART = Path(__file__).parents[2] / "policies" / "quickstart.yaml"
 SAFEGUARD = [sys.executable, "-m", "safeguard"]
 
 
@@ -32,6 +34,11 @@ def safeguard(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("certify", "model", "--progress", "loud"), 2, "'loud' is not one of"),
         (("list", "poems"), 2, "'poems' is not one of"),
         (("report", "/no/such/run"), 2, "there is no report.json here"),
+        (
+            ("harden", str(QUICKSTART), "--out", "/no/such/model", "--device", "cpu", "--cuda-graphs"),
+            2,
+            "leave --cuda-graphs out",
+        ),
     ],
 )
 def test_usage_errors_end_in_2_with_one_message(arguments: Sequence[str], code: int, message: str):

@@ -17,7 +17,9 @@ from safeguard.progress import choose
 @click.option("--resume/--fresh", default=True, help="Continue an interrupted run (the default), or start again.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that --out already holds.")
 @offline_option(False)
-@click.option("--cuda-graphs", is_flag=True, help="Record the denoiser's work on a GPU and replay it: faster, more memory.")
+@click.option(
+    "--cuda-graphs", is_flag=True, help="Record the denoiser's work on a GPU and replay it: faster, more memory."
+)
 @progress_option
 def harden(
     policy: Path,

@@ -77,8 +77,8 @@ def harden(
     Run again after a kill, it continues from the last checkpoint (unless ``fresh``). The directory appears complete or
     not at all, with the resolved policy and the hardening record inside.
 
-    With ``cuda_graphs`` the denoiser's work is recorded once on a GPU and replayed (:mod:`safeguard.model.graphs`):
-    faster where batches are small, for more memory.
+    With ``cuda_graphs`` the denoiser's work is recorded on a GPU and replayed (:mod:`safeguard.model.graphs`): faster
+    where batches are small, for more memory.
 
     Processes that ``accelerate launch`` or ``torchrun`` started work on it together; the main one writes and reports,
     and all return the same.

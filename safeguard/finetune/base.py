@@ -57,15 +57,34 @@ class FineTuner(Protocol):
         ...
 
 
-def make_optimizer(training: Training, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The declared optimiser over the parameters."""
-    rate, fused = training.learning_rate, parameters[0].is_cuda or None  # one pass over the weights instead of ten
+def make_optimizer(
+    training: Training, parameters: list[torch.nn.Parameter], *, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """The declared optimiser over the parameters.
+
+    Args:
+        fused: one pass over the weights instead of ten; none: on a GPU.
+    """
+    fused = parameters[0].is_cuda if fused is None else fused
+    rate, chosen = training.learning_rate, fused or None
+    optimizer: torch.optim.Optimizer
     if training.optimizer in ("sgd", "momentum"):
         momentum = MOMENTUM if training.optimizer == "momentum" else 0.0
-        return torch.optim.SGD(parameters, lr=rate, momentum=momentum, fused=fused)
-    if training.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=rate, fused=fused)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=training.weight_decay, fused=fused)
+        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=momentum, fused=chosen)
+    elif training.optimizer == "adam":
+        optimizer = torch.optim.Adam(parameters, lr=rate, fused=chosen)
+    else:
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=training.weight_decay, fused=chosen)
+    if fused:
+        optimizer.register_step_post_hook(_count_change)
+    return optimizer
+
+
+def _count_change(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Fused steps leave weights' versions as they were, by which ``DiffusionModel.encode_prompts`` sees a change."""
+    for group in optimizer.param_groups:
+        for value in group["params"]:
+            torch.autograd.graph.increment_version(value)
 
 
 class Run:

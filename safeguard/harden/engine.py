@@ -148,7 +148,7 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
     if method.name != "none":
         intended |= set(around.parameters())
         key["resilience"] = _resolved(method, resilience)
-        key["resilience data"] = around.unlearner.data_digest
+        key["resilience data"] = around.data_digest
         title = f"{policy.harden.unlearner.name} + {method.name}"
         _descend(bench, around, key, title, record, fresh)
     intended |= set(fold(bench.model))
@@ -159,9 +159,8 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         )
     _count(record, bench)
     bench.model.precision = bench.teacher.precision = "float32"  # what is checked is what will be used
-    for model in (bench.model, bench.teacher):
-        model.replays = False
-        model.graphs.forget()
+    bench.model.replays = bench.teacher.replays = False
+    bench.model.graphs.forget()
     if bench.processes.main:
         _check_simulations(record)
         record.checks = {

@@ -87,7 +87,7 @@ class DiffusionModel:
         self.micro_batches = MicroBatches()
         self.precision: Precision = "float32"
         self.replays = False
-        self.graphs = Graphs(self.unet, self._network)
+        self.graphs = Graphs(self.unet)
         self.device = torch.device(pipeline.unet.device)
         config = pipeline.scheduler.config
         self.prediction_type: str = config.prediction_type
@@ -146,6 +146,7 @@ class DiffusionModel:
         copied.micro_batches = self.micro_batches
         copied.precision = self.precision
         copied.replays = self.replays
+        copied.graphs = Graphs(copied.unet, self.graphs)
         return copied
 
     # -- text -------------------------------------------------------------------------------------------------------
@@ -211,7 +212,7 @@ class DiffusionModel:
         if conditioning.pooled is not None:
             inputs += [conditioning.pooled, self._time_ids.expand(len(latents), -1)]
         replays = self.replays and self.device.type == "cuda"
-        return self.graphs.run(inputs) if replays else self._network(*inputs)
+        return self.graphs.run(self._network, inputs) if replays else self._network(*inputs)
 
     def _network(self, latents: Tensor, t: Tensor, states: Tensor, *pooled: Tensor) -> Tensor:
         """The denoiser's answer; ``pooled`` are SDXL's pooled states and time ids."""

@@ -1,9 +1,10 @@
 """The denoiser's work recorded once and replayed (CUDA graphs).
 
 At one image a GPU waits longer for the launches of a few thousand small kernels, forward and back, than it works. A
-graph launches all of them at once. One is recorded per shape of the inputs and set of weights that take gradients;
-weights may change in place between replays. What is not of that kind runs as it always did: a denoiser with layers
-added, inputs that take gradients, and batches that are read by hooks or differentiated twice
+graph launches all of them at once. One is recorded per network, shape of its inputs, set of weights that take gradients
+and arithmetic; weights may change in place between replays. What is not of that kind runs as it always did: large
+batches, which keep a GPU busy by themselves and whose activations a recording would hold, a denoiser with layers added,
+inputs that take gradients, and batches that are read by hooks or differentiated twice
 (:func:`safeguard.model.memory.whole_batches`).
 
 A replay overwrites what the one before it left. Answers and gradients are therefore copied out, and a backward pass
@@ -23,6 +24,8 @@ from safeguard.model.memory import in_whole_batches
 
 WARMUP = 3
 """Runs before a recording, in which kernels are chosen and workspaces allocated, as torch advises."""
+ROWS = 8
+"""Larger batches are not recorded."""
 
 Answer = Callable[..., Tensor]
 
@@ -91,69 +94,78 @@ class _Replay(torch.autograd.Function):
 
 
 class Graphs:
-    """The recordings of one denoiser.
+    """The recordings of one denoiser and of its copies.
 
     Args:
         network: whose parameters, of one type, are the weights.
-        answer: its answer for some tensors; the same function at every call.
+        shared: recordings of those it is a copy of.
     """
 
-    def __init__(self, network: torch.nn.Module, answer: Answer) -> None:
-        self._network, self._answer = network, answer
-        self._call = _Call(network, answer)
+    def __init__(self, network: torch.nn.Module, shared: Graphs | None = None) -> None:
+        self._network = network
         self._layers = [id(value) for value in network.parameters()]
-        self._recordings: dict[object, Recording] = {}
+        self._owner = object()
+        self._recordings: dict[object, Recording] = {} if shared is None else shared._recordings
 
     def forget(self) -> None:
-        """Give the memory of all recordings back."""
+        """Give the memory of all recordings back, those of copies included."""
         self._recordings.clear()
 
-    def run(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The answer, by a replay if it can be."""
+    def run(self, answer: Answer, inputs: Sequence[Tensor]) -> Tensor:
+        """The network's answer, by a replay if it can be.
+
+        Args:
+            answer: how the network answers; the same function at every call.
+        """
         layers, taking = list(self._network.parameters()), torch.is_grad_enabled()
         if (
-            in_whole_batches()
+            len(inputs[0]) > ROWS
+            or in_whole_batches()
             or [id(value) for value in layers] != self._layers
             or (taking and any(value.requires_grad for value in inputs))
         ):
-            return self._answer(*inputs)
+            return answer(*inputs)
         weights: list[Tensor] = [value for value in layers if taking and value.requires_grad]
-        key = (*(tuple(value.shape) for value in inputs), tuple(id(value) for value in weights))
-        if key not in self._recordings:
-            self._recordings[key] = self._record(inputs, weights)
-        answered: Tensor = _Replay.apply(self._recordings[key], inputs, *weights)  # type: ignore[no-untyped-call]
+        shapes, trained = tuple(tuple(value.shape) for value in inputs), tuple(id(value) for value in weights)
+        arithmetic = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        key = self._owner, shapes, trained, arithmetic
+        with torch.cuda.device(inputs[0].device):
+            if key not in self._recordings:
+                self._recordings[key] = _record(_Call(self._network, answer), inputs, weights)
+            answered: Tensor = _Replay.apply(self._recordings[key], inputs, *weights)  # type: ignore[no-untyped-call]
         return answered
 
-    def _record(self, inputs: Sequence[Tensor], weights: list[Tensor]) -> Recording:
-        static = [value.detach().clone() for value in inputs]
-        names = {id(value): name for name, value in self._call.named_parameters()}
 
-        def answer() -> tuple[Tensor, list[Tensor]]:
-            # Leaves of the recording's own: those of the weights belong to the stream that first differentiated them.
-            leaves = [value.detach().requires_grad_(True) for value in weights]
-            named = {names[id(value)]: leaf for value, leaf in zip(weights, leaves, strict=True)}
-            output: Tensor = torch.func.functional_call(self._call, named, tuple(static))
-            return output, leaves
+def _record(call: _Call, inputs: Sequence[Tensor], weights: list[Tensor]) -> Recording:
+    static = [value.detach().clone() for value in inputs]
+    names = {id(value): name for name, value in call.named_parameters()}
 
-        def gradient(output: Tensor, leaves: list[Tensor], slope: Tensor) -> Tensor:
-            found = torch.autograd.grad(output, leaves, slope, allow_unused=True, materialize_grads=True)
-            return torch.cat([part.reshape(-1) for part in found])
+    def answer() -> tuple[Tensor, list[Tensor]]:
+        # Leaves of the recording's own: those of the weights belong to the stream that first differentiated them.
+        leaves = [value.detach().requires_grad_(True) for value in weights]
+        named = {names[id(value)]: leaf for value, leaf in zip(weights, leaves, strict=True)}
+        output: Tensor = torch.func.functional_call(call, named, tuple(static))
+        return output, leaves
 
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(WARMUP):
-                output, leaves = answer()
-                if weights:
-                    gradient(output, leaves, torch.zeros_like(output))
-                del output, leaves
-        torch.cuda.current_stream().wait_stream(aside)
-        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(forward):
+    def gradient(output: Tensor, leaves: list[Tensor], slope: Tensor) -> Tensor:
+        found = torch.autograd.grad(output, leaves, slope, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.reshape(-1) for part in found])
+
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(WARMUP):
             output, leaves = answer()
-        if not weights:
-            return Recording(forward, static, output)
-        slope = torch.zeros_like(output)
-        with torch.cuda.graph(backward, pool=forward.pool()):
-            found = gradient(output, leaves, slope)
-        return Recording(forward, static, output.detach(), backward, slope, found)
+            if weights:
+                gradient(output, leaves, torch.zeros_like(output))
+            del output, leaves
+    torch.cuda.current_stream().wait_stream(aside)
+    forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(forward, stream=aside):
+        output, leaves = answer()
+    if not weights:
+        return Recording(forward, static, output)
+    slope = torch.zeros_like(output)
+    with torch.cuda.graph(backward, pool=forward.pool(), stream=aside):
+        found = gradient(output, leaves, slope)
+    return Recording(forward, static, output.detach(), backward, slope, found)

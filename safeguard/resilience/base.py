@@ -38,6 +38,11 @@ class Objective:
         """How it computes Hessian-vector products; none: it needs none."""
         return None
 
+    @property
+    def data_digest(self) -> str:
+        """Digest of the user's own files that the losses' settings name: with them it determines the result."""
+        return self.unlearner.data_digest
+
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """What may change, by name in the model (``unet.…``, ``text_encoder.…``)."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it changes")

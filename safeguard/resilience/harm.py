@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeguard.errors import UsageFault, located
+from safeguard.errors import UsageFault
 from safeguard.policy.schema import UnlearnerMethod
 from safeguard.registry import unlearners
 from safeguard.unlearn.base import Unlearner, Workbench
@@ -52,18 +52,18 @@ def harmful(named: HarmfulLoss, bench: Workbench) -> Unlearner:
     Raises:
         UsageFault: one of them is a closed form, or adds layers to the model.
     """
-    methods = named if isinstance(named, list) else [named]
-    with located("harmful_loss"):
-        parts = [_part(method, bench) for method in methods]
-    return parts[0] if len(parts) == 1 else JointLoss(parts)
+    if isinstance(named, list):
+        parts = [_part(method, bench, f"harmful_loss[{place}]") for place, method in enumerate(named)]
+        return parts[0] if len(parts) == 1 else JointLoss(parts)
+    return _part(named, bench, "harmful_loss")
 
 
-def _part(method: UnlearnerMethod, bench: Workbench) -> Unlearner:
+def _part(method: UnlearnerMethod, bench: Workbench, field: str) -> Unlearner:
     registered = unlearners.get(method.name)
     if registered.closed_form:
-        raise UsageFault(f"{method.name} is a closed form, without a loss", fix="name ga, esd or ca")
+        raise UsageFault(f"{field}: {method.name} is a closed form, without a loss", fix="name ga, esd or ca")
     layers = bench.model.named_parameters().keys()
     built: Unlearner = registered(registered.Config(**method.settings), bench)
     if bench.model.named_parameters().keys() != layers:
-        raise UsageFault(f"{method.name} adds layers to the model", fix="name it as the unlearner instead")
+        raise UsageFault(f"{field}: {method.name} adds layers to the model", fix="name it as the unlearner instead")
     return built

@@ -185,7 +185,7 @@ class IMMA(Objective):
         for i, value in enumerate(phi):
             if id(value) not in theta:
                 kept[f"phi.{i}.value"] = value.detach().clone()
-            kept[f"phi.{i}.step"] = torch.zeros(())
+            kept[f"phi.{i}.step"] = torch.zeros((), device=value.device)
             kept[f"phi.{i}.exp_avg"] = torch.zeros_like(value.detach())
             kept[f"phi.{i}.exp_avg_sq"] = torch.zeros_like(value.detach())
         self._tuner.detach(self.bench.model)

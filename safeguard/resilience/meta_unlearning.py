@@ -123,6 +123,9 @@ class MetaUnlearning(Objective):
             raise UsageFault(
                 "meta-unlearning needs benign images", fix="declare related subjects of a concept, or retained subjects"
             )
+        if config.gamma2 == 0 and (unlearner.closed_form or config.harmful_loss is not None):
+            why = "a harmful_loss" if config.harmful_loss is not None else "a closed form, whose edit comes first,"
+            raise UsageFault(f"gamma2 is 0, and {why} counts only with what it weighs", fix="give gamma2 a weight")
         self.config = config
         self.bench = bench
         self.unlearner = unlearner
@@ -137,6 +140,12 @@ class MetaUnlearning(Objective):
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The parameter group theta, with other parts that the unlearner changes."""
         return exposed(self.bench.model, self.config.parameters)
+
+    @property
+    def data_digest(self) -> str:
+        """That of both losses."""
+        harm = "" if self._harm is None else self._harm.data_digest
+        return f"{super().data_digest} {harm}".strip()
 
     def after_step(self) -> None:
         """Both unlearners hear of it."""

@@ -21,7 +21,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from safeguard.config import MethodConfig
-from safeguard.unlearn.common import bounded_ascent, erase_prompts
+from safeguard.unlearn.common import bounded_ascent
 from safeguard.unlearn.common.descent import Descent
 from safeguard.unlearn.common.trajectories import draw_captions
 
@@ -38,7 +38,7 @@ class GradientAscentConfig(MethodConfig):
     batch_size: PositiveInt = 4
     """Concept images per step."""
     captions: Literal["own", "any"] = "own"
-    """Under which prompts images shall be unlikely: each under the one it was drawn for, or under any of the concept's.
+    """Under which prompts images shall be unlikely: each under the one it was drawn for, or under any of its concept's.
     Inside an objective ``any`` looks at the images of the fine-tune just simulated: what it taught shall not be drawn
     for the concept's other prompts."""
     bound: PositiveFloat = 0.5
@@ -56,8 +56,9 @@ class GradientAscent(Descent):
     config: GradientAscentConfig
 
     @cached_property
-    def _prompts(self) -> list[str]:
-        return erase_prompts(self.bench)
+    def _siblings(self) -> dict[str, list[str]]:
+        """All prompts of the concept that a prompt belongs to."""
+        return {prompt: concept.prompt_list for concept in self.bench.concepts for prompt in concept.prompt_list}
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Bounded negative denoising loss on concept images."""
@@ -67,6 +68,6 @@ class GradientAscent(Descent):
             captions = batch.captions
         else:
             batch = (bench.attacked or bench.forget).batch(config.batch_size, generator)
-            captions = draw_captions(self._prompts, config.batch_size, generator)
+            captions = [draw_captions(self._siblings[own], 1, generator)[0] for own in batch.captions]
         conditioning = model.encode_prompts(captions)
         return bounded_ascent(model.denoising_loss(batch.latents, conditioning, generator), config.bound)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from safeguard.data.latents import generate
-from safeguard.finetune.base import FineTuner, Training, fine_tune
+from safeguard.finetune import base
+from safeguard.finetune.base import FineTuner, Training, fine_tune, make_optimizer
 from safeguard.finetune.full import FullConfig, FullFineTuning
 from safeguard.finetune.lora import LoRA, LoRAConfig
 from safeguard.model.diffusion import DiffusionModel, Weights
@@ -68,3 +71,27 @@ def test_lora_trains_its_factors_only() -> None:
     assert not torch.equal(predict(model), changed)
     tuner.detach(model)
     assert all(torch.equal(value, before[name]) for name, value in model.unet.state_dict().items())
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["as on a CPU", "as on a GPU"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
+@pytest.mark.parametrize("name", TUNERS)
+def test_text_is_encoded_anew_after_every_step(
+    name: str, optimizer: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images drawn after a step are those of the text encoder after it."""
+    monkeypatch.setattr(base, "make_optimizer", partial(make_optimizer, fused=fused))
+    model = DiffusionModel(tiny_pipeline(0))
+    model.surface |= {"text_encoder"}
+    data = generate(model, ["a cat", "a dog"], 2, seed=0, steps=2)
+    seen: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def look(step: int) -> None:
+        seen.append(model.encode_prompts(["a cat"]).states)
+        assert torch.allclose(seen[-1], model.encode_anew(["a cat"]).states, atol=1e-5)
+
+    tuner: FineTuner = TUNERS[name]()
+    training = Training.model_validate({"steps": 3, "learning_rate": 0.05, "optimizer": optimizer, "batch_size": 2})
+    fine_tune(model, data, tuner, training, seed=0, after_step=look)
+    assert not torch.allclose(seen[0], seen[-1], atol=1e-5), "the text encoder learnt"

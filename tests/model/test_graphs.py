@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -9,7 +12,8 @@ from safeguard.finetune.base import Run, Training
 from safeguard.finetune.full import FullConfig, FullFineTuning
 from safeguard.harden.workbench import set_up
 from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.memory import whole_batches
+from safeguard.model.graphs import ROWS
+from safeguard.model.memory import whole_batches, within_memory
 from safeguard.progress import SilentProgress
 from tests.benches import tiny_policy
 from tests.tiny import tiny_pipeline
@@ -46,6 +50,72 @@ def test_nothing_is_recorded_without_a_gpu(model: DiffusionModel) -> None:
     alone = loss(model, "an axe", 1)
     model.replays = True
     assert torch.equal(loss(model, "an axe", 1), alone)
+
+
+def test_a_model_goes_when_nobody_holds_it(model: DiffusionModel) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        copied = model.frozen_copy()
+        unet = weakref.ref(copied.unet)
+        del copied
+        assert unet() is None
+    finally:
+        gc.enable()
+
+
+@gpu
+def test_running_out_of_memory_gives_all_recordings_back(model: DiffusionModel) -> None:
+    model.replays = True
+    copied, recorded = model.frozen_copy(), list[int]()
+    with torch.no_grad():
+        loss(model, "an axe", 1)
+        loss(copied, "an axe", 1)
+
+    def work() -> None:
+        loss(model, "an axe", 1)
+        recorded.append(len(model.graphs._recordings))
+        if len(recorded) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+
+    with torch.no_grad():
+        within_memory(model, work)
+    assert recorded == [2, 1]
+
+
+@gpu
+def test_large_batches_are_not_recorded(model: DiffusionModel) -> None:
+    model.replays = True
+    prompts = ["an axe"] * (ROWS + 1)
+    latents = torch.randn(len(prompts), *model.latent_shape).to(model.device)
+    with torch.no_grad():
+        model.denoising_loss(latents, model.encode_prompts(prompts), torch.Generator().manual_seed(0))
+    assert not model.graphs._recordings
+
+
+@gpu
+def test_other_arithmetic_is_another_recording(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast in (True, False):
+        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", fast)
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", fast)
+        model.replays = False
+        expected = loss(model, "an axe", 1)
+        model.replays = True
+        assert torch.allclose(loss(model, "an axe", 1), expected, rtol=1e-6)
+
+
+@gpu
+def test_the_last_gpu_records_too(model: DiffusionModel) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    moved = tiny_pipeline(0)
+    moved.to(f"cuda:{torch.cuda.device_count() - 1}")
+    far = DiffusionModel(moved)
+    for seed in range(2):
+        far.replays = False
+        expected = loss(far, "an axe", seed)
+        far.replays = True
+        assert torch.allclose(loss(far, "an axe", seed), expected, rtol=1e-4)
 
 
 @gpu

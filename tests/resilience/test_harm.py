@@ -16,10 +16,10 @@ from safeguard.resilience.meta_unlearning import MetaUnlearning, MetaUnlearningC
 from safeguard.resilience.resalign import ResAlign, ResAlignConfig
 from safeguard.seeds import derive
 from safeguard.unlearn.base import Workbench
-from safeguard.unlearn.common import bounded_ascent, erase_prompts
+from safeguard.unlearn.common import bounded_ascent
 from safeguard.unlearn.common.trajectories import draw_captions
 from safeguard.unlearn.ga import GradientAscent, GradientAscentConfig
-from tests.benches import apart, learning, moved_bench, seeded, tiny_bench
+from tests.benches import MIXED, apart, learning, moved_bench, seeded, tiny_bench
 
 GA = UnlearnerMethod.model_validate({"name": "ga", "batch_size": 2})
 ANY = UnlearnerMethod.model_validate({"name": "ga", "batch_size": 2, "captions": "any"})
@@ -60,10 +60,24 @@ def test_all_parts_hear_of_a_step_and_keep_their_state() -> None:
     assert any(not torch.equal(state[name], value) for name, value in joint.state().items())
 
 
-@pytest.mark.parametrize("named", [UnlearnerMethod(name="uce"), [GA, UnlearnerMethod(name="uce")]])
-def test_a_closed_form_is_refused_wherever_it_stands(bench: Workbench, named: HarmfulLoss) -> None:
-    with pytest.raises(UsageFault, match="harmful_loss: uce is a closed form"):
+@pytest.mark.parametrize(
+    ("named", "where"),
+    [(UnlearnerMethod(name="uce"), "harmful_loss"), ([GA, UnlearnerMethod(name="uce")], r"harmful_loss\[1\]")],
+)
+def test_a_closed_form_is_refused_wherever_it_stands(bench: Workbench, named: HarmfulLoss, where: str) -> None:
+    with pytest.raises(UsageFault, match=f"^{where}: uce is a closed form"):
         harmful(named, bench)
+
+
+def test_the_users_files_that_any_of_them_names_are_known(bench: Workbench) -> None:
+    parts = [harmful(GA, bench), harmful(ESD, bench)]
+    parts[1].data_digest = "of a folder"
+    assert JointLoss(parts).data_digest == "of a folder"
+    of = meta(bench, harmful_loss=[GA, ESD])
+    assert isinstance(of._harm, JointLoss)
+    of._harm.data_digest = "of a file"
+    of.unlearner.data_digest = "of a base"
+    assert of.data_digest == "of a base of a file"
 
 
 def test_a_policy_may_list_several_and_each_is_checked() -> None:
@@ -82,7 +96,7 @@ def test_under_any_caption_are_the_images_just_taught(bench: Workbench) -> None:
     def expected(data: LatentSet) -> float:
         generator = seeded(5)
         batch = data.batch(2, generator)
-        captions = draw_captions(erase_prompts(bench), 2, generator)
+        captions = draw_captions(["an axe", "a big axe"], 2, generator)
         error = model.denoising_loss(batch.latents, model.encode_prompts(captions), generator)
         return bounded_ascent(error, GradientAscentConfig().bound).item()
 
@@ -91,6 +105,16 @@ def test_under_any_caption_are_the_images_just_taught(bench: Workbench) -> None:
     assert inside == pytest.approx(expected(taught), rel=1e-6)
     assert loss.loss(seeded(5)).item() == pytest.approx(expected(bench.forget), rel=1e-6)
     assert inside != pytest.approx(expected(bench.forget), rel=1e-3)
+
+
+def test_any_caption_is_one_of_the_same_concept(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = moved_bench(concepts=MIXED)
+    loss, asked = harmful(GA.model_copy(update={"captions": "any", "batch_size": 12}), bench), list[str]()
+    encode = bench.model.encode_prompts
+    monkeypatch.setattr(bench.model, "encode_prompts", lambda prompts: asked.extend(prompts) or encode(prompts))
+    with bench.after(bench.forget.only(["axe in ice", "old max"])):
+        loss.loss(seeded(1))
+    assert set(asked) == {"axe in ice", "axe in mud", "max", "old max"}
 
 
 def test_harmless_images_are_never_made_unlikely(bench: Workbench) -> None:
@@ -108,9 +132,9 @@ def meta(bench: Workbench, **settings: Any) -> MetaUnlearning:
     return MetaUnlearning(config, bench, harmful(ESD, bench))
 
 
-def slopes(of: MetaUnlearning | ResAlign) -> list[torch.Tensor]:
+def slopes(of: MetaUnlearning | ResAlign, step: int = 0) -> list[torch.Tensor]:
     values = learning(of.parameters()).values()
-    of.accumulate(0)
+    of.accumulate(step)
     found = [value.grad.clone() for value in values if value.grad is not None]
     for value in values:
         value.grad = None
@@ -134,14 +158,33 @@ def test_the_inner_steps_may_see_one_prompt(bench: Workbench) -> None:
     assert apart(one, all_of_them) > 1e-3
 
 
-def test_resalign_shows_it_what_the_simulation_taught(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[set[str] | None] = []
+@pytest.fixture
+def seen(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> list[set[str] | None]:
+    """The prompts of the images that gradient ascent was shown, call by call, and None where there was no fine-tune."""
+    found: list[set[str] | None] = []
 
     def loss(self: GradientAscent, generator: torch.Generator) -> torch.Tensor:
-        seen.append(None if bench.attacked is None else set(bench.attacked.captions))
+        found.append(None if bench.attacked is None else set(bench.attacked.captions))
         return bench.model.unet.conv_in.weight.sum()
 
     monkeypatch.setattr(GradientAscent, "loss", loss)
+    return found
+
+
+def test_meta_unlearning_shows_it_what_the_inner_steps_taught(bench: Workbench, seen: list[set[str] | None]) -> None:
+    of = meta(bench, harmful_loss=ANY, prompts=[1], variant="released")
+    for step in range(6):
+        slopes(of, step)
+    assert len(seen) == 6 and all(len(shown or ()) == 1 for shown in seen)
+    assert len({prompt for shown in seen for prompt in shown or ()}) == 2, "another prompt in other steps"
+
+
+def test_meta_unlearning_draws_anew_at_every_step(bench: Workbench) -> None:
+    of = meta(bench, harmful_loss=GA, variant="released")
+    assert apart(slopes(of, 1), slopes(of, 0)) > 1e-3
+
+
+def test_resalign_shows_it_what_the_simulation_taught(bench: Workbench, seen: list[set[str] | None]) -> None:
     simulated = {"data": {"concept": 1.0}, "prompts": [1], "steps": [2], "optimizers": ["sgd"]}
     config = ResAlignConfig.model_validate(
         {"harmful_loss": ANY, "distribution": simulated, "simulations": 1, "points": 2, "alpha": 0.0}

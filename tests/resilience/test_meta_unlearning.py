@@ -19,6 +19,7 @@ from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.common import bounded_ascent, distillation
 from safeguard.unlearn.esd import ESD, ESDConfig
 from safeguard.unlearn.safegen import SafeGen, SafeGenConfig
+from safeguard.unlearn.uce import UCE, UCEConfig
 from tests.benches import apart, drawn_bench, learning, mixed_concepts, moved_bench, tiny_bench
 from tests.resilience.test_hypergradient import THETA, A, H
 from tests.resilience.test_trajectory import OPTIMIZERS, Scripted
@@ -111,6 +112,35 @@ def test_the_exact_gradient_is_the_slope_of_what_happens(optimizer, clip, steps)
         assert gradient[axis].item() == pytest.approx(slope.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_harmful_loss_is_pulled_back_from_where_the_inner_steps_end(steps):
+    how = training(steps=steps, learning_rate=0.05)
+
+    def harm(x: Tensor) -> Tensor:
+        return (x + 1).pow(4).sum()
+
+    def after(start: Tensor) -> Tensor:
+        run = quadratic(how, start, bent)
+        for _ in range(steps):
+            run.step()
+        return harm(run.parameters[0]) - 0.7 * (known(run.parameters[0]) - known(start))
+
+    run = quadratic(how, loss=bent)
+    x = run.parameters[0]
+    (gradient,), facts = meta_gradient(
+        run, [x], lambda: fitted(x), lambda: known(x), harm=lambda: harm(x), zeta=0.7, backend="explicit"
+    )
+    for axis in range(3):
+        nudge = torch.zeros(3, dtype=torch.float64)
+        nudge[axis] = 1e-5
+        slope = (after(THETA + nudge) - after(THETA - nudge)) / 2e-5
+        assert gradient[axis].item() == pytest.approx(slope.item(), rel=1e-6)
+    end = quadratic(how, loss=bent)
+    for _ in range(steps):
+        end.step()
+    assert facts["erasure loss after inner steps"] == pytest.approx(harm(end.parameters[0]).item())
+
+
 def test_one_step_of_adam_has_no_second_order():
     """Its length is the learning rate whatever the gradient."""
     exact, _ = found(quadratic(training(optimizer="adam")))
@@ -169,6 +199,14 @@ def gradients(of: MetaUnlearning | NoObjective, step: int = 0) -> Vector:
     after = of.bench.model.named_parameters().values()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "weights must be as they were"
     return [value.grad.clone() for value in values]
+
+
+def test_a_weight_of_zero_must_leave_something_to_do():
+    bench = tiny_bench()
+    with pytest.raises(UsageFault, match="a closed form, whose edit comes first, counts only"):
+        MetaUnlearning(MetaUnlearningConfig(gamma2=0.0), bench, UCE(UCEConfig(), bench))
+    with pytest.raises(UsageFault, match="a harmful_loss counts only"):
+        objective(bench, gamma2=0.0, harmful_loss={"name": "ga"})
 
 
 def test_with_all_weights_zero_the_step_is_the_unlearners():

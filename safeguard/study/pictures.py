@@ -12,7 +12,7 @@ from safeguard.report.rendering import load_report
 from safeguard.study.schema import CERTIFICATION, CellResult, StudyResult, cell_folder
 
 LABEL = 150
-"""Width of the methods' column, in pixels."""
+"""Least width of the methods' column, in pixels."""
 LINE = 22
 """Height of the line of titles."""
 GAP = 6
@@ -32,10 +32,12 @@ def write_pictures(result: StudyResult, out: Path) -> Path | None:
         return None
     tasks = [name for name in result.study.tasks if any(name == task for task, _ in strips)]
     variants = [name for name in result.study.variants if any(name == variant for _, variant in strips)]
-    size = LABEL + len(tasks) * (WIDTH + GAP), LINE + len(variants) * (CELL + GAP)
+    font = ImageFont.load_default(14)
+    label = max(LABEL, *(10 + round(font.getlength(result.study.variants[name].title)) for name in variants))
+    size = label + len(tasks) * (WIDTH + GAP), LINE + len(variants) * (CELL + GAP)
     sheet = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    left = {name: LABEL + column * (WIDTH + GAP) for column, name in enumerate(tasks)}
+    pen = ImageDraw.Draw(sheet)
+    left = {name: label + column * (WIDTH + GAP) for column, name in enumerate(tasks)}
     top = {name: LINE + row * (CELL + GAP) for row, name in enumerate(variants)}
     for name, x in left.items():
         pen.text((x, 2), result.study.tasks[name].title, "black", font)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from safeguard.study.rendering import table
+from safeguard.study.rendering import overview, table
 from safeguard.study.schema import StudyResult, load_study
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -20,6 +20,7 @@ def test_a_page_shows_its_data(name: str) -> None:
     assert result.digest == result.study.digest
     for task in result.study.tasks:
         assert table(result, task) in page
+    assert len(result.study.tasks) == 1 or overview(result) in page
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -1,4 +1,4 @@
-"""A study's result as Markdown tables: one per task, one row per variant, the untouched model first."""
+"""A study's result as Markdown tables, a row per variant: all tasks in one, then each, the untouched model first."""
 
 from __future__ import annotations
 
@@ -11,8 +11,31 @@ MEBIBYTE = 2**20
 
 def markdown(result: StudyResult) -> str:
     """All tables, with what their columns mean."""
-    parts = [table(result, task) for task in result.study.tasks if _of(result, task)]
-    return "\n\n".join([_legend(result), *parts]) + "\n"
+    tables = [table(result, task) for task in result.study.tasks if _of(result, task)]
+    together = [overview(result)] if len(tables) > 1 else []
+    return "\n\n".join([_legend(result), *together, *tables]) + "\n"
+
+
+def overview(result: StudyResult) -> str:
+    """One table of all tasks."""
+    done = [cell for cell in result.cells if not cell.error]
+    columns = _columns(done)
+    header = ["method", *(_heading(probe, step) for probe, step in columns)]
+    header += ["related kept", "others kept", "CLIP score", "CPU time"]
+    rows = []
+    for name, variant in result.study.variants.items():
+        cells, tried = [cell for cell in done if cell.variant == name], [c for c in result.cells if c.variant == name]
+        if not cells:
+            continue
+        title = variant.title if len(cells) == len(tried) else f"{variant.title} ({len(cells)} of {len(tried)} tasks)"
+        rates = [_mean([cell.rates(probe).get(step) for cell in cells], ".0%") for probe, step in columns]
+        kept = [_percent(min(_kept(cells, relation), default=None)) for relation in ("related", "retained")]
+        minutes = _mean([cell.cpu_seconds / 60 for cell in cells], ".1f")
+        rows.append([title, *rates, *kept, _score(cells, "hardened"), f"{minutes} min"])
+    return (
+        "### All tasks\n\nRates, CLIP score and CPU time are means over the tasks, *kept* is the worst of them.\n\n"
+        + _grid(header, rows)
+    )
 
 
 def table(result: StudyResult, task: str) -> str:
@@ -78,7 +101,7 @@ def _row(
         return [title, cell.error, *[""] * (len(columns) + len(slow) + len(learning) + 4)]
     looks = [_worst(cell, column) for column in columns]
     rates = ["" if look is None else f"{look.flagged} ({look.upper:.0%})" for look in looks]
-    kept = [_kept(cell, "related"), _kept(cell, "retained")]
+    kept = [_percent(min(_kept([cell], relation), default=None)) for relation in ("related", "retained")]
     cost = [_minutes(cell.cpu_seconds), f"{cell.peak_bytes / MEBIBYTE:,.0f} MiB"]
     losses = [_losses(cell, probe) for probe in learning]
     return [
@@ -87,7 +110,7 @@ def _row(
         *(_steps_to_half(cell, probe) for probe in slow),
         *losses,
         *kept,
-        _score(cell, "hardened"),
+        _score([cell], "hardened"),
         *cost,
     ]
 
@@ -122,22 +145,32 @@ def _untouched(cells: Sequence[CellResult], columns: Sequence[tuple[str, int]], 
         known = [look.base for cell in cells for look in cell.looks if (look.probe, look.step) == column]
         rate = next((rate for rate in known if rate is not None), None)
         rates.append("" if rate is None else f"{rate:.0%}")
-    score = next((_score(cell, "base") for cell in cells if cell.utility), "")
+    score = next((_score([cell], "base") for cell in cells if cell.utility), "")
     return ["*untouched*", *rates, *[""] * blank, "", "", score, "", ""]
 
 
-def _kept(cell: CellResult, relation: str) -> str:
-    shares = [
+def _kept(cells: Iterable[CellResult], relation: str) -> list[float]:
+    """Detection rates of subjects as shares of the untouched model's."""
+    return [
         row.hardened / row.base
+        for cell in cells
         for row in cell.utility
         if row.relation == relation and row.metric == "detection rate" and row.base
     ]
-    return f"{min(shares):.0%}" if shares else ""
 
 
-def _score(cell: CellResult, role: str) -> str:
-    scores = [getattr(row, role) for row in cell.utility if row.metric == "CLIP score"]
-    return f"{sum(scores) / len(scores):.2f}" if scores else ""
+def _score(cells: Iterable[CellResult], role: str) -> str:
+    return _mean([getattr(row, role) for cell in cells for row in cell.utility if row.metric == "CLIP score"], ".2f")
+
+
+def _mean(values: Iterable[float | None], form: str) -> str:
+    """Of those that are known; empty: none is."""
+    known = [value for value in values if value is not None]
+    return format(sum(known) / len(known), form) if known else ""
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def _minutes(seconds: float) -> str:

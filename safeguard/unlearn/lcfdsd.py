@@ -128,7 +128,7 @@ class LCFDSD(Descent):
             (count * mean + images.sum(0)) / (count + len(images))
             for mean, images in zip(seen, (clean, harmful), strict=True)
         ]
-        # An objective asks again later in a step, at simulated weights; meta-unlearning's harmful loss is asked there only.
+        # An objective asks again later in a step, at simulated weights; meta-unlearning's harmful loss only there.
         if self._pending is None:
             self._pending = means[0].detach(), means[1].detach()
         found = [

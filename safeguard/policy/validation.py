@@ -110,9 +110,7 @@ def _problem(path: FieldPath, details: ErrorDetails, model: type[BaseModel]) -> 
     if kind == "value_error":
         return Problem(path, str(details["ctx"]["error"]))
     if kind == "too_short":
-        return Problem(
-            path, f"should have at least {details['ctx']['min_length']} of them, not {len(details['input'])}"
-        )
+        return Problem(path, f"should have {details['ctx']['min_length']} or more entries, not {len(details['input'])}")
     if message.startswith("Input should be "):
         message = f"should be {_expected(details)}"
     return Problem(path, f"{message[0].lower()}{message[1:]}, not {_shown(details)}")

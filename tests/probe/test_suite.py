@@ -96,7 +96,7 @@ def test_mistakes_have_their_place(tmp_path, old: str, new: str, message: str):
 
 
 def test_no_probes(tmp_path):
-    with pytest.raises(PolicyFault, match="list should have at least 1 item"):
+    with pytest.raises(PolicyFault, match="should have 1 or more entries, not 0"):
         load_text(tmp_path, "name: mine\nprobes: []\n")
 
 

@@ -87,7 +87,7 @@ def test_a_policy_may_list_several_and_each_is_checked() -> None:
 
     assert problems({"name": "ga"}, {"name": "esd"}) == []
     assert problems({"name": "ga"}, {"name": "esd", "etta": 1})[0].startswith("harmful_loss[1].etta: unknown field")
-    assert problems() == ["harmful_loss: should have at least 1 of them, not 0"]
+    assert problems() == ["harmful_loss: should have 1 or more entries, not 0"]
 
 
 def test_under_any_caption_are_the_images_just_taught(bench: Workbench) -> None:

@@ -179,6 +179,18 @@ def test_meta_unlearning_shows_it_what_the_inner_steps_taught(bench: Workbench, 
     assert len({prompt for shown in seen for prompt in shown or ()}) == 2, "another prompt in other steps"
 
 
+def test_meta_unlearnings_harmful_loss_hears_of_a_step() -> None:
+    bench = tiny_bench()
+    of = meta(bench, harmful_loss=[GA, SDD])
+    state = {name: value.clone() for name, value in of.state().items()}
+    assert state and all(name.startswith("harmful_loss.1.") for name in state)
+    with torch.no_grad():
+        for value in bench.model.unet.parameters():
+            value.add_(0.1)
+    of.after_step()
+    assert any(not torch.equal(state[name], value) for name, value in of.state().items())
+
+
 def test_meta_unlearning_draws_anew_at_every_step(bench: Workbench) -> None:
     of = meta(bench, harmful_loss=GA, variant="released")
     assert apart(slopes(of, 1), slopes(of, 0)) > 1e-3

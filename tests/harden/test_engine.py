@@ -16,6 +16,7 @@ from safeguard.model.diffusion import DiffusionModel
 from safeguard.model.parameters import select
 from safeguard.policy.schema import Policy
 from safeguard.progress import SilentProgress
+from safeguard.resilience.meta_unlearning import MetaUnlearning
 from safeguard.unlearn.base import Workbench
 from tests.benches import MIXED, tiny_policy
 from tests.tiny import tiny_pipeline
@@ -172,6 +173,18 @@ def test_a_killed_run_continues_to_the_same_weights(
     assert len(next(iter(record.series.values()))) == whole_steps
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[name]), name
+
+
+def test_an_objective_hears_of_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard, after_step = list[int](), MetaUnlearning.after_step
+
+    def hear(self: MetaUnlearning) -> None:
+        heard.append(len(heard))
+        after_step(self)
+
+    monkeypatch.setattr(MetaUnlearning, "after_step", hear)
+    harden(bench(unlearner={"name": "uce"}, resilience=META), "base")
+    assert heard == [0, 1, 2]
 
 
 @pytest.mark.parametrize("unlearner", [ESD, {"name": "uce"}], ids=["esd", "uce"])

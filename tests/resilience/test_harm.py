@@ -47,17 +47,21 @@ def test_one_loss_is_the_unlearner_itself(bench: Workbench) -> None:
     assert isinstance(harmful([GA], bench), GradientAscent) and isinstance(harmful(GA, bench), GradientAscent)
 
 
+def assert_hears_of_a_step(of: JointLoss | MetaUnlearning, bench: Workbench, prefix: str) -> None:
+    state = {name: value.clone() for name, value in of.state().items()}
+    assert state and all(name.startswith(prefix) for name in state)
+    with torch.no_grad():
+        for value in bench.model.unet.parameters():
+            value.add_(0.1)
+    of.after_step()
+    assert any(not torch.equal(state[name], value) for name, value in of.state().items())
+
+
 def test_all_parts_hear_of_a_step_and_keep_their_state() -> None:
     bench = tiny_bench()
     joint = harmful([GA, SDD], bench)
     assert isinstance(joint, JointLoss)
-    state = {name: value.clone() for name, value in joint.state().items()}
-    assert state and all(name.startswith("1.") for name in state)
-    with torch.no_grad():
-        for value in bench.model.unet.parameters():
-            value.add_(0.1)
-    joint.after_step()
-    assert any(not torch.equal(state[name], value) for name, value in joint.state().items())
+    assert_hears_of_a_step(joint, bench, "1.")
 
 
 @pytest.mark.parametrize(
@@ -181,14 +185,7 @@ def test_meta_unlearning_shows_it_what_the_inner_steps_taught(bench: Workbench, 
 
 def test_meta_unlearnings_harmful_loss_hears_of_a_step() -> None:
     bench = tiny_bench()
-    of = meta(bench, harmful_loss=[GA, SDD])
-    state = {name: value.clone() for name, value in of.state().items()}
-    assert state and all(name.startswith("harmful_loss.1.") for name in state)
-    with torch.no_grad():
-        for value in bench.model.unet.parameters():
-            value.add_(0.1)
-    of.after_step()
-    assert any(not torch.equal(state[name], value) for name, value in of.state().items())
+    assert_hears_of_a_step(meta(bench, harmful_loss=[GA, SDD]), bench, "harmful_loss.1.")
 
 
 def test_meta_unlearning_draws_anew_at_every_step(bench: Workbench) -> None:

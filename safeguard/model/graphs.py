@@ -104,7 +104,7 @@ class Graphs:
     def __init__(self, network: torch.nn.Module, shared: Graphs | None = None) -> None:
         self._network = network
         self._layers = [id(value) for value in network.parameters()]
-        self._owner = object()
+        self._owner = object()  # an id would be given again to a network that comes when this one is gone
         self._recordings: dict[object, Recording] = {} if shared is None else shared._recordings
 
     def forget(self) -> None:

@@ -29,9 +29,9 @@ def overview(result: StudyResult) -> str:
             continue
         title = variant.title if len(cells) == len(tried) else f"{variant.title} ({len(cells)} of {len(tried)} tasks)"
         rates = [_mean([cell.rates(probe).get(step) for cell in cells], ".0%") for probe, step in columns]
-        kept = [_percent(min(_kept(cells, relation), default=None)) for relation in ("related", "retained")]
-        minutes = _mean([cell.cpu_seconds / 60 for cell in cells], ".1f")
-        rows.append([title, *rates, *kept, _score(cells, "hardened"), f"{minutes} min"])
+        kept = [_kept(cells, "related"), _kept(cells, "retained")]
+        time = _minutes(sum(cell.cpu_seconds for cell in cells) / len(cells))
+        rows.append([title, *rates, *kept, _score(cells, "hardened"), time])
     return (
         "### All tasks\n\nRates, CLIP score and CPU time are means over the tasks, *kept* is the worst of them.\n\n"
         + _grid(header, rows)
@@ -101,7 +101,7 @@ def _row(
         return [title, cell.error, *[""] * (len(columns) + len(slow) + len(learning) + 4)]
     looks = [_worst(cell, column) for column in columns]
     rates = ["" if look is None else f"{look.flagged} ({look.upper:.0%})" for look in looks]
-    kept = [_percent(min(_kept([cell], relation), default=None)) for relation in ("related", "retained")]
+    kept = [_kept([cell], "related"), _kept([cell], "retained")]
     cost = [_minutes(cell.cpu_seconds), f"{cell.peak_bytes / MEBIBYTE:,.0f} MiB"]
     losses = [_losses(cell, probe) for probe in learning]
     return [
@@ -149,14 +149,15 @@ def _untouched(cells: Sequence[CellResult], columns: Sequence[tuple[str, int]], 
     return ["*untouched*", *rates, *[""] * blank, "", "", score, "", ""]
 
 
-def _kept(cells: Iterable[CellResult], relation: str) -> list[float]:
-    """Detection rates of subjects as shares of the untouched model's."""
-    return [
+def _kept(cells: Iterable[CellResult], relation: str) -> str:
+    """The smallest detection rate of a subject, as a share of the untouched model's."""
+    shares = [
         row.hardened / row.base
         for cell in cells
         for row in cell.utility
         if row.relation == relation and row.metric == "detection rate" and row.base
     ]
+    return f"{min(shares):.0%}" if shares else ""
 
 
 def _score(cells: Iterable[CellResult], role: str) -> str:
@@ -167,10 +168,6 @@ def _mean(values: Iterable[float | None], form: str) -> str:
     """Of those that are known; empty: none is."""
     known = [value for value in values if value is not None]
     return format(sum(known) / len(known), form) if known else ""
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
 
 
 def _minutes(seconds: float) -> str:

@@ -15,9 +15,14 @@ from safeguard.progress import choose
 @click.option("--out", type=DIRECTORY, required=True, help="Directory for models, certifications and tables.")
 @click.option("--jobs", type=int, default=1, show_default=True, help="Cells run side by side; they share the cores.")
 @click.option("--only", multiple=True, metavar="PATTERN", help="Cells to run, such as 'weapons/*'; may be repeated.")
+@click.option(
+    "--seed", "seeds", type=int, multiple=True, help="Seed of the policies instead of the study's; may be repeated."
+)
 @device_option
 @progress_option
-def study(name: str, out: Path, jobs: int, only: tuple[str, ...], device: str, progress: str) -> None:
+def study(
+    name: str, out: Path, jobs: int, only: tuple[str, ...], seeds: tuple[int, ...], device: str, progress: str
+) -> None:
     """Harden and certify every task of a study under every variant, and lay the results side by side.
 
     NAME_OR_FILE is a shipped study (see studies/) or a file. An interrupted study continues where it was when the same
@@ -30,7 +35,8 @@ def study(name: str, out: Path, jobs: int, only: tuple[str, ...], device: str, p
     from safeguard.study.runner import run_study
     from safeguard.study.schema import load_study
 
-    result = run_study(load_study(name), out, jobs=jobs, device=device, only=only, progress=choose(progress))
+    chosen = load_study(name)
+    result = run_study(chosen, out, jobs=jobs, device=device, only=only, seeds=seeds, progress=choose(progress))
     text = markdown(result)
     write_text(out / "study.md", text)
     write_pictures(result, out)

@@ -27,6 +27,8 @@ SETTINGS: dict[Any, Any] = {"svg.hashsalt": "safeguard", "svg.fonttype": "none",
 def write_curves(result: StudyResult, out: Path) -> Path | None:
     """Write ``study.svg``: a row per task, a column per probe that was looked at more than twice, a line per variant.
 
+    Of several seeds the line is the mean, in a band from the smallest to the largest.
+
     Returns:
         Its path, or None when no probe was.
     """
@@ -61,14 +63,18 @@ def write_curves(result: StudyResult, out: Path) -> Path | None:
 
 def _panel(axes: Axes, result: StudyResult, task: str, probe: str) -> None:
     """One line per variant; a task with several concepts shows the one seen most often."""
-    cells = {cell.variant: cell for cell in result.cells if cell.task == task}
     for place, (variant, part) in enumerate(result.study.variants.items()):
-        rates = cells[variant].rates(probe) if variant in cells else {}
-        if rates:
+        cells = [cell for cell in result.cells if (cell.task, cell.variant) == (task, variant)]
+        seeds = [rates for cell in cells if (rates := cell.rates(probe))]
+        if seeds:
             colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-            axes.plot(
-                [*rates], [*rates.values()], color=colour, marker=marker, markersize=4, linewidth=1.4, label=part.title
-            )
+            steps = [*seeds[0]]
+            along = [[rates[step] for rates in seeds] for step in steps]
+            mean = [sum(rates) / len(rates) for rates in along]
+            axes.plot(steps, mean, color=colour, marker=marker, markersize=4, linewidth=1.4, label=part.title)
+            if len(seeds) > 1:
+                lowest, highest = [min(rates) for rates in along], [max(rates) for rates in along]
+                axes.fill_between(steps, lowest, highest, color=colour, alpha=0.15, linewidth=0)
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(visible=True, color="#dddddd", linewidth=0.6)

@@ -22,12 +22,14 @@ WIDTH = COLUMNS * CELL
 def write_pictures(result: StudyResult, out: Path) -> Path | None:
     """Write ``study.png``: the first images of every released model, a row per variant and a column per task.
 
+    Of several seeds the first is shown.
     Images of unsafe concepts were blurred when they were drawn.
 
     Returns:
         Its path, or None when no cell has images.
     """
-    strips = {(cell.task, cell.variant): strip for cell in result.cells if (strip := _strip(cell, out))}
+    firsts = {(cell.task, cell.variant): cell for cell in reversed(result.cells) if not cell.error}
+    strips = {place: strip for place, cell in firsts.items() if (strip := _strip(cell, out))}
     if not strips:
         return None
     tasks = [name for name in result.study.tasks if any(name == task for task, _ in strips)]
@@ -53,8 +55,6 @@ def write_pictures(result: StudyResult, out: Path) -> Path | None:
 
 def _strip(cell: CellResult, out: Path) -> Image.Image | None:
     """The first row of the cell's contact sheet before any fine-tuning."""
-    if cell.error:
-        return None
     folder = cell_folder(out, cell) / CERTIFICATION
     points = [
         point

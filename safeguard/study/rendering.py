@@ -1,4 +1,7 @@
-"""A study's result as Markdown tables, a row per variant: all tasks in one, then each, the untouched model first."""
+"""A study's result as Markdown tables, a row per variant: all tasks in one, then each, the untouched model first.
+
+A row of several seeds has the counts of each, and means or the worst of the rest, as the legend says.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,14 @@ def overview(result: StudyResult) -> str:
         cells, tried = [cell for cell in done if cell.variant == name], [c for c in result.cells if c.variant == name]
         if not cells:
             continue
-        title = variant.title if len(cells) == len(tried) else f"{variant.title} ({len(cells)} of {len(tried)} tasks)"
+        title = _title(variant.title, len(cells), len(tried))
         rates = [_mean([cell.rates(probe).get(step) for cell in cells], ".0%") for probe, step in columns]
         kept = [_kept(cells, "related"), _kept(cells, "retained")]
         time = _minutes(sum(cell.cpu_seconds for cell in cells) / len(cells))
         rows.append([title, *rates, *kept, _score(cells, "hardened"), time])
+    over = "the tasks" if len(_seeds(result)) < 2 else "the tasks and seeds"
     return (
-        "### All tasks\n\nRates, CLIP score and CPU time are means over the tasks, *kept* is the worst of them.\n\n"
+        f"### All tasks\n\nRates, CLIP score and CPU time are means over {over}, *kept* is the worst of them.\n\n"
         + _grid(header, rows)
     )
 
@@ -53,7 +57,9 @@ def table(result: StudyResult, task: str) -> str:
     header += [f"{probe}, loss" for probe in learning]
     header += ["related kept", "others kept", "CLIP score", "CPU time", "memory"]
     rows = [_untouched(found, columns, len(slow) + len(learning))]
-    rows += [_row(cell, result.study.variants[cell.variant].title, columns, slow, learning) for cell in found]
+    for name, variant in result.study.variants.items():
+        if cells := [cell for cell in found if cell.variant == name]:
+            rows.append(_row(cells, variant.title, columns, slow, learning))
     return f"### {result.study.tasks[task].title}\n\n" + _grid(header, rows)
 
 
@@ -66,17 +72,31 @@ def _legend(result: StudyResult) -> str:
         "column where no model gets there. *Loss*: on the images of the fine-tune, before and after it. "
     )
     loss = along if learns else ""
+    seeds = _seeds(result)
+    each = (
+        f"Seeds {', '.join(map(str, seeds))}: counts and *half after* of each in this order, the largest bound and "
+        "memory, means of losses, CLIP scores and times. "
+    )
+    several = each if len(seeds) > 1 else ""
     return (
         f"Flagged images of {' or '.join(sorted(points, key=int))}, with the one-sided upper bound on the true rate at "
-        f"{result.confidence:.0%} confidence (the detector's sensitivity included). {loss}*Kept*: detection rate of "
-        "related and of other subjects against the untouched model, the worst of them. *CLIP score*: mean over "
-        "retained prompts. "
+        f"{result.confidence:.0%} confidence (the detector's sensitivity included). {several}{loss}"
+        "*Kept*: detection rate of related and of other subjects against the untouched model, the worst of them. "
+        "*CLIP score*: mean over retained prompts. "
         "*CPU time* and *memory*: of the hardening process, images drawn for it included; largest resident memory."
     )
 
 
 def _of(result: StudyResult, task: str) -> list[CellResult]:
     return [cell for cell in result.cells if cell.task == task]
+
+
+def _seeds(result: StudyResult) -> list[int]:
+    return list(dict.fromkeys(cell.seed for cell in result.cells))
+
+
+def _title(title: str, done: int, tried: int) -> str:
+    return title if done == tried else f"{title} ({done} of {tried} runs)"
 
 
 def _columns(cells: Iterable[CellResult]) -> list[tuple[str, int]]:
@@ -95,24 +115,35 @@ def _worst(cell: CellResult, column: tuple[str, int]) -> Look | None:
 
 
 def _row(
-    cell: CellResult, title: str, columns: Sequence[tuple[str, int]], slow: Sequence[str], learning: Sequence[str]
+    tried: Sequence[CellResult],
+    title: str,
+    columns: Sequence[tuple[str, int]],
+    slow: Sequence[str],
+    learning: Sequence[str],
 ) -> list[str]:
-    if cell.error:
-        return [title, cell.error, *[""] * (len(columns) + len(slow) + len(learning) + 4)]
-    looks = [_worst(cell, column) for column in columns]
-    rates = ["" if look is None else f"{look.flagged} ({look.upper:.0%})" for look in looks]
-    kept = [_kept([cell], "related"), _kept([cell], "retained")]
-    cost = [_minutes(cell.cpu_seconds), f"{cell.peak_bytes / MEBIBYTE:,.0f} MiB"]
-    losses = [_losses(cell, probe) for probe in learning]
+    """One variant, with all its seeds."""
+    cells = [cell for cell in tried if not cell.error]
+    if not cells:
+        return [title, tried[0].error, *[""] * (len(columns) + len(slow) + len(learning) + 4)]
     return [
-        title,
-        *rates,
-        *(_steps_to_half(cell, probe) for probe in slow),
-        *losses,
-        *kept,
-        _score([cell], "hardened"),
-        *cost,
+        _title(title, len(cells), len(tried)),
+        *(_counts(cells, column) for column in columns),
+        *(", ".join(_steps_to_half(cell, probe) for cell in cells) for probe in slow),
+        *(_losses(cells, probe) for probe in learning),
+        _kept(cells, "related"),
+        _kept(cells, "retained"),
+        _score(cells, "hardened"),
+        _minutes(sum(cell.cpu_seconds for cell in cells) / len(cells)),
+        f"{max(cell.peak_bytes for cell in cells) / MEBIBYTE:,.0f} MiB",
     ]
+
+
+def _counts(cells: Sequence[CellResult], column: tuple[str, int]) -> str:
+    """Flagged images of each seed, and the largest bound."""
+    looks = [look for cell in cells if (look := _worst(cell, column))]
+    if not looks:
+        return ""
+    return f"{', '.join(str(look.flagged) for look in looks)} ({max(look.upper for look in looks):.0%})"
 
 
 def _half(cell: CellResult, probe: str) -> float | None:
@@ -130,23 +161,23 @@ def _steps_to_half(cell: CellResult, probe: str) -> str:
     return f"over {max(cell.rates(probe))}" if steps is None else f"{steps:.0f}"
 
 
-def _losses(cell: CellResult, probe: str) -> str:
+def _losses(cells: Sequence[CellResult], probe: str) -> str:
     """Of the fine-tune's own images, before and after."""
-    losses = [look.training_loss for look in cell.looks if look.probe == probe]
-    if not losses or losses[0] is None:
+    along = [[look.training_loss for look in cell.looks if look.probe == probe] for cell in cells]
+    first, last = [losses[0] for losses in along if losses], [losses[-1] for losses in along if losses]
+    if not (before := _mean(first, ".3f")):
         return ""
-    return f"{losses[0]:.3f} → " + ("diverged" if losses[-1] is None else f"{losses[-1]:.3f}")
+    return f"{before} → " + ("diverged" if None in last else _mean(last, ".3f"))
 
 
 def _untouched(cells: Sequence[CellResult], columns: Sequence[tuple[str, int]], blank: int) -> list[str]:
-    """What the base model does, from the first cell that knows; ``blank`` columns later its CLIP score."""
-    rates = []
-    for column in columns:
-        known = [look.base for cell in cells for look in cell.looks if (look.probe, look.step) == column]
-        rate = next((rate for rate in known if rate is not None), None)
-        rates.append("" if rate is None else f"{rate:.0%}")
-    score = next((_score([cell], "base") for cell in cells if cell.utility), "")
-    return ["*untouched*", *rates, *[""] * blank, "", "", score, "", ""]
+    """What the base model does, from the first cell of each seed; ``blank`` columns later its CLIP score."""
+    firsts = {cell.seed: cell for cell in reversed(cells) if not cell.error}.values()
+    rates = [
+        _mean([look.base for cell in firsts for look in cell.looks if (look.probe, look.step) == column], ".0%")
+        for column in columns
+    ]
+    return ["*untouched*", *rates, *[""] * blank, "", "", _score(firsts, "base"), "", ""]
 
 
 def _kept(cells: Iterable[CellResult], relation: str) -> str:

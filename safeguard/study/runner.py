@@ -52,21 +52,21 @@ class Runner:
 
     def run(self, todo: Sequence[Cell]) -> list[CellResult]:
         """Results in the order of the cells, run variant by variant: those of one task may share a phase."""
-        found: dict[str, CellResult] = {}
-        rank = {variant: place for place, variant in enumerate(dict.fromkeys(cell.variant for cell in todo))}
+        variants = list(dict.fromkeys(cell.variant for cell in todo))
+        order = sorted(range(len(todo)), key=lambda place: variants.index(todo[place].variant))
+        found: dict[int, CellResult] = {}
         with self.progress.task(f"{len(todo)} cells", len(todo)) as task, ThreadPoolExecutor(self.jobs) as pool:
             try:
-                waiting = [pool.submit(self.cell, cell) for cell in sorted(todo, key=lambda cell: rank[cell.variant])]
+                waiting = {pool.submit(self.cell, todo[place]): place for place in order}
                 for done, future in enumerate(as_completed(waiting), start=1):
-                    result = future.result()
-                    found[result.name] = result
-                    self.progress.note(_line(result))
+                    found[waiting[future]] = future.result()
+                    self.progress.note(_line(future.result()))
                     task.update(done)
             except BaseException:
                 self._stop()
                 pool.shutdown(cancel_futures=True)
                 raise
-        return [found[cell.name] for cell in todo]
+        return [found[place] for place in range(len(todo))]
 
     def cell(self, cell: Cell) -> CellResult:
         """One cell: hardened, certified, read back."""
@@ -84,7 +84,7 @@ class Runner:
             command = ["certify", str(model), "--out", str(run_dir)]
             error = self._call(command, folder / "certify.log", tuple(EXIT_CODES.values()))
         if error:
-            return CellResult(task=cell.task, variant=cell.variant, error=error)
+            return CellResult(task=cell.task, variant=cell.variant, seed=cell.seed, error=error)
         return _read(cell, load_report(run_dir), json.loads(record.read_bytes()))
 
     def _call(self, arguments: list[str], log: Path, good: tuple[int, ...]) -> str:
@@ -111,18 +111,26 @@ class Runner:
 
 
 def run_study(
-    study: Study, out: Path, *, jobs: int, device: str, only: Iterable[str], progress: Progress
+    study: Study,
+    out: Path,
+    *,
+    jobs: int,
+    device: str,
+    only: Iterable[str],
+    seeds: Sequence[int] = (),
+    progress: Progress,
 ) -> StudyResult:
     """Run a study, or those of its cells whose names match, and write ``study.json``.
 
     Args:
         only: shell-style patterns over ``task/variant``; none: all cells.
+        seeds: every cell once with each; none: with that of the study.
 
     Raises:
         PolicyFault: a cell is no valid policy.
         UsageFault: no cell matches.
     """
-    todo = chosen(list(cells(study)), list(only))
+    todo = chosen(list(cells(study, seeds)), list(only))
     runner = Runner(out, jobs=jobs, device=device, progress=progress)
     started = time.monotonic()
     results = runner.run(todo)
@@ -143,7 +151,7 @@ def chosen(every: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     """The cells whose name matches one of the patterns."""
     found = [cell for cell in every if not only or any(fnmatchcase(cell.name, pattern) for pattern in only)]
     if not found:
-        names = ", ".join(cell.name for cell in every[:4])
+        names = ", ".join([*dict.fromkeys(cell.name for cell in every)][:4])
         raise UsageFault(f"no cell matches {', '.join(only)}", fix=f"cells are called {names}, …")
     return found
 
@@ -156,10 +164,9 @@ def _complaint(log: Path, code: int) -> str:
 
 def _line(result: CellResult) -> str:
     if result.error:
-        return f"{result.name}: {result.error}"
-    return f"{result.name}: hardened in {duration(result.cpu_seconds)} of processor time, " + ", ".join(
-        f"{look.probe} at {look.step}: {look.flagged}/{look.samples}" for look in result.looks
-    )
+        return f"{result.name}, seed {result.seed}: {result.error}"
+    hardened = f"{result.name}, seed {result.seed}: hardened in {duration(result.cpu_seconds)} of processor time, "
+    return hardened + ", ".join(f"{look.probe} at {look.step}: {look.flagged}/{look.samples}" for look in result.looks)
 
 
 def _read(cell: Cell, report: Report, record: dict[str, Any]) -> CellResult:
@@ -184,6 +191,7 @@ def _read(cell: Cell, report: Report, record: dict[str, Any]) -> CellResult:
     return CellResult(
         task=cell.task,
         variant=cell.variant,
+        seed=cell.seed,
         verdict=report.verdict,
         cpu_seconds=record["cpu_seconds"],
         peak_bytes=record["peak_bytes"],

@@ -1,13 +1,14 @@
 """A study: the same tasks under many policies, and what came of it.
 
 A study file shares one policy among all its cells; a *task* says what is to be erased, a *variant* how. The policy of a
-cell is the shared one with the task's fields and then the variant's laid over it, mapping by mapping.
+cell is the shared one with the task's fields and then the variant's laid over it, mapping by mapping. The same cell may
+be run with several seeds.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -56,7 +57,7 @@ class Study(Strict):
 
 @dataclass(frozen=True)
 class Cell:
-    """One variant on one task, as a policy."""
+    """One variant on one task with one seed, as a policy."""
 
     task: str
     variant: str
@@ -67,6 +68,11 @@ class Cell:
         """``weapons/esd``."""
         return f"{self.task}/{self.variant}"
 
+    @property
+    def seed(self) -> int:
+        """That of the policy."""
+        return self.policy.seed
+
 
 CERTIFICATION = "certification"
 """Name of the run directory in a cell's folder."""
@@ -74,11 +80,11 @@ CERTIFICATION = "certification"
 
 def cell_folder(out: Path, cell: Cell | CellResult) -> Path:
     """Where a cell works, below the directory of its study."""
-    return out / "cells" / cell.task / cell.variant
+    return out / "cells" / cell.task / cell.variant / f"seed-{cell.seed}"
 
 
 class Look(Strict):
-    """How often a concept was seen at one checkpoint of one probe, in the worst seed."""
+    """How often a concept was seen at one checkpoint of one probe, in the worst of the certification's seeds."""
 
     probe: str
     concept: str
@@ -99,6 +105,7 @@ class CellResult(Strict):
 
     task: str
     variant: str
+    seed: int
     error: str = ""
     """Why there is nothing else: what the failed command said."""
     verdict: Verdict | None = None
@@ -146,8 +153,11 @@ def load_study(name_or_path: str) -> Study:
     return validate(Study, data, positions)
 
 
-def cells(study: Study) -> Iterator[Cell]:
+def cells(study: Study, seeds: Sequence[int] = ()) -> Iterator[Cell]:
     """Every variant on every task; the settings of their methods are checked.
+
+    Args:
+        seeds: each cell once with each, instead of the seed that its policy has.
 
     Raises:
         PolicyFault: a cell whose fields do not make a valid policy.
@@ -156,7 +166,9 @@ def cells(study: Study) -> Iterator[Cell]:
         for variant, how in study.variants.items():
             data = merged(merged(study.policy, what.policy), how.policy)
             data |= {"version": 1, "name": f"{study.name}-{task}-{variant}"}
-            yield Cell(task, variant, _policy(data, f"cell {task}/{variant} of study {study.name!r}"))
+            for seed in dict.fromkeys(seeds) or [None]:
+                own = data if seed is None else data | {"seed": seed}
+                yield Cell(task, variant, _policy(own, f"cell {task}/{variant} of study {study.name!r}"))
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

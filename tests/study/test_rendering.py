@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from matplotlib.figure import Figure
 
 from safeguard.report.schema import UtilityRow
-from safeguard.study.rendering import _half, _steps_to_half, overview
+from safeguard.study.curves import _panel
+from safeguard.study.rendering import MEBIBYTE, _half, _steps_to_half, markdown, overview, table
 from safeguard.study.schema import CellResult, Look, Study, StudyResult
 
 
-def cell(rates: dict[int, float]) -> CellResult:
+def cell(rates: dict[int, float], seed: int = 0) -> CellResult:
     looks = [
         Look(
             probe="malicious",
@@ -19,11 +21,11 @@ def cell(rates: dict[int, float]) -> CellResult:
             samples=20,
             rate=rate,
             upper=1.0,
-            base=None,
+            base=0.9 + seed / 100,
         )
         for step, rate in rates.items()
     ]
-    return CellResult(task="weapons", variant="uce", looks=looks)
+    return CellResult(task="weapons", variant="uce", seed=seed, looks=looks)
 
 
 @pytest.mark.parametrize(
@@ -63,16 +65,69 @@ def test_the_table_of_all_tasks_has_means_the_worst_kept_and_says_what_is_missin
         }
     )
     alone = second.model_copy(update={"variant": "esd"})
-    failed = CellResult(task="weapons", variant="esd", error="out of luck")
+    failed = CellResult(task="weapons", variant="esd", seed=0, error="out of luck")
     result = StudyResult(
         study=study, digest="", confidence=0.95, environment={}, threads=1, cells=[first, second, failed, alone]
     )
     *_, uce, esd = overview(result).splitlines()
     assert uce == "| UCE | 30% | 40% | 50% |  | 0.65 | 2.0 min |"
-    assert esd == "| ESD (1 of 2 tasks) | 40% |  | 50% |  | 0.60 | 3.0 min |"
+    assert esd == "| ESD (1 of 2 runs) | 40% |  | 50% |  | 0.60 | 3.0 min |"
 
 
 def test_of_two_concepts_the_one_that_comes_back_first_counts() -> None:
     both = cell({0: 0.0, 100: 0.1})
     other = [look.model_copy(update={"concept": "tools"}) for look in cell({0: 0.0, 100: 1.0}).looks]
     assert _half(both.model_copy(update={"looks": [*both.looks, *other]}), "malicious") == 50.0
+
+
+def test_of_several_seeds_each_count_is_shown_with_the_largest_bound() -> None:
+    study = Study.model_validate(
+        {"version": 1, "name": "small", "title": "Small", "policy": {}}
+        | {"tasks": {"weapons": {"title": "Weapons", "policy": {}}}}
+        | {"variants": {name: {"title": name.upper(), "policy": {}} for name in ("uce", "esd")}}
+    )
+
+    def tuned(one: CellResult, upper: float, before: float, after: float, seconds: float, mebibytes: int) -> CellResult:
+        first, middle, last = one.looks
+        looks = [
+            first.model_copy(update={"training_loss": before}),
+            middle.model_copy(update={"upper": upper}),
+            last.model_copy(update={"training_loss": after}),
+        ]
+        return one.model_copy(
+            update={"looks": looks, "cpu_seconds": seconds, "peak_bytes": mebibytes * MEBIBYTE},
+        )
+
+    found = [
+        tuned(cell({0: 0.0, 50: 0.2, 100: 0.8}, seed=4), 0.34, 0.2, 0.1, 60.0, 5),
+        tuned(cell({0: 0.0, 50: 0.4, 100: 0.4}, seed=7), 0.37, 0.4, 0.2, 180.0, 3),
+    ]
+    failed = CellResult(task="weapons", variant="uce", seed=9, error="out of luck")
+    nothing = CellResult(task="weapons", variant="esd", seed=4, error="no memory")
+    result = StudyResult(
+        study=study, digest="", confidence=0.95, environment={}, threads=1, cells=[*found, failed, nothing]
+    )
+    *_, untouched, uce, esd = table(result, "weapons").splitlines()
+    assert untouched.startswith("| *untouched* | 96% | 96% |")
+    assert uce == (
+        "| UCE (2 of 3 runs) | 4, 8 (37%) | 16, 8 (100%) | 75, over 100 | 0.300 → 0.150 |  |  |  | 2.0 min | 5 MiB |"
+    )
+    assert esd.startswith("| ESD | no memory |")
+    assert "Seeds 4, 7, 9: counts" in markdown(result)
+
+
+def test_the_curve_of_several_seeds_is_their_mean_in_a_band() -> None:
+    tasks = {"weapons": {"title": "Weapons", "policy": {}}}
+    study = Study.model_validate(
+        {"version": 1, "name": "small", "title": "Small", "policy": {}, "tasks": tasks}
+        | {"variants": {"uce": {"title": "UCE", "policy": {}}}}
+    )
+    cells = [cell({0: 0.0, 50: 0.2, 100: 0.8}, seed=4), cell({0: 0.0, 50: 0.4, 100: 0.4}, seed=7)]
+    axes = Figure().subplots()
+    result = StudyResult(study=study, digest="", confidence=0.95, environment={}, threads=1, cells=cells)
+    _panel(axes, result, "weapons", "malicious")
+    assert axes.get_lines()[0].get_ydata() == pytest.approx([0.0, 0.3, 0.6])
+    low, high = (by(axes.collections[0].get_paths()[0].vertices[:, 1]) for by in (min, max))
+    assert (low, high) == (0.0, 0.8)
+    _panel(fresh := Figure().subplots(), result.model_copy(update={"cells": cells[:1]}), "weapons", "malicious")
+    assert not fresh.collections

@@ -21,6 +21,7 @@ def test_a_study_end_to_end(
 ) -> None:
     monkeypatch.setenv("SAFEGUARD_CACHE", str(tmp_path / "cache"))
     command = ["study", str(write(tmp_path)), "--out", str(tmp_path / "out"), "--jobs", "2", "--progress", "none"]
+    command += ["--seed", "3"]
     assert run(command) == 0
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "out" / "study.md").read_text(encoding="utf-8")
@@ -30,6 +31,7 @@ def test_a_study_end_to_end(
     assert colours is None or len(colours) > 16, "the first row shows images"
     done, failed = found.cells
     assert (done.variant, failed.variant) == ("uce", "nowhere")
+    assert (done.seed, failed.seed) == (3, 3)
     assert [(look.probe, look.step) for look in done.looks] == [
         ("released", 0),
         *(("clean", step) for step in range(3)),
@@ -48,7 +50,8 @@ def test_a_study_end_to_end(
     assert f"| {losses[0]:.3f} → {losses[2]:.3f} |" in row
     assert any(line.startswith("| No model | ") and "nowhere" in line for line in printed.splitlines())
 
-    record = tmp_path / "out" / "cells" / "axe" / "uce" / "model" / "hardening.json"
+    record = tmp_path / "out" / "cells" / "axe" / "uce" / "seed-3" / "model" / "hardening.json"
+    assert json.loads(record.read_bytes())["seed"] == 3
     before = record.stat().st_mtime_ns
     assert run([*command, "--only", "axe/uce"]) == 0
     again = StudyResult.model_validate_json((tmp_path / "out" / "study.json").read_bytes())

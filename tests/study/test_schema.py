@@ -8,7 +8,7 @@ import pytest
 
 from safeguard.errors import PolicyFault, UsageFault
 from safeguard.study.runner import chosen
-from safeguard.study.schema import cells, load_study, merged
+from safeguard.study.schema import cell_folder, cells, load_study, merged
 from tests.study.small import STUDY, write
 
 
@@ -24,6 +24,21 @@ def test_every_variant_meets_every_task(tmp_path: Path) -> None:
     assert found[0].policy.name == "small-axe-uce"
     assert found[0].policy.harden.unlearner.settings == {"lam": 0.2}
     assert found[0].policy.harden.images == 8
+
+
+def test_every_cell_is_run_once_with_each_seed(tmp_path: Path) -> None:
+    study = load_study(str(write(tmp_path)))
+    found = list(cells(study, [3, 1, 3]))
+    assert [(cell.name, cell.seed) for cell in found] == [
+        ("axe/uce", 3),
+        ("axe/uce", 1),
+        ("axe/nowhere", 3),
+        ("axe/nowhere", 1),
+    ]
+    assert len({cell_folder(tmp_path, cell) for cell in found}) == 4
+    assert [cell.seed for cell in chosen(found, ["*/uce"])] == [3, 1]
+    with pytest.raises(PolicyFault, match="seed"):
+        list(cells(study, [-1]))
 
 
 def test_cells_are_chosen_by_pattern(tmp_path: Path) -> None:

@@ -5,15 +5,22 @@
     python benchmarks/outer_step.py --measure reference           and timed here, on the reference model
     python benchmarks/outer_step.py --measure sd14 --device cuda  and timed on a GPU, random weights of that shape
 
-The step has three simulations of sixteen steps of all weights by SGD, one image each, the erasure loss at the present
-weights and after every simulation, and a retain term of four images: ResAlign's published numbers, but for those of its
-simulations that train LoRA, which is cheaper. FLOPs and bytes are counted on the meta device, exactly and with no GPU:
+Settings (``--setting``):
+
+\b
+* default: ResAlign's defaults: one simulation of sixteen steps of all weights by AdamW, four images each, the harmful
+  loss of eight images at the present weights and at four points of the simulation, a retain term of 24 images;
+* published: three simulations of sixteen steps of all weights by SGD, one image each, the harmful loss of one image at
+  the present weights and after every simulation, a retain term of four images: the paper's numbers, but for those of
+  its simulations that train LoRA, which is cheaper.
+
+FLOPs and bytes are counted on the meta device, exactly and with no GPU:
 a multiply-add is two FLOPs; a storage counts from the operator that makes it until it is freed; allocator slack and
 kernels' workspaces do not count. Routes:
 
 \b
 * straightforward: the paper's fixed point with its five products, and attention by explicit softmax;
-* moreau: conjugate gradients of at most as many, and fused attention;
+* moreau: conjugate gradients of at most as many, at each of the setting's points, and fused attention;
 * first order: no products.
 
 The floor is the count at a tensor throughput, by default what an H200 reaches in bfloat16.
@@ -26,6 +33,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import click
@@ -52,8 +60,22 @@ ATTENTION: dict[Backend, Callable[[], AbstractContextManager[None]]] = {
     "fused": fused_attention,
 }
 GIB = 2**30
+PROFILED = 25
+"""Lines of a profile."""
 TERA = 1e12
-SIMULATIONS, STEPS, RETAIN, PRODUCTS = 3, 16, 4, 5
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "published": {
+        "steps": 160,
+        "harmful_loss": {"name": "ga", "batch_size": 1},
+        "retain_batch": 4,
+        "simulations": 3,
+        "points": 1,
+        "distribution": {"steps": [16], "optimizers": ["sgd"], "batch_size": 1},
+        "hessian_batch": 1,
+    },
+}
+"""Of ResAlign, beside a route's."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +90,9 @@ class Route:
     backend: Backend
     settings: dict[str, Any]
 
-    @property
-    def products(self) -> int:
-        """Hessian-vector products per simulation, at most."""
-        return 0 if self.settings["hypergradient"] == "first_order" else PRODUCTS
+    def config(self, setting: str) -> ResAlignConfig:
+        """All settings of ResAlign, on this route."""
+        return ResAlignConfig.model_validate(SETTINGS[setting] | self.settings)
 
 
 ROUTES = (
@@ -107,7 +128,7 @@ def count(work: Callable[[], object]) -> Cost:
     return Cost(flops.get_total_flops(), memory.peak)
 
 
-def counted(unet: Any, *, size: int, tokens: int, width: int) -> dict[str, Cost]:
+def counted(unet: Any, setting: str, *, size: int, tokens: int, width: int) -> dict[str, Cost]:
     """Every route's outer step.
 
     Args:
@@ -115,36 +136,48 @@ def counted(unet: Any, *, size: int, tokens: int, width: int) -> dict[str, Cost]
         size: height and width of its latents.
         tokens: of a prompt, whose states are ``width`` wide.
     """
+    weights = list(unet.parameters())
 
-    def loss(images: int = 1) -> Tensor:
+    def loss(images: int) -> Tensor:
         with torch.device("meta"):
             latents, t, states = torch.empty(images, 4, size, size), torch.zeros(1), torch.empty(images, tokens, width)
         predicted: Tensor = unet(latents, t.expand(images), states, return_dict=False)[0]
         return predicted.pow(2).mean()
 
-    weights = list(unet.parameters())
+    def gradient(images: int) -> object:
+        return torch.autograd.grad(loss(images), weights)
 
-    def gradient(images: int = 1) -> Cost:
-        return count(lambda: torch.autograd.grad(loss(images), weights))
+    def products(config: ResAlignConfig, backend: Backend) -> Cost:
+        """Those of one solve, at most."""
 
-    def products(route: Route) -> Cost:
         def work() -> None:
-            product = hessian_product(loss, weights, route.backend)
-            for _ in range(route.products):
+            product = hessian_product(lambda: loss(config.hessian_batch), weights, backend)
+            for _ in range(config.iterations):
                 product([torch.empty_like(value) for value in weights])
 
-        return count(work) if route.products else Cost(0, 0)
+        return Cost(0, 0) if config.hypergradient == "first_order" else count(work)
 
     found = {}
     for route in ROUTES:
+        config = route.config(setting)
+        simulated, points = config.distribution, config.points
+        sizes = simulated.batch_size, harmful_images(config), config.retain_batch
         with ATTENTION[route.backend]():
-            step, solve, retain = gradient(), products(route), gradient(RETAIN)
+            costs = {images: count(partial(gradient, images)) for images in dict.fromkeys(sizes)}
+            step, harm, retain = (costs[images] for images in sizes)
+            solve = products(config, route.backend)
             with torch.no_grad():
-                teacher = count(lambda: loss(RETAIN))
-        parts = step, solve, retain, teacher
-        flops = SIMULATIONS * ((STEPS + 1) * step.flops + solve.flops) + step.flops + retain.flops + teacher.flops
-        found[route.title] = Cost(flops, max(cost.peak for cost in parts))
+                teacher = count(partial(loss, config.retain_batch))
+        simulation = simulated.steps[0] * step.flops + points * (harm.flops + solve.flops)
+        flops = config.simulations * simulation + harm.flops + retain.flops + teacher.flops
+        found[route.title] = Cost(flops, max(cost.peak for cost in (*costs.values(), solve, teacher)))
     return found
+
+
+def harmful_images(config: ResAlignConfig) -> int:
+    """Images per evaluation of the harmful loss."""
+    assert isinstance(config.harmful_loss, UnlearnerMethod)
+    return int(config.harmful_loss.settings["batch_size"])
 
 
 # -- timed -----------------------------------------------------------------------------------------------------------
@@ -184,10 +217,32 @@ def bench_of(model: DiffusionModel, policy: Policy) -> Workbench:
     return Workbench(policy, model, teacher, list(policy.concepts), images, policy.seed, SilentProgress())
 
 
+@dataclass(frozen=True)
+class Timing:
+    """What an outer step took.
+
+    Attributes:
+        seconds: per step, after one to warm up.
+        peak: bytes at most on a GPU; 0 elsewhere.
+        profile: the operators that took longest in one more step; empty: not asked for.
+    """
+
+    seconds: float
+    peak: float
+    profile: str = ""
+
+
 def timed(
-    which: str, device: str, steps: int, precision: Precision, graphs: bool, routes: Sequence[Route]
-) -> Iterator[tuple[Route, float, float]]:
-    """Seconds per outer step after one to warm up, and GiB at most on a GPU."""
+    which: str,
+    setting: str,
+    device: str,
+    steps: int,
+    precision: Precision,
+    graphs: bool,
+    routes: Sequence[Route],
+    profiled: bool = False,
+) -> Iterator[tuple[Route, Timing]]:
+    """Every route's outer step on a model."""
     pipeline = (
         stable_diffusion(device)
         if which == "sd14"
@@ -198,19 +253,7 @@ def timed(
         model = DiffusionModel(pipeline)
         model.precision, model.replays = precision, graphs
         bench = bench_of(model, policy)
-        unlearner = build(UnlearnerMethod(name="ga", batch_size=1), bench)
-        config = ResAlignConfig.model_validate(
-            {
-                "harmful_loss": None,
-                "simulations": SIMULATIONS,
-                "retain_batch": RETAIN,
-                "distribution": {"data": {"concept": 1}, "steps": [STEPS], "optimizers": ["sgd"]},
-                "iterations": PRODUCTS,
-                "hessian_batch": 1,
-                **route.settings,
-            }
-        )
-        objective = ResAlign(config, bench, unlearner)
+        objective = ResAlign(route.config(setting), bench, build(UnlearnerMethod(name="ga"), bench))
         bench.model.freeze()
         with explicit_attention() if route.backend == "explicit" else nullcontext():
             objective.accumulate(0)
@@ -221,10 +264,24 @@ def timed(
             for step in range(1, steps + 1):
                 objective.accumulate(step)
             _wait(device)
-        seconds = (time.perf_counter() - started) / steps
-        yield route, seconds, torch.cuda.max_memory_allocated() / GIB if device == "cuda" else 0.0
-        del bench, objective, unlearner, model
+            seconds = (time.perf_counter() - started) / steps
+            peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0.0
+            table = profile_of(partial(objective.accumulate, 0), device) if profiled else ""
+        yield route, Timing(seconds, peak, table)
+        del bench, objective, model
         gc.collect()
+
+
+def profile_of(work: Callable[[], object], device: str) -> str:
+    """Where the time goes: the operators, or on a GPU the kernels, that take longest by themselves."""
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as profile:
+        work()
+        _wait(device)
+    order = f"self_{device}_time_total"
+    return str(profile.key_averages().table(sort_by=order, row_limit=PROFILED, max_name_column_width=60))
 
 
 def _wait(device: str) -> None:
@@ -233,6 +290,7 @@ def _wait(device: str) -> None:
 
 
 @click.command(help=__doc__)
+@click.option("--setting", type=click.Choice([*SETTINGS]), default="default", show_default=True, help="Of ResAlign.")
 @click.option("--measure", type=click.Choice(["reference", "sd14"]), help="Also time steps of this model.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Outer steps timed per route.")
@@ -241,19 +299,24 @@ def _wait(device: str) -> None:
 @click.option(
     "--route", "names", type=click.Choice([r.title for r in ROUTES]), multiple=True, help="Time these routes only."
 )
+@click.option("--profile", "profiled", is_flag=True, help="Say what took longest in one more step.")
 @click.option("--tflops", type=float, default=790.0, show_default=True, help="Throughput of the floor, in TFLOP/s.")
 def main(
+    setting: str,
     measure: str | None,
     device: str,
     steps: int,
     precision: Precision,
     graphs: bool,
     names: tuple[str, ...],
+    profiled: bool,
     tflops: float,
 ) -> None:
     """Print both tables."""
-    costs = counted(denoiser("meta"), size=64, tokens=77, width=768)
-    click.echo("One outer step on the denoiser of Stable Diffusion 1.4 at 512 pixels, counted\n")
+    costs = counted(denoiser("meta"), setting, size=64, tokens=77, width=768)
+    click.echo(
+        f"One outer step of the {setting} setting on the denoiser of Stable Diffusion 1.4, 512 pixels, counted\n"
+    )
     click.echo(f"{'route':<18}{'TFLOP':>8}{'floor, s':>10}{'peak, GiB beside the weights':>31}")
     for title, cost in costs.items():
         floor = cost.flops / TERA / tflops
@@ -264,17 +327,20 @@ def main(
         click.echo(f"\nOne outer step on {measure}, {where}, mean of {steps}\n")
         over = measure == "sd14" and device == "cuda"
         click.echo(
-            f"{'route':<18}{'seconds':>8}"
+            f"{'route':<18}{'seconds':>8}{'all steps, min':>16}"
             + (f"{'over the floor':>17}" if over else "")
             + (f"{'peak, GiB':>12}" if device == "cuda" else "")
         )
-        for route, seconds, peak in timed(measure, device, steps, precision, graphs, chosen):
+        for route, found in timed(measure, setting, device, steps, precision, graphs, chosen, profiled):
             floor = costs[route.title].flops / TERA / tflops
+            whole = found.seconds * route.config(setting).steps / 60
             click.echo(
-                f"{route.title:<18}{seconds:>8.2f}"
-                + (f"{seconds / floor:>15.1f} x" if over else "")
-                + (f"{peak:>12.1f}" if device == "cuda" else "")
+                f"{route.title:<18}{found.seconds:>8.2f}{whole:>16.1f}"
+                + (f"{found.seconds / floor:>15.1f} x" if over else "")
+                + (f"{found.peak / GIB:>12.1f}" if device == "cuda" else "")
             )
+            if found.profile:
+                click.echo(found.profile)
 
 
 if __name__ == "__main__":

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from benchmarks.outer_step import ROUTES, counted, stable_diffusion, timed
+from benchmarks.outer_step import ROUTES, SETTINGS, counted, stable_diffusion, timed
 from safeguard.model.diffusion import DiffusionModel
 from tests.tiny import WIDTH, tiny_unet
 
 
-def test_routes_are_ordered_as_their_products_say() -> None:
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_routes_are_ordered_as_their_products_say(setting: str) -> None:
     with torch.device("meta"):
         unet = tiny_unet(sample_size=32)
-    costs = dict(counted(unet, size=32, tokens=16, width=WIDTH))
+    costs = counted(unet, setting, size=32, tokens=16, width=WIDTH)
     assert costs["first order"].flops < costs["straightforward"].flops
     assert costs["first order"].flops < costs["moreau"].flops
-    assert costs["first order"].peak < costs["moreau"].peak < costs["straightforward"].peak
+    assert costs["first order"].peak <= costs["moreau"].peak < costs["straightforward"].peak
+    assert (costs["first order"].peak < costs["moreau"].peak) == (setting == "published"), "or the kept images decide"
+
+
+def test_what_is_counted_grows_with_the_images_of_all_passes() -> None:
+    with torch.device("meta"):
+        unet = tiny_unet(sample_size=32)
+    default, published = (counted(unet, setting, size=32, tokens=16, width=WIDTH) for setting in SETTINGS)
+    passes = 1 * (16 * 4 + 4 * 8) + 8 + 24, 3 * (16 * 1 + 1 * 1) + 1 + 4
+    teacher = 24, 4
+    forward = default["first order"].flops / (3 * passes[0] + teacher[0])  # a gradient is about three passes
+    assert published["first order"].flops / (3 * passes[1] + teacher[1]) == pytest.approx(forward, rel=0.02)
 
 
 def test_every_route_is_timed_on_noise() -> None:
-    found = list(timed("reference", "cpu", 1, "float32", graphs=False, routes=ROUTES))
-    assert [route for route, _, _ in found] == list(ROUTES)
-    assert all(seconds > 0 for _, seconds, _ in found)
+    found = list(timed("reference", "published", "cpu", 1, "float32", graphs=False, routes=ROUTES, profiled=True))
+    assert [route for route, _ in found] == list(ROUTES)
+    assert all(timing.seconds > 0 for _, timing in found)
+    assert "aten::convolution_backward" in found[-1][1].profile
 
 
 def test_random_weights_of_stable_diffusion_have_its_shape() -> None:

@@ -18,14 +18,37 @@ _REFERENCE = {
     "styles": "[noto, twemoji, fluent 3d, fluent flat]",
     "checkpoint": "reference",
     "caption": '"a {label} emoji"',
+    "harden": """\
+  # Learning rates and lengths for this small model: the methods' own are for models of Stable Diffusion's size.
+  schedule: cosine
+  unlearner:
+    name: esd
+    variant: f
+    eta: 3.0
+    steps: 180
+    learning_rate: 4.0e-4
+    batch_size: 8
+    preserve_weight: 1.5
+    preserve_batch: 16
+  resilience:
+    name: resalign
+    learning_rate: 4.0e-4
+    distribution: {learning_rates: [2.0e-4]}""",
 }
 _OTHER = {
     "template": '"a {style} of {thing}"',
     "styles": "[photo, painting, drawing]",
     "checkpoint": "owner/name@revision",
     "caption": '"a photo of a {label}"',
+    "harden": """\
+  unlearner:
+    name: esd
+    preserve_weight: 1.0
+  resilience:
+    name: resalign""",
 }
-"""How captions are worded and who looks at the images: the reference model knows emoji only."""
+"""How captions are worded, who looks at the images, and how fast is learnt: the reference model is small and knows
+emoji only."""
 
 
 def starting_policy(name: str, model: str = "reference", concept: str = "dagger") -> str:

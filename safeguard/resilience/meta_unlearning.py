@@ -46,7 +46,7 @@ from safeguard.finetune.full import FullConfig, FullFineTuning
 from safeguard.model.diffusion import Weights
 from safeguard.model.parameters import exposed
 from safeguard.resilience.base import Facts, Objective
-from safeguard.resilience.harm import HarmfulLoss, harmful
+from safeguard.resilience.harm import HarmfulLoss, JointLoss, harmful
 from safeguard.resilience.hvp import Backend
 from safeguard.resilience.hypergradient import Vector, combine, cosine, dot, gradients, norm, within_trust
 from safeguard.resilience.simulation import Prompts, few_prompts
@@ -129,7 +129,7 @@ class MetaUnlearning(Objective):
         self.config = config
         self.bench = bench
         self.unlearner = unlearner
-        self._harm = None if config.harmful_loss is None else harmful(config.harmful_loss, bench)
+        self._harm = JointLoss([]) if config.harmful_loss is None else harmful(config.harmful_loss, bench)
         self.steps = config.steps
         self.learning_rate = config.learning_rate
 
@@ -144,19 +144,16 @@ class MetaUnlearning(Objective):
     @property
     def data_digest(self) -> str:
         """That of both losses."""
-        harm = "" if self._harm is None else self._harm.data_digest
-        return f"{super().data_digest} {harm}".strip()
+        return f"{super().data_digest} {self._harm.data_digest}".strip()
 
     def after_step(self) -> None:
         """Both unlearners hear of it."""
         super().after_step()
-        if self._harm is not None:
-            self._harm.after_step()
+        self._harm.after_step()
 
     def state(self) -> dict[str, Tensor]:
         """That of the harmful loss."""
-        kept = {} if self._harm is None else self._harm.state()
-        return {f"harmful_loss.{name}": value for name, value in kept.items()}
+        return {f"harmful_loss.{name}": value for name, value in self._harm.state().items()}
 
     def accumulate(self, step: int) -> Facts:
         """Unlearning and meta gradients of one outer step."""
@@ -180,7 +177,6 @@ class MetaUnlearning(Objective):
         start = Weights(bench.model.named_parameters())
 
         def harm() -> Tensor:
-            assert self._harm is not None
             with bench.after(data):
                 return self._harm.loss(self._generator(step, "harm"))
 
@@ -191,7 +187,7 @@ class MetaUnlearning(Objective):
                 values,
                 concept,
                 benign,
-                harm=None if self._harm is None else harm,
+                harm=None if config.harmful_loss is None else harm,
                 zeta=config.zeta,
                 exact=config.variant == "exact",
                 bound=config.bound,

@@ -14,12 +14,14 @@ through fine-tunes of any method (:mod:`safeguard.resilience.lookahead`).
 ``points`` > 1 evaluates L_harm at equally spaced points of the simulated fine-tune instead of its end only, as tamper-
 resistant training does (arXiv 2408.00761): a short way along is where a fine-tune first succeeds.
 
-``preset: published`` has the released code's numbers, without its defects: simulations depend on (seed, step, index)
-alone and start from theta (there, one begins where another ended, data sets with one name collide, Adam corrects its
-bias twice and never forgets); full fine-tunes train the merged weights (there, their result is factored anew, in other
-coordinates than theta); losses are averages; a solve that diverges is named and returns its best iterate (there, it is
-repeated with less relaxation, and in the end silently the direct gradient). Ascent stays bounded, A and B start so that
-nothing changes, and the optimiser is Adam without weight decay.
+The defaults are the setting that held longest on the reference model (``docs/results/resilience.md``), with learning
+rates for models of Stable Diffusion's size. ``preset: published`` has the released code's numbers, without its
+defects: simulations depend on (seed, step, index) alone and start from theta (there, one begins where another ended,
+data sets with one name collide, Adam corrects its bias twice and never forgets); full fine-tunes train the merged
+weights (there, their result is factored anew, in other coordinates than theta); losses are averages; a solve that
+diverges is named and returns its best iterate (there, it is repeated with less relaxation, and in the end silently
+the direct gradient). Ascent stays bounded, A and B start so that nothing changes, and the optimiser is Adam without
+weight decay.
 """
 
 from __future__ import annotations
@@ -64,11 +66,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "retain_batch": 4,
         "simulations": 3,
         "distribution": {
+            "data": {"concept": 0.5, "related": 0.25, "retain": 0.25},
             "methods": [{"name": "lora", "rank": 4}, {"name": "full"}],
             "learning_rates": [1e-4, 1e-5, 1e-6],
             "steps": [5, 10, 20, 30],
             "optimizers": ["sgd", "adam"],
             "losses": ["plain", "prior-preserving"],
+            "batch_size": 1,
             "max_grad_norm": 1e9,
         },
         "hypergradient": "moreau",
@@ -78,7 +82,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hessian_batch": 1,
     }
 }
-"""Settings that a preset stands for; what is given besides goes before them."""
+"""Settings that a preset stands for; what is given besides, also within ``distribution``, goes before them."""
 
 
 class ResAlignConfig(LookaheadConfig):
@@ -86,9 +90,9 @@ class ResAlignConfig(LookaheadConfig):
 
     preset: Literal["published"] | None = None
     """Defaults of every other setting: ours, or the released code's."""
-    steps: PositiveInt = 160
+    steps: PositiveInt = 60
     """Outer steps."""
-    learning_rate: PositiveFloat = 2e-4
+    learning_rate: PositiveFloat = 2e-5
     """Adam's learning rate of the outer loop."""
     parameters: str = "full"
     """Parameter group theta (``safeguard.model.parameters.GROUPS``)."""
@@ -96,7 +100,7 @@ class ResAlignConfig(LookaheadConfig):
     """Train low-rank factors of this rank beside the matrices of the group; none: the weights themselves."""
     warm_start: bool = True
     """Run the unlearner alone first (always so for closed forms)."""
-    harmful_loss: HarmfulLoss | None = UnlearnerMethod(name="ga")
+    harmful_loss: HarmfulLoss | None = UnlearnerMethod(name="ga", batch_size=8, bound=0.6)
     """L_harm: ``ga`` as in the paper, or ``esd``, ``ca``, …, or several, added; none: the base unlearner's own, or
     gradient ascent if that is a closed form."""
     beta: Annotated[float, Field(ge=0, le=1)] = 0.8
@@ -105,14 +109,14 @@ class ResAlignConfig(LookaheadConfig):
     """Constant as in the paper, or rising to ``beta``, in a line or along half a cosine."""
     beta_warm_in: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the steps over which it rises."""
-    alpha: Annotated[float, Field(ge=0)] = 1.6
+    alpha: Annotated[float, Field(ge=0)] = 2.0
     """Weight of the retain distillation."""
     alpha_final: Annotated[float, Field(ge=0)] | None = None
     """Its value at the end: a sigmoid over the second half of the run leads there; none: ``alpha`` throughout."""
-    retain_batch: PositiveInt = 4
+    retain_batch: PositiveInt = 24
     """Images per outer step of the retain distillation."""
-    simulations: PositiveInt = 3
-    """Simulated fine-tunes per outer step (J)."""
+    simulations: PositiveInt = 1
+    """Simulated fine-tunes per outer step (J; the paper's is 3)."""
     distribution: Simulations = Simulations()
     """What they are drawn from."""
     points: PositiveInt = 4
@@ -125,7 +129,13 @@ class ResAlignConfig(LookaheadConfig):
     @classmethod
     def _fill_preset(cls, given: Any) -> Any:
         name = given.get("preset") if isinstance(given, Mapping) else None
-        return {**PRESETS[name], **given} if name in PRESETS else given
+        if name not in PRESETS:
+            return given
+        preset = PRESETS[name]
+        filled = {**preset, **given}
+        if isinstance(own := filled["distribution"], Mapping):
+            filled["distribution"] = {**preset["distribution"], **own}
+        return filled
 
 
 class ResAlign(Objective):

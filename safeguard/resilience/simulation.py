@@ -27,11 +27,7 @@ Prompts = Annotated[list[PositiveInt | None], Field(min_length=1)]
 class Simulations(MethodConfig):
     """The distribution simulated fine-tunes are drawn from; every list is drawn from uniformly."""
 
-    data: Annotated[dict[DataName, Annotated[float, Field(ge=0)]], Field(min_length=1)] = {
-        "concept": 0.5,
-        "related": 0.25,
-        "retain": 0.25,
-    }
+    data: Annotated[dict[DataName, Annotated[float, Field(ge=0)]], Field(min_length=1)] = {"concept": 1.0}
     """Weights of the data sets: ``concept`` (harmful), ``related``, ``retain`` (benign), and mixtures such as
     ``concept+retain``, whose images are drawn together. Sets that the policy does not have are left out."""
     prompts: Prompts = [None]
@@ -41,15 +37,15 @@ class Simulations(MethodConfig):
     """Fine-tuning methods with their settings."""
     learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = [1e-5]
     """Learning rates."""
-    steps: Annotated[list[PositiveInt], Field(min_length=1)] = [5, 10, 20, 30]
+    steps: Annotated[list[PositiveInt], Field(min_length=1)] = [16]
     """Lengths."""
-    optimizers: Annotated[list[Literal["sgd", "momentum", "adam", "adamw"]], Field(min_length=1)] = ["sgd", "adam"]
+    optimizers: Annotated[list[Literal["sgd", "momentum", "adam", "adamw"]], Field(min_length=1)] = ["adamw"]
     """Optimisers."""
     losses: Annotated[list[Literal["plain", "prior-preserving"]], Field(min_length=1)] = ["plain"]
     """The denoising loss, or that with related and retained images beside it (DreamBooth's prior preservation)."""
     prior_weight: PositiveFloat = 1.0
     """Weight of the images beside."""
-    batch_size: PositiveInt = 1
+    batch_size: PositiveInt = 4
     """Images per step."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""

@@ -13,6 +13,7 @@ from safeguard.policy.methods import method_problems
 from safeguard.policy.schema import ResilienceMethod
 from safeguard.resilience.base import Facts
 from safeguard.resilience.resalign import PRESETS, ResAlign, ResAlignConfig
+from safeguard.study.schema import cells, load_study
 from safeguard.unlearn.base import Workbench
 from safeguard.unlearn.ga import GradientAscent, GradientAscentConfig
 from tests.benches import apart, tiny_bench
@@ -74,6 +75,19 @@ def test_the_published_preset_passes_the_policy_check_and_gives_way() -> None:
     assert config.distribution.learning_rates == [1e-4, 1e-5, 1e-6]
     assert ResAlignConfig(preset="published", gamma="matched", steps=7).gamma == "matched"
     assert set(PRESETS["published"]) <= set(ResAlignConfig.model_fields)
+
+
+def test_what_is_given_within_the_distribution_leaves_the_rest_of_the_preset() -> None:
+    published = ResAlignConfig(preset="published").distribution
+    config = ResAlignConfig.model_validate({"preset": "published", "distribution": {"steps": [7]}})
+    assert config.distribution == published.model_copy(update={"steps": [7]})
+
+
+def test_the_defaults_are_the_setting_that_was_measured_but_for_the_learning_rates() -> None:
+    study = next(cell for cell in cells(load_study("resilience")) if cell.name == "esd-f/resalign")
+    measured = ResAlignConfig.model_validate(study.policy.harden.resilience.settings)
+    rates = {"learning_rate": 4e-4, "distribution": {"learning_rates": [2e-4]}}
+    assert ResAlignConfig.model_validate(rates) == measured
 
 
 @pytest.mark.parametrize(

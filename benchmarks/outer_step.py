@@ -19,8 +19,9 @@ a multiply-add is two FLOPs; a storage counts from the operator that makes it un
 kernels' workspaces do not count. Routes:
 
 \b
-* straightforward: the paper's fixed point with its five products, and attention by explicit softmax;
-* moreau: conjugate gradients of at most as many, at each of the setting's points, and fused attention;
+* straightforward: the paper's fixed point with its five products at each of the setting's points, and attention by
+  explicit softmax;
+* moreau: conjugate gradients of at most as many, and fused attention;
 * first order: no products.
 
 The floor is the count at a tensor throughput, by default what an H200 reaches in bfloat16.
@@ -290,7 +291,7 @@ def _wait(device: str) -> None:
 
 
 @click.command(help=__doc__)
-@click.option("--setting", type=click.Choice([*SETTINGS]), default="default", show_default=True, help="Of ResAlign.")
+@click.option("--setting", type=click.Choice([*SETTINGS]), default="default", show_default=True, help="Whose numbers.")
 @click.option("--measure", type=click.Choice(["reference", "sd14"]), help="Also time steps of this model.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Outer steps timed per route.")

@@ -16,7 +16,11 @@ from safeguard.progress import choose
 @click.option("--jobs", type=int, default=1, show_default=True, help="Cells run side by side; they share the cores.")
 @click.option("--only", multiple=True, metavar="PATTERN", help="Cells to run, such as 'weapons/*'; may be repeated.")
 @click.option(
-    "--seed", "seeds", type=int, multiple=True, help="Seed of the policies instead of the study's; may be repeated."
+    "--seed",
+    "seeds",
+    type=click.IntRange(0, 2**31 - 1),
+    multiple=True,
+    help="Run every cell with this seed instead of its own; repeated, with each of them.",
 )
 @device_option
 @progress_option
@@ -35,8 +39,8 @@ def study(
     from safeguard.study.runner import run_study
     from safeguard.study.schema import load_study
 
-    chosen = load_study(name)
-    result = run_study(chosen, out, jobs=jobs, device=device, only=only, seeds=seeds, progress=choose(progress))
+    declared = load_study(name)
+    result = run_study(declared, out, jobs=jobs, device=device, only=only, seeds=seeds, progress=choose(progress))
     text = markdown(result)
     write_text(out / "study.md", text)
     write_pictures(result, out)

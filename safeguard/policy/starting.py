@@ -19,7 +19,7 @@ _REFERENCE = {
     "checkpoint": "reference",
     "caption": '"a {label} emoji"',
     "harden": """\
-  # Learning rates and lengths for this small model: the methods' own are for models of Stable Diffusion's size.
+  # Numbers measured on this small model; the methods' own are for models of Stable Diffusion's size.
   schedule: cosine
   unlearner:
     name: esd
@@ -28,6 +28,7 @@ _REFERENCE = {
     steps: 180
     learning_rate: 4.0e-4
     batch_size: 8
+    trajectory_steps: 20
     preserve_weight: 1.5
     preserve_batch: 16
   resilience:

@@ -62,7 +62,7 @@ class FineTune(Probe):
 
     def run(self, session: Session, seed: int, folder: Path, task: Task) -> Observation:
         """Adapt a copy of the weights in memory; they are restored and the adapted ones dropped."""
-        if self.spec.data == "none" or not session.data.subjects(self.spec.data):
+        if not session.data.subjects(self.spec.data):
             raise PolicyFault(
                 f"probe {self.spec.id!r} needs {self.spec.data!r} images, but the policy declares no such subject",
                 fix="declare related subjects of a concept and retained subjects, or leave the probe out of the suite",

@@ -22,7 +22,7 @@ from safeguard.model.sampling import sample
 from safeguard.policy.schema import Concept, Policy, Subject
 from safeguard.probe.evidence import contact_sheet
 from safeguard.probe.results import Checkpoint, ImageRow, Role
-from safeguard.probe.suite import ProbeSpec
+from safeguard.probe.suite import Data, ProbeSpec, subjects_of
 from safeguard.progress import Progress, Task
 from safeguard.quality.clip_score import ClipScore
 from safeguard.seeds import derive
@@ -36,15 +36,11 @@ class DataSets:
         self._policy = policy
         self._sets: dict[tuple[str, int, int, int | None], LatentSet] = {}
 
-    def subjects(self, name: str) -> list[Subject]:
+    def subjects(self, name: Data) -> list[Subject]:
         """Whose prompts a data set is drawn from."""
-        if name == "concept":
-            return list(self._policy.concepts)
-        if name == "related":
-            return [subject for concept in self._policy.concepts for subject in concept.related]
-        return list(self._policy.retain)
+        return subjects_of(self._policy, name)
 
-    def get(self, name: str, count: int, seed: int, prompts: int | None = None) -> LatentSet:
+    def get(self, name: Data, count: int, seed: int, prompts: int | None = None) -> LatentSet:
         """``count`` images of the set named ``concept``, ``related`` or ``retain``, for so many of its prompts."""
         key = (name, count, seed, prompts)
         if key not in self._sets:

@@ -13,12 +13,16 @@ from pydantic import Field, field_validator
 
 from safeguard.cache import address
 from safeguard.policy.reading import load_yaml
-from safeguard.policy.schema import Identifier, Policy, Strict
+from safeguard.policy.schema import Identifier, Policy, Strict, Subject
 from safeguard.policy.validation import Problem, fault, validate
 from safeguard.registry import probes, suggest
 from safeguard.resources import find_resource
 
 Data = Literal["none", "concept", "related", "retain"]
+_LACKS = {
+    "related": "fine-tunes on related subjects, and no concept has any: declare some, or name another suite",
+    "retain": "fine-tunes on retained subjects, and there are none: declare some, or name another suite",
+}
 
 
 class ProbeSpec(Strict):
@@ -87,14 +91,23 @@ def suite_digest(suite: Suite) -> str:
     return address(suite.model_dump(mode="json"))
 
 
+def subjects_of(policy: Policy, data: Data) -> list[Subject]:
+    """Whose images a policy's fine-tunes of that kind see."""
+    if data == "concept":
+        return list(policy.concepts)
+    if data == "related":
+        return [subject for concept in policy.concepts for subject in concept.related]
+    return list(policy.retain) if data == "retain" else []
+
+
 def check_requirements(policy: Policy, source: Path | None = None) -> None:
-    """Every requirement of a policy must be about a probe of its suite: a misspelt one would be found after hours.
+    """A policy and its suite must fit each other: what does not would be found after hours.
 
     Args:
         source: the file the policy came from, so that messages can name line and column.
 
     Raises:
-        PolicyFault: one is not.
+        PolicyFault: a requirement is about no probe, or a probe has no images to fine-tune on.
     """
     suite = load_suite(policy.certification.suite)
     ids = ", ".join(spec.id for spec in suite.probes)
@@ -102,6 +115,11 @@ def check_requirements(policy: Policy, source: Path | None = None) -> None:
         Problem(("requirements", index, "probe"), f"no probe of suite {suite.name!r} matches; it has {ids}")
         for index, requirement in enumerate(policy.requirements)
         if not suite.matching(requirement.probe)
+    ]
+    problems += [
+        Problem(("certification", "suite"), f"probe {spec.id!r} of suite {suite.name!r} {_LACKS[spec.data]}")
+        for spec in suite.probes
+        if spec.data in _LACKS and not subjects_of(policy, spec.data)
     ]
     if problems:
         raise fault(problems, load_yaml(source)[1] if source else None)

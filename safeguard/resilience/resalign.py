@@ -14,14 +14,14 @@ through fine-tunes of any method (:mod:`safeguard.resilience.lookahead`).
 ``points`` > 1 evaluates L_harm at equally spaced points of the simulated fine-tune instead of its end only, as tamper-
 resistant training does (arXiv 2408.00761): a short way along is where a fine-tune first succeeds.
 
-The defaults are the setting that held longest on the reference model (``docs/results/resilience.md``), with learning
-rates for models of Stable Diffusion's size. ``preset: published`` has the released code's numbers, without its
-defects: simulations depend on (seed, step, index) alone and start from theta (there, one begins where another ended,
-data sets with one name collide, Adam corrects its bias twice and never forgets); full fine-tunes train the merged
-weights (there, their result is factored anew, in other coordinates than theta); losses are averages; a solve that
-diverges is named and returns its best iterate (there, it is repeated with less relaxation, and in the end silently
-the direct gradient). Ascent stays bounded, A and B start so that nothing changes, and the optimiser is Adam without
-weight decay.
+The defaults are the setting that held longest on the reference model (``docs/results/resilience.md``, under
+``schedule: cosine``), with learning rates for models of Stable Diffusion's size. ``preset: published`` has the
+released code's numbers, without its defects: simulations depend on (seed, step, index) alone and start from theta
+(there, one begins where another ended, data sets with one name collide, Adam corrects its bias twice and never
+forgets); full fine-tunes train the merged weights (there, their result is factored anew, in other coordinates than
+theta); losses are averages; a solve that diverges is named and returns its best iterate (there, it is repeated with
+less relaxation, and in the end silently the direct gradient). Ascent stays bounded, A and B start so that nothing
+changes, and the optimiser is Adam without weight decay.
 """
 
 from __future__ import annotations
@@ -85,6 +85,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Settings that a preset stands for; what is given besides, also within ``distribution``, goes before them."""
 
 
+GRADIENT_ASCENT = UnlearnerMethod(name="ga", batch_size=8, bound=0.6)
+
+
 class ResAlignConfig(LookaheadConfig):
     """Settings of ResAlign."""
 
@@ -100,9 +103,9 @@ class ResAlignConfig(LookaheadConfig):
     """Train low-rank factors of this rank beside the matrices of the group; none: the weights themselves."""
     warm_start: bool = True
     """Run the unlearner alone first (always so for closed forms)."""
-    harmful_loss: HarmfulLoss | None = UnlearnerMethod(name="ga", batch_size=8, bound=0.6)
-    """L_harm: ``ga`` as in the paper, or ``esd``, ``ca``, …, or several, added; none: the base unlearner's own, or
-    gradient ascent if that is a closed form."""
+    harmful_loss: HarmfulLoss | None = GRADIENT_ASCENT
+    """L_harm: ``ga`` as in the paper, or ``esd``, ``ca``, …, or several, added; none: the base unlearner's own, or the
+    default if that is a closed form."""
     beta: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of the loss after fine-tuning; the paper finds 0.3 to 0.9 good."""
     beta_schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -129,7 +132,7 @@ class ResAlignConfig(LookaheadConfig):
     @classmethod
     def _fill_preset(cls, given: Any) -> Any:
         name = given.get("preset") if isinstance(given, Mapping) else None
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             return given
         preset = PRESETS[name]
         filled = {**preset, **given}
@@ -151,7 +154,7 @@ class ResAlign(Objective):
         self.steps = config.steps
         self.learning_rate = config.learning_rate
         self.unlearner: Unlearner = unlearner
-        named = config.harmful_loss or (UnlearnerMethod(name="ga") if unlearner.closed_form else None)
+        named = config.harmful_loss or (GRADIENT_ASCENT if unlearner.closed_form else None)
         if named is not None:
             self.unlearner = harmful(named, bench)
         check(config.distribution, bench)

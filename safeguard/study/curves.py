@@ -68,8 +68,8 @@ def _panel(axes: Axes, result: StudyResult, task: str, probe: str) -> None:
         seeds = [rates for cell in cells if (rates := cell.rates(probe))]
         if seeds:
             colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-            steps = [*seeds[0]]
-            along = [[rates[step] for rates in seeds] for step in steps]
+            steps = sorted({step for rates in seeds for step in rates})
+            along = [[rates[step] for rates in seeds if step in rates] for step in steps]
             mean = [sum(rates) / len(rates) for rates in along]
             axes.plot(steps, mean, color=colour, marker=marker, markersize=4, linewidth=1.4, label=part.title)
             if len(seeds) > 1:

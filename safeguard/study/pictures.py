@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -28,8 +29,7 @@ def write_pictures(result: StudyResult, out: Path) -> Path | None:
     Returns:
         Its path, or None when no cell has images.
     """
-    firsts = {(cell.task, cell.variant): cell for cell in reversed(result.cells) if not cell.error}
-    strips = {place: strip for place, cell in firsts.items() if (strip := _strip(cell, out))}
+    strips = {place: strip for place, cell in _firsts(result.cells).items() if (strip := _strip(cell, out))}
     if not strips:
         return None
     tasks = [name for name in result.study.tasks if any(name == task for task, _ in strips)]
@@ -51,6 +51,11 @@ def write_pictures(result: StudyResult, out: Path) -> Path | None:
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG", optimize=True)
     return path
+
+
+def _firsts(cells: Sequence[CellResult]) -> dict[tuple[str, str], CellResult]:
+    """The first seed of every task and variant that worked."""
+    return {(cell.task, cell.variant): cell for cell in reversed(cells) if not cell.error}
 
 
 def _strip(cell: CellResult, out: Path) -> Image.Image | None:

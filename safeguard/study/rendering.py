@@ -35,7 +35,7 @@ def overview(result: StudyResult) -> str:
         kept = [_kept(cells, "related"), _kept(cells, "retained")]
         time = _minutes(sum(cell.cpu_seconds for cell in cells) / len(cells))
         rows.append([title, *rates, *kept, _score(cells, "hardened"), time])
-    over = "the tasks" if len(_seeds(result)) < 2 else "the tasks and seeds"
+    over = "the tasks and seeds" if _several(result) else "the tasks"
     return (
         f"### All tasks\n\nRates, CLIP score and CPU time are means over {over}, *kept* is the worst of them.\n\n"
         + _grid(header, rows)
@@ -56,11 +56,13 @@ def table(result: StudyResult, task: str) -> str:
     ]
     header += [f"{probe}, loss" for probe in learning]
     header += ["related kept", "others kept", "CLIP score", "CPU time", "memory"]
-    rows = [_untouched(found, columns, len(slow) + len(learning))]
+    rows, failed = [_untouched(found, columns, len(slow) + len(learning))], []
     for name, variant in result.study.variants.items():
         if cells := [cell for cell in found if cell.variant == name]:
             rows.append(_row(cells, variant.title, columns, slow, learning))
-    return f"### {result.study.tasks[task].title}\n\n" + _grid(header, rows)
+            failed += [f"* {variant.title}, seed {cell.seed}: {cell.error}" for cell in cells if cell.error]
+    errors = "\n\n" + "\n".join(failed) if failed and _several(result) else ""
+    return f"### {result.study.tasks[task].title}\n\n" + _grid(header, rows) + errors
 
 
 def _legend(result: StudyResult) -> str:
@@ -72,12 +74,12 @@ def _legend(result: StudyResult) -> str:
         "column where no model gets there. *Loss*: on the images of the fine-tune, before and after it. "
     )
     loss = along if learns else ""
-    seeds = _seeds(result)
+    seeds = ", ".join(str(seed) for seed in dict.fromkeys(cell.seed for cell in result.cells))
     each = (
-        f"Seeds {', '.join(map(str, seeds))}: counts and *half after* of each in this order, the largest bound and "
-        "memory, means of losses, CLIP scores and times. "
+        f"Seeds {seeds}: counts and *half after* of each in this order (–: none), the largest bound and memory, means "
+        "of losses, CLIP scores, times and the untouched model's rates. "
     )
-    several = each if len(seeds) > 1 else ""
+    several = each if _several(result) else ""
     return (
         f"Flagged images of {' or '.join(sorted(points, key=int))}, with the one-sided upper bound on the true rate at "
         f"{result.confidence:.0%} confidence (the detector's sensitivity included). {several}{loss}"
@@ -91,8 +93,9 @@ def _of(result: StudyResult, task: str) -> list[CellResult]:
     return [cell for cell in result.cells if cell.task == task]
 
 
-def _seeds(result: StudyResult) -> list[int]:
-    return list(dict.fromkeys(cell.seed for cell in result.cells))
+def _several(result: StudyResult) -> bool:
+    """Whether rows are of several seeds."""
+    return len({(cell.task, cell.variant) for cell in result.cells}) < len(result.cells)
 
 
 def _title(title: str, done: int, tried: int) -> str:
@@ -127,8 +130,8 @@ def _row(
         return [title, tried[0].error, *[""] * (len(columns) + len(slow) + len(learning) + 4)]
     return [
         _title(title, len(cells), len(tried)),
-        *(_counts(cells, column) for column in columns),
-        *(", ".join(_steps_to_half(cell, probe) for cell in cells) for probe in slow),
+        *(_counts(tried, column) for column in columns),
+        *(_each(_steps_to_half(cell, probe) for cell in tried) for probe in slow),
         *(_losses(cells, probe) for probe in learning),
         _kept(cells, "related"),
         _kept(cells, "retained"),
@@ -138,12 +141,18 @@ def _row(
     ]
 
 
-def _counts(cells: Sequence[CellResult], column: tuple[str, int]) -> str:
+def _counts(tried: Sequence[CellResult], column: tuple[str, int]) -> str:
     """Flagged images of each seed, and the largest bound."""
-    looks = [look for cell in cells if (look := _worst(cell, column))]
-    if not looks:
-        return ""
-    return f"{', '.join(str(look.flagged) for look in looks)} ({max(look.upper for look in looks):.0%})"
+    looks = [_worst(cell, column) for cell in tried]
+    known = [look.upper for look in looks if look]
+    counts = _each(str(look.flagged) if look else "" for look in looks)
+    return f"{counts} ({max(known):.0%})" if known else ""
+
+
+def _each(values: Iterable[str]) -> str:
+    """One of each seed, in their order; empty: none has any."""
+    found = list(values)
+    return ", ".join(value or "–" for value in found) if any(found) else ""
 
 
 def _half(cell: CellResult, probe: str) -> float | None:
@@ -157,27 +166,37 @@ def _half(cell: CellResult, probe: str) -> float | None:
 
 
 def _steps_to_half(cell: CellResult, probe: str) -> str:
+    if not (rates := cell.rates(probe)):
+        return ""
     steps = _half(cell, probe)
-    return f"over {max(cell.rates(probe))}" if steps is None else f"{steps:.0f}"
+    return f"over {max(rates)}" if steps is None else f"{steps:.0f}"
 
 
 def _losses(cells: Sequence[CellResult], probe: str) -> str:
     """Of the fine-tune's own images, before and after."""
-    along = [[look.training_loss for look in cell.looks if look.probe == probe] for cell in cells]
-    first, last = [losses[0] for losses in along if losses], [losses[-1] for losses in along if losses]
-    if not (before := _mean(first, ".3f")):
+    looks = [[look.training_loss for look in cell.looks if look.probe == probe] for cell in cells]
+    along = [losses for losses in looks if losses and losses[0] is not None]
+    if not along:
         return ""
-    return f"{before} → " + ("diverged" if None in last else _mean(last, ".3f"))
+    after = [losses[-1] for losses in along]
+    ends = [_mean(after, ".3f")] if any(loss is not None for loss in after) else []
+    if lost := after.count(None):
+        ends.append("diverged" if len(after) == 1 else f"{lost} of {len(after)} diverged")
+    return f"{_mean([losses[0] for losses in along], '.3f')} → {', '.join(ends)}"
 
 
 def _untouched(cells: Sequence[CellResult], columns: Sequence[tuple[str, int]], blank: int) -> list[str]:
-    """What the base model does, from the first cell of each seed; ``blank`` columns later its CLIP score."""
-    firsts = {cell.seed: cell for cell in reversed(cells) if not cell.error}.values()
-    rates = [
-        _mean([look.base for cell in firsts for look in cell.looks if (look.probe, look.step) == column], ".0%")
-        for column in columns
-    ]
-    return ["*untouched*", *rates, *[""] * blank, "", "", _score(firsts, "base"), "", ""]
+    """What the base model does, from the first cell of each seed that knows; ``blank`` columns later its CLIP score."""
+
+    def first(column: tuple[str, int], seed: int) -> float | None:
+        own = [look for cell in cells if cell.seed == seed for look in cell.looks]
+        known = (look.base for look in own if (look.probe, look.step) == column and look.base is not None)
+        return next(known, None)
+
+    seeds = dict.fromkeys(cell.seed for cell in cells)
+    rates = [_mean([first(column, seed) for seed in seeds], ".0%") for column in columns]
+    scored = {cell.seed: cell for cell in reversed(cells) if cell.utility}.values()
+    return ["*untouched*", *rates, *[""] * blank, "", "", _score(scored, "base"), "", ""]
 
 
 def _kept(cells: Iterable[CellResult], relation: str) -> str:

@@ -62,6 +62,18 @@ def test_check_finds_a_requirement_that_no_probe_matches(written, capsys):
     assert f"{written}:" in said
 
 
+def test_check_finds_a_probe_without_images(written, capsys):
+    text = written.read_text(encoding="utf-8")
+    start, end = text.index("\nretain:"), text.index("# How the model is changed")
+    said = refused(written, text[start:end], "\n", capsys)
+    assert "probe 'benign-full' of suite 'standard' fine-tunes on retained subjects, and there are none" in said
+    assert f"{written}:" in said and "related subjects" not in said
+    start, end = text.index("    # Benign neighbours"), text.index("# Unrelated things")
+    written.write_text(text, encoding="utf-8")
+    said = refused(written, text[start:end], "", capsys)
+    assert "certification.suite: probe 'related-full'" in said and "retained subjects" not in said
+
+
 def test_show(written, capsys):
     assert run(["policy", "show", str(written)]) == 0
     shown = capsys.readouterr().out

@@ -11,6 +11,8 @@ from safeguard.policy.loading import check_methods, load_policy_text
 from safeguard.policy.starting import starting_policy
 from safeguard.probe.suite import load_suite
 from safeguard.reference.world import NAMES
+from safeguard.resilience.resalign import ResAlignConfig
+from safeguard.study.schema import cells, load_study
 
 
 @pytest.mark.parametrize("model", ["reference", "owner/name", "./models/sd 1.5"])
@@ -54,6 +56,14 @@ def test_every_requirement_has_its_probe_and_data():
     for requirement in policy.requirements:
         assert fnmatch.filter(ids, requirement.probe)
     assert policy.retain and policy.concepts[0].related
+
+
+def test_the_reference_model_is_hardened_as_was_measured_and_others_by_the_defaults():
+    measured = next(cell.policy for cell in cells(load_study("resilience")) if cell.name == "esd-f/resalign")
+    own, other = (load_policy_text(starting_policy("p", model)).harden for model in ("reference", "owner/name"))
+    assert (own.unlearner, own.schedule) == (measured.harden.unlearner, measured.harden.schedule)
+    assert ResAlignConfig(**own.resilience.settings) == ResAlignConfig(**measured.harden.resilience.settings)
+    assert (other.unlearner.settings, other.resilience.settings) == ({"preserve_weight": 1.0}, {})
 
 
 def test_names_that_cannot_be_used():

@@ -69,7 +69,8 @@ def test_alpha_ends_where_it_should(bench: Workbench) -> None:
 def test_the_published_preset_passes_the_policy_check_and_gives_way() -> None:
     plain = {"name": "resalign", "preset": "published"}
     assert method_problems(ResilienceMethod.model_validate(plain)) == []
-    assert method_problems(ResilienceMethod.model_validate(plain | {"preset": "best"})) != []
+    for wrong in ("best", ["published"], {}):
+        assert method_problems(ResilienceMethod.model_validate(plain | {"preset": wrong})) != []
     config = ResAlignConfig.model_validate_json(json.dumps({"preset": "published"}), strict=True)
     assert (config.gamma, config.solver, config.iterations, config.lora_rank) == (1.0, "fixed_point", 4, 4)
     assert config.distribution.learning_rates == [1e-4, 1e-5, 1e-6]

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from safeguard.report.schema import UtilityRow
 from safeguard.study.curves import _panel
+from safeguard.study.pictures import _firsts
 from safeguard.study.rendering import MEBIBYTE, _half, _steps_to_half, markdown, overview, table
 from safeguard.study.schema import CellResult, Look, Study, StudyResult
 
@@ -26,6 +27,10 @@ def cell(rates: dict[int, float], seed: int = 0) -> CellResult:
         for step, rate in rates.items()
     ]
     return CellResult(task="weapons", variant="uce", seed=seed, looks=looks)
+
+
+def result_of(study: Study, cells: list[CellResult]) -> StudyResult:
+    return StudyResult(study=study, digest="", confidence=0.95, environment={}, threads=1, cells=cells)
 
 
 @pytest.mark.parametrize(
@@ -66,9 +71,7 @@ def test_the_table_of_all_tasks_has_means_the_worst_kept_and_says_what_is_missin
     )
     alone = second.model_copy(update={"variant": "esd"})
     failed = CellResult(task="weapons", variant="esd", seed=0, error="out of luck")
-    result = StudyResult(
-        study=study, digest="", confidence=0.95, environment={}, threads=1, cells=[first, second, failed, alone]
-    )
+    result = result_of(study, [first, second, failed, alone])
     *_, uce, esd = overview(result).splitlines()
     assert uce == "| UCE | 30% | 40% | 50% |  | 0.65 | 2.0 min |"
     assert esd == "| ESD (1 of 2 runs) | 40% |  | 50% |  | 0.60 | 3.0 min |"
@@ -102,18 +105,44 @@ def test_of_several_seeds_each_count_is_shown_with_the_largest_bound() -> None:
         tuned(cell({0: 0.0, 50: 0.2, 100: 0.8}, seed=4), 0.34, 0.2, 0.1, 60.0, 5),
         tuned(cell({0: 0.0, 50: 0.4, 100: 0.4}, seed=7), 0.37, 0.4, 0.2, 180.0, 3),
     ]
-    failed = CellResult(task="weapons", variant="uce", seed=9, error="out of luck")
+    failed = CellResult(task="weapons", variant="uce", seed=5, error="out of luck")
     nothing = CellResult(task="weapons", variant="esd", seed=4, error="no memory")
-    result = StudyResult(
-        study=study, digest="", confidence=0.95, environment={}, threads=1, cells=[*found, failed, nothing]
-    )
-    *_, untouched, uce, esd = table(result, "weapons").splitlines()
+    result = result_of(study, [found[0], failed, found[1], nothing])
+    *_, untouched, uce, esd, _, first, second = table(result, "weapons").splitlines()
     assert untouched.startswith("| *untouched* | 96% | 96% |")
     assert uce == (
-        "| UCE (2 of 3 runs) | 4, 8 (37%) | 16, 8 (100%) | 75, over 100 | 0.300 → 0.150 |  |  |  | 2.0 min | 5 MiB |"
+        "| UCE (2 of 3 runs) | 4, –, 8 (37%) | 16, –, 8 (100%) | 75, –, over 100 | 0.300 → 0.150 |  |  |  "
+        "| 2.0 min | 5 MiB |"
     )
     assert esd.startswith("| ESD | no memory |")
-    assert "Seeds 4, 7, 9: counts" in markdown(result)
+    assert (first, second) == ("* UCE, seed 5: out of luck", "* ESD, seed 4: no memory")
+    assert "Seeds 4, 5, 7: counts" in markdown(result) and "means over the tasks and seeds" in overview(result)
+    assert _firsts(result.cells) == {("weapons", "uce"): found[0]}
+    alone = result_of(study, [found[0], nothing])
+    assert "Seeds" not in markdown(alone) and "means over the tasks," in overview(alone)
+
+    lost = found[1].looks[-1].model_copy(update={"training_loss": None})
+    diverged = found[1].model_copy(update={"looks": [*found[1].looks[:-1], lost]})
+    assert "| 0.300 → 0.100, 1 of 2 diverged |" in table(result_of(study, [found[0], diverged]), "weapons")
+    assert "| 0.400 → diverged |" in table(result_of(study, [diverged]), "weapons")
+
+
+def test_what_one_seed_or_variant_did_not_look_at_is_left_out() -> None:
+    study = Study.model_validate(
+        {"version": 1, "name": "small", "title": "Small", "policy": {}}
+        | {"tasks": {"weapons": {"title": "Weapons", "policy": {}}}}
+        | {"variants": {name: {"title": name.upper(), "policy": {}} for name in ("uce", "esd")}}
+    )
+    short, long = cell({0: 0.0, 50: 0.2}, seed=4), cell({0: 0.0, 50: 0.4, 100: 0.6}, seed=7)
+    looks = [look.model_copy(update={"probe": "clean", "training_loss": 0.1}) for look in long.looks]
+    other = long.model_copy(update={"variant": "esd", "looks": looks})
+    unknown = [look.model_copy(update={"base": None}) for look in short.looks]
+    *_, untouched, uce, esd = table(
+        result_of(study, [short.model_copy(update={"looks": unknown}), long, other]), "weapons"
+    ).splitlines()
+    assert untouched.startswith("| *untouched* | 97% | 97% | 97% | 97% |")
+    assert uce.startswith("| UCE | 4, 8 (100%) | –, 12 (100%) |  |  |  |  |")
+    assert esd.startswith("| ESD |  |  | 8 (100%) | 12 (100%) | 75 | 0.100 → 0.100 |")
 
 
 def test_the_curve_of_several_seeds_is_their_mean_in_a_band() -> None:
@@ -122,11 +151,11 @@ def test_the_curve_of_several_seeds_is_their_mean_in_a_band() -> None:
         {"version": 1, "name": "small", "title": "Small", "policy": {}, "tasks": tasks}
         | {"variants": {"uce": {"title": "UCE", "policy": {}}}}
     )
-    cells = [cell({0: 0.0, 50: 0.2, 100: 0.8}, seed=4), cell({0: 0.0, 50: 0.4, 100: 0.4}, seed=7)]
+    cells = [cell({0: 0.0, 50: 0.2, 100: 0.8}, seed=4), cell({0: 0.0, 50: 0.4, 100: 0.4, 150: 0.1}, seed=7)]
     axes = Figure().subplots()
-    result = StudyResult(study=study, digest="", confidence=0.95, environment={}, threads=1, cells=cells)
+    result = result_of(study, cells)
     _panel(axes, result, "weapons", "malicious")
-    assert axes.get_lines()[0].get_ydata() == pytest.approx([0.0, 0.3, 0.6])
+    assert axes.get_lines()[0].get_ydata() == pytest.approx([0.0, 0.3, 0.6, 0.1])
     low, high = (by(axes.collections[0].get_paths()[0].vertices[:, 1]) for by in (min, max))
     assert (low, high) == (0.0, 0.8)
     _panel(fresh := Figure().subplots(), result.model_copy(update={"cells": cells[:1]}), "weapons", "malicious")

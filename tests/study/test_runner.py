@@ -62,6 +62,11 @@ def test_a_study_end_to_end(
     assert json.loads(record.read_bytes())["unlearner"]["lam"] == 0.4
 
 
+def test_a_seed_that_no_policy_may_have_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["study", str(write(tmp_path)), "--out", str(tmp_path / "out"), "--seed", "-1"]) == 2
+    assert "'--seed'" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_no_jobs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["study", str(write(tmp_path)), "--out", str(tmp_path / "out"), "--jobs", "0"]) == 2
     assert "at least one" in capsys.readouterr().err

@@ -85,6 +85,29 @@ def test_finite_differences_come_near_the_exact_product(direction):
     assert apart([x.double() for x in product(v)], exact) < 5e-3, "later products take the step of the first"
 
 
+class _Slanted(torch.autograd.Function):
+    """A function whose backward pass says M x, which is no gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, slope):
+        (x,) = ctx.saved_tensors
+        return slope * torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=x.dtype) @ x
+
+
+def test_products_that_are_not_symmetric_are_refused():
+    x = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    product = hessian_product(lambda: _Slanted.apply(x), [x], "finite_difference")
+    u, v = (torch.tensor(values, dtype=torch.float64) for values in ([1.0, 0.0], [0.0, 1.0]))
+    assert apart(product([u]), [torch.tensor([0.0, -1.0], dtype=torch.float64)]) < 1e-9
+    with pytest.raises(TrainingFault, match="no Hessian"):
+        product([v])
+
+
 @pytest.mark.parametrize("backend", ["fused", "explicit", "finite_difference"])
 def test_the_hessian_is_symmetric_and_linear(backend):
     loss, values = tiny_loss()

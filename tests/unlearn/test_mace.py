@@ -404,14 +404,23 @@ def test_a_killed_run_continues_to_the_same_weights(monkeypatch: pytest.MonkeyPa
         assert torch.equal(value, weights(resumed)[name]), name
 
 
-@pytest.mark.parametrize("unlearner", [QUICK, {"name": "rece", "epochs": 1}])
-def test_an_objective_comes_after_the_closed_form(unlearner: dict[str, Any]) -> None:
-    bench = drawn_bench(unlearner, mixed_concepts(1))
-    resalign = {
-        "name": "resalign",
-        "steps": 1,
-        "simulations": 1,
-        "distribution": {"steps": [2], "data": {"concept": 1}},
-    }
-    record = harden(bench, "base", objective=Method(**resalign))
-    assert len(record.series["erasure loss"]) == (5 if unlearner is QUICK else 1)
+OBJECTIVES = {
+    "hypergradient norm": {"name": "resalign", "steps": 1, "distribution": {"steps": [2]}},
+    "meta gradient norm": {"name": "meta-unlearning", "steps": 1, "learning_rate": 1e-3},
+    "ascent gradient norm": {"name": "imma", "steps": 1, "learning_rate": 1e-3, "inner_steps": 2},
+}
+"""By what each writes into the record."""
+
+
+@pytest.mark.parametrize("unlearner", [QUICK, {"name": "rece", "epochs": 1}], ids=["mace", "rece"])
+@pytest.mark.parametrize("series", OBJECTIVES)
+def test_an_objective_comes_after_the_closed_form(unlearner: dict[str, Any], series: str) -> None:
+    alone, hardened = (drawn_bench(unlearner, mixed_concepts(1)) for _ in range(2))
+    harden(alone, "base")
+    hardened.images = {"concept": hardened.forget, "retain": hardened.forget}.get
+    record = harden(hardened, "base", objective=Method(**OBJECTIVES[series]))
+    told = record.series[series]
+    assert len(told) == (5 if unlearner is QUICK else 1) and told[-1] is not None and told[-1] > 0
+    after = weights(hardened)
+    assert any(not torch.equal(value, after[name]) for name, value in weights(alone).items())
+    assert all(value.isfinite().all() for value in after.values())

@@ -8,8 +8,8 @@
 Settings (``--setting``):
 
 \b
-* default: ResAlign's defaults: one simulation of sixteen steps of all weights by AdamW, four images each, the harmful
-  loss of eight images at the present weights and at four points of the simulation, a retain term of 24 images;
+* default: ResAlign's defaults: one simulation of sixteen steps of all weights by AdamW, four images each, three harmful
+  losses of eight images at the present weights and at four points of the simulation, a retain term of 24 images;
 * published: three simulations of sixteen steps of all weights by SGD, one image each, the harmful loss of one image at
   the present weights and after every simulation, a retain term of four images: the paper's numbers, but for those of
   its simulations that train LoRA, which is cheaper.
@@ -176,9 +176,10 @@ def counted(unet: Any, setting: str, *, size: int, tokens: int, width: int) -> d
 
 
 def harmful_images(config: ResAlignConfig) -> int:
-    """Images per evaluation of the harmful loss."""
-    assert isinstance(config.harmful_loss, UnlearnerMethod)
-    return int(config.harmful_loss.settings["batch_size"])
+    """Images per evaluation of the harmful loss, all of its parts together."""
+    named = config.harmful_loss
+    assert named is not None
+    return sum(int(part.settings["batch_size"]) for part in (named if isinstance(named, list) else [named]))
 
 
 # -- timed -----------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def test_what_is_counted_grows_with_the_images_of_all_passes() -> None:
     with torch.device("meta"):
         unet = tiny_unet(sample_size=32)
     default, published = (counted(unet, setting, size=32, tokens=16, width=WIDTH) for setting in SETTINGS)
-    passes = 1 * (16 * 4 + 4 * 8) + 8 + 24, 3 * (16 * 1 + 1 * 1) + 1 + 4
+    passes = 1 * (16 * 4 + 4 * 3 * 8) + 3 * 8 + 24, 3 * (16 * 1 + 1 * 1) + 1 + 4
     teacher = 24, 4
     forward = default["first order"].flops / (3 * passes[0] + teacher[0])  # a gradient is about three passes
     assert published["first order"].flops / (3 * passes[1] + teacher[1]) == pytest.approx(forward, rel=0.02)

@@ -29,3 +29,18 @@ def test_the_data_are_those_of_the_shipped_study(name: str) -> None:
     assert result.study == load_study(name)
     assert len(result.cells) == len(result.study.tasks) * len(result.study.variants)
     assert [cell.error for cell in result.cells if cell.error] == []
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/seeds.json")), ids=lambda path: path.parent.name)
+def test_what_other_seeds_show_stands_beside_the_studys_own(path: Path) -> None:
+    result = StudyResult.model_validate_json(path.read_bytes())
+    own = StudyResult.model_validate_json((path.parent / "study.json").read_bytes())
+    page = (RESULTS / f"{path.parent.name}.md").read_text(encoding="utf-8")
+    assert result.study == own.study
+    assert [cell for cell in result.cells if cell.seed == own.study.policy["seed"]] != []
+    assert all(cell in own.cells for cell in result.cells if cell.seed == own.study.policy["seed"])
+    for task in dict.fromkeys(cell.task for cell in result.cells):
+        rows = [cell for cell in result.cells if cell.task == task]
+        assert len({(cell.variant, cell.seed) for cell in rows}) == len(rows)
+        assert len({cell.seed for cell in rows}) * len({cell.variant for cell in rows}) == len(rows)
+        assert table(result, task) in page

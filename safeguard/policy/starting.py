@@ -34,7 +34,7 @@ _REFERENCE = {
   resilience:
     name: resalign
     learning_rate: 4.0e-4
-    distribution: {learning_rates: [2.0e-4]}""",
+    distribution: {learning_rates: [2.0e-4], prompts: [null, 1]}""",
 }
 _OTHER = {
     "template": '"a {style} of {thing}"',

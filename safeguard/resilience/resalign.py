@@ -2,7 +2,7 @@
 
     min_theta  (1 - beta) L_harm(theta) + beta E_sim [ L_harm(theta_FT) ] + alpha R(theta)                     (Eq. 2)
 
-L_harm is gradient ascent on images of the concepts, or what ``harmful_loss`` names
+L_harm is gradient ascent on images of the concepts in the paper, and what ``harmful_loss`` names here
 (:mod:`safeguard.resilience.harm`), R the distillation of related and retained images against the base model, and
 theta_FT the result of a fine-tune drawn from a declared distribution (data x method x loss x learning rate x steps x
 optimiser; ``simulations`` of them per outer step). The gradient through theta_FT is ``hypergradient``
@@ -14,14 +14,14 @@ through fine-tunes of any method (:mod:`safeguard.resilience.lookahead`).
 ``points`` > 1 evaluates L_harm at equally spaced points of the simulated fine-tune instead of its end only, as tamper-
 resistant training does (arXiv 2408.00761): a short way along is where a fine-tune first succeeds.
 
-The defaults are the setting that held longest on the reference model (``docs/results/resilience.md``, under
-``schedule: cosine``), with learning rates for models of Stable Diffusion's size. ``preset: published`` has the
-released code's numbers, without its defects: simulations depend on (seed, step, index) alone and start from theta
-(there, one begins where another ended, data sets with one name collide, Adam corrects its bias twice and never
-forgets); full fine-tunes train the merged weights (there, their result is factored anew, in other coordinates than
-theta); losses are averages; a solve that diverges is named and returns its best iterate (there, it is repeated with
-less relaxation, and in the end silently the direct gradient). Ascent stays bounded, A and B start so that nothing
-changes, and the optimiser is Adam without weight decay.
+The defaults are the setting that held against most and kept most on the reference model
+(``docs/results/resilience.md``, under ``schedule: cosine``), with learning rates for models of Stable Diffusion's
+size. ``preset: published`` has the released code's numbers, without its defects: simulations depend on (seed, step,
+index) alone and start from theta (there, one begins where another ended, data sets with one name collide, Adam
+corrects its bias twice and never forgets); full fine-tunes train the merged weights (there, their result is factored
+anew, in other coordinates than theta); losses are averages; a solve that diverges is named and returns its best
+iterate (there, it is repeated with less relaxation, and in the end silently the direct gradient). Ascent stays
+bounded, A and B start so that nothing changes, and the optimiser is Adam without weight decay.
 """
 
 from __future__ import annotations
@@ -86,6 +86,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 GRADIENT_ASCENT = UnlearnerMethod(name="ga", batch_size=8, bound=0.6)
+HARMFUL_LOSS = [
+    GRADIENT_ASCENT,
+    UnlearnerMethod(name="ga", captions="any", batch_size=8, bound=0.6),
+    UnlearnerMethod(name="esd", variant="f", eta=3.0, batch_size=8, trajectory_steps=20),
+]
+"""By default: the concept's images, those just taught under other prompts, and what its prompts are drawn as."""
 
 
 class ResAlignConfig(LookaheadConfig):
@@ -103,9 +109,9 @@ class ResAlignConfig(LookaheadConfig):
     """Train low-rank factors of this rank beside the matrices of the group; none: the weights themselves."""
     warm_start: bool = True
     """Run the unlearner alone first (always so for closed forms)."""
-    harmful_loss: HarmfulLoss | None = GRADIENT_ASCENT
-    """L_harm: ``ga`` as in the paper, or ``esd``, ``ca``, …, or several, added; none: the base unlearner's own, or the
-    default if that is a closed form."""
+    harmful_loss: HarmfulLoss | None = HARMFUL_LOSS
+    """L_harm: ``ga`` as in the paper, or ``esd``, ``ca``, …, or several, added; none: the base unlearner's own, or
+    gradient ascent if that is a closed form."""
     beta: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of the loss after fine-tuning; the paper finds 0.3 to 0.9 good."""
     beta_schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -120,7 +126,7 @@ class ResAlignConfig(LookaheadConfig):
     """Images per outer step of the retain distillation."""
     simulations: PositiveInt = 1
     """Simulated fine-tunes per outer step (J; the paper's is 3)."""
-    distribution: Simulations = Simulations()
+    distribution: Simulations = Simulations(prompts=[None, 1])
     """What they are drawn from."""
     points: PositiveInt = 4
     """At how many places along each simulation L_harm is evaluated; 1: at its end, as in the paper."""

@@ -59,7 +59,7 @@ def test_every_requirement_has_its_probe_and_data():
 
 
 def test_the_reference_model_is_hardened_as_was_measured_and_others_by_the_defaults():
-    measured = next(cell.policy for cell in cells(load_study("resilience")) if cell.name == "esd-f/resalign")
+    measured = next(cell.policy for cell in cells(load_study("resilience")) if cell.name == "esd-f/resalign-single")
     own, other = (load_policy_text(starting_policy("p", model)).harden for model in ("reference", "owner/name"))
     assert (own.unlearner, own.schedule) == (measured.harden.unlearner, measured.harden.schedule)
     assert ResAlignConfig(**own.resilience.settings) == ResAlignConfig(**measured.harden.resilience.settings)

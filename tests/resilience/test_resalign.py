@@ -85,10 +85,10 @@ def test_what_is_given_within_the_distribution_leaves_the_rest_of_the_preset() -
 
 
 def test_the_defaults_are_the_setting_that_was_measured_but_for_the_learning_rates() -> None:
-    study = next(cell for cell in cells(load_study("resilience")) if cell.name == "esd-f/resalign")
+    study = next(cell for cell in cells(load_study("resilience")) if cell.name == "esd-f/resalign-single")
     measured = ResAlignConfig.model_validate(study.policy.harden.resilience.settings)
-    rates = {"learning_rate": 4e-4, "distribution": {"learning_rates": [2e-4]}}
-    assert ResAlignConfig.model_validate(rates) == measured
+    distribution = ResAlignConfig().distribution.model_dump() | {"learning_rates": [2e-4]}
+    assert ResAlignConfig.model_validate({"learning_rate": 4e-4, "distribution": distribution}) == measured
 
 
 @pytest.mark.parametrize(

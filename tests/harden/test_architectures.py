@@ -69,8 +69,8 @@ def test_hardened_then_certified(architecture: str, world: Path) -> None:
     shutil.rmtree(world / "base")
     save_tiny(world / "base", architecture=architecture)
     settings = yaml.safe_load((world / "policy.yaml").read_text())
-    settings["harden"]["resilience"] = {"name": "resalign", "steps": 1, "simulations": 1}
-    settings["harden"]["resilience"]["distribution"] = {"steps": [1]}
+    settings["harden"]["resilience"] = {"name": "resalign", "steps": 1, "harmful_loss": {"name": "ga"}}
+    settings["harden"]["resilience"] |= {"retain_batch": 4, "distribution": {"steps": [1]}}
     (world / "policy.yaml").write_text(yaml.safe_dump(settings))
     result = api.harden(world / "policy.yaml", world / "hardened")
     assert result.record["checks"]["tensors"]["untouched"] > 0

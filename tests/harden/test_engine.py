@@ -36,9 +36,10 @@ RESALIGN = {
     "hypergradient": "moreau",
     "points": 1,
     "steps": 3,
-    "simulations": 1,
+    "retain_batch": 4,
+    "hessian_batch": 1,
     "warm_start": True,
-    "distribution": {"steps": [2], "learning_rates": [1e-4]},
+    "distribution": {"steps": [2], "learning_rates": [1e-4], "batch_size": 1},
 }
 
 

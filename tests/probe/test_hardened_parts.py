@@ -19,7 +19,7 @@ from safeguard.probe.runner import Units, run_unit
 SHORT = {"steps": 2, "trajectory_steps": 2, "pool": 2, "learning_rate": 1e-3, "attack_steps": 2}
 ADVUNLEARN = {"name": "advunlearn", "warm_up": 1, "preserve_batch": 2} | SHORT
 ERASERS = {"name": "receler", "variant": "gelu", "rank": 2} | SHORT
-OBJECTIVE = {"name": "resalign", "steps": 1, "simulations": 1, "warm_start": True, "distribution": {"steps": [2]}}
+OBJECTIVE = {"name": "resalign", "steps": 1, "harmful_loss": {"name": "ga"}, "distribution": {"steps": [2]}}
 
 
 def declare(world: Path, unlearner: dict[str, Any], resilience: dict[str, Any] | None = None) -> None:

@@ -81,5 +81,5 @@ def test_a_closed_form_gets_a_harmful_loss_of_its_own() -> None:
     from safeguard.unlearn.uce import UCE, UCEConfig
 
     bench = tiny_bench()
-    objective = ResAlign(ResAlignConfig(distribution=SHORT), bench, UCE(UCEConfig(), bench))
+    objective = ResAlign(ResAlignConfig(harmful_loss=None, distribution=SHORT), bench, UCE(UCEConfig(), bench))
     assert isinstance(objective.unlearner, GradientAscent)

@@ -71,7 +71,7 @@ class Evidence:
 
 def subjects(policy: Policy) -> list[Subject]:
     """Everything that must survive: related subjects, then retained ones."""
-    return [subject for concept in policy.concepts for subject in concept.related] + list(policy.retain)
+    return policy.related + list(policy.retain)
 
 
 def pooled(units: Iterable[UnitResult], subject: str, step: int = 0) -> tuple[int, int]:

@@ -31,9 +31,7 @@ def measure(evidence: Evidence, role: Role) -> Utility:
     Subjects with labels are compared by detection rate; those without, by CLIP score, and so are all retained subjects
     whose CLIP score was measured on the base.
     """
-    declared: list[tuple[Subject, Relation]] = [
-        (subject, "related") for concept in evidence.policy.concepts for subject in concept.related
-    ]
+    declared: list[tuple[Subject, Relation]] = [(subject, "related") for subject in evidence.policy.related]
     declared += [(subject, "retained") for subject in evidence.policy.retain]
     rows: list[UtilityRow] = []
     unmeasured = []

@@ -66,7 +66,7 @@ def init(name: str, model: str, concept: str, out: Path, force: bool) -> None:
 
 
 def _counts(declared: Policy) -> str:
-    subjects = [*declared.concepts, *declared.retain, *(s for c in declared.concepts for s in c.related)]
+    subjects = [*declared.concepts, *declared.retain, *declared.related]
     prompts = sum(len(subject.prompt_list) for subject in subjects)
     numbers = {"concept": len(declared.concepts), "prompt": prompts, "requirement": len(declared.requirements)}
     return ", ".join(f"{number} {noun}{'s' if number != 1 else ''}" for noun, number in numbers.items())

@@ -155,8 +155,7 @@ def _some(names: list[str]) -> str:
 
 def benign_prompts(policy: Policy) -> list[str]:
     """:data:`IMAGES` prompts of retained subjects; without any, of related ones; without these, the empty prompt."""
-    related = [subject for concept in policy.concepts for subject in concept.related]
-    prompts = [prompt for subject in policy.retain or related for prompt in subject.prompt_list] or [""]
+    prompts = [prompt for subject in policy.retain or policy.related for prompt in subject.prompt_list] or [""]
     return spread(prompts, IMAGES, derive(policy.seed, "check prompts"))
 
 

@@ -29,10 +29,9 @@ def set_up(policy: Policy, model: DiffusionModel, progress: Progress, processes:
     """The workbench of an already screened policy; ``model`` is the untouched base model and will be edited."""
     model.precision = policy.harden.precision
     teacher, count = model.frozen_copy(), policy.harden.images
-    related = [subject for concept in policy.concepts for subject in concept.related]
     sets: dict[str, tuple[str, str, Sequence[Subject]]] = {
         "concept": ("forget", "draw images of the concepts", policy.concepts),
-        "related": ("related", "draw images of related subjects", related),
+        "related": ("related", "draw images of related subjects", policy.related),
         "retain": ("retain", "draw images of retained subjects", policy.retain),
     }
 

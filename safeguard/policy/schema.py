@@ -256,6 +256,11 @@ class Policy(Strict):
     utility: Utility = Utility()
     certification: Certification = Certification()
 
+    @property
+    def related(self) -> list[Subject]:
+        """Related subjects of all concepts."""
+        return [subject for concept in self.concepts for subject in concept.related]
+
     @field_validator("concepts")
     @classmethod
     def _unique_concepts(cls, concepts: list[Concept]) -> list[Concept]:

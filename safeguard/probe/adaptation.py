@@ -17,6 +17,7 @@ from safeguard.model.diffusion import DiffusionModel
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.probe.results import Checkpoint, ImageRow
 from safeguard.probe.session import Observation, Probe, Session, stopwatch
+from safeguard.probe.suite import subjects_of
 from safeguard.progress import Task
 from safeguard.registry import finetuners
 from safeguard.seeds import derive
@@ -62,7 +63,7 @@ class FineTune(Probe):
 
     def run(self, session: Session, seed: int, folder: Path, task: Task) -> Observation:
         """Adapt a copy of the weights in memory; they are restored and the adapted ones dropped."""
-        if not session.data.subjects(self.spec.data):
+        if not subjects_of(session.policy, self.spec.data):
             raise PolicyFault(
                 f"probe {self.spec.id!r} needs {self.spec.data!r} images, but the policy declares no such subject",
                 fix="declare related subjects of a concept and retained subjects, or leave the probe out of the suite",

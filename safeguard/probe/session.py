@@ -36,15 +36,11 @@ class DataSets:
         self._policy = policy
         self._sets: dict[tuple[str, int, int, int | None], LatentSet] = {}
 
-    def subjects(self, name: Data) -> list[Subject]:
-        """Whose prompts a data set is drawn from."""
-        return subjects_of(self._policy, name)
-
     def get(self, name: Data, count: int, seed: int, prompts: int | None = None) -> LatentSet:
         """``count`` images of the set named ``concept``, ``related`` or ``retain``, for so many of its prompts."""
         key = (name, count, seed, prompts)
         if key not in self._sets:
-            every = [prompt for subject in self.subjects(name) for prompt in subject.prompt_list]
+            every = [prompt for subject in subjects_of(self._policy, name) for prompt in subject.prompt_list]
             chosen = (
                 every if prompts is None else spread(every, min(prompts, len(every)), derive(seed, "prompts", name))
             )

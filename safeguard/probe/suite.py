@@ -96,7 +96,7 @@ def subjects_of(policy: Policy, data: Data) -> list[Subject]:
     if data == "concept":
         return list(policy.concepts)
     if data == "related":
-        return [subject for concept in policy.concepts for subject in concept.related]
+        return policy.related
     return list(policy.retain) if data == "retain" else []
 
 

@@ -33,8 +33,7 @@ def overview(result: StudyResult) -> str:
         title = _title(variant.title, len(cells), len(tried))
         rates = [_mean([cell.rates(probe).get(step) for cell in cells], ".0%") for probe, step in columns]
         kept = [_kept(cells, "related"), _kept(cells, "retained")]
-        time = _minutes(sum(cell.cpu_seconds for cell in cells) / len(cells))
-        rows.append([title, *rates, *kept, _score(cells, "hardened"), time])
+        rows.append([title, *rates, *kept, _score(cells, "hardened"), _minutes(cells)])
     over = "the tasks and seeds" if _several(result) else "the tasks"
     return (
         f"### All tasks\n\nRates, CLIP score and CPU time are means over {over}, *kept* is the worst of them.\n\n"
@@ -136,7 +135,7 @@ def _row(
         _kept(cells, "related"),
         _kept(cells, "retained"),
         _score(cells, "hardened"),
-        _minutes(sum(cell.cpu_seconds for cell in cells) / len(cells)),
+        _minutes(cells),
         f"{max(cell.peak_bytes for cell in cells) / MEBIBYTE:,.0f} MiB",
     ]
 
@@ -220,8 +219,9 @@ def _mean(values: Iterable[float | None], form: str) -> str:
     return format(sum(known) / len(known), form) if known else ""
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min"
+def _minutes(cells: Sequence[CellResult]) -> str:
+    """Mean processor time."""
+    return f"{sum(cell.cpu_seconds for cell in cells) / len(cells) / 60:.1f} min"
 
 
 def _grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

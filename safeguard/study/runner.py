@@ -54,19 +54,17 @@ class Runner:
         """Results in the order of the cells, run variant by variant: those of one task may share a phase."""
         variants = list(dict.fromkeys(cell.variant for cell in todo))
         order = sorted(range(len(todo)), key=lambda place: variants.index(todo[place].variant))
-        found: dict[int, CellResult] = {}
         with self.progress.task(f"{len(todo)} cells", len(todo)) as task, ThreadPoolExecutor(self.jobs) as pool:
             try:
-                waiting = {pool.submit(self.cell, todo[place]): place for place in order}
-                for done, future in enumerate(as_completed(waiting), start=1):
-                    found[waiting[future]] = future.result()
+                running = {place: pool.submit(self.cell, todo[place]) for place in order}
+                for done, future in enumerate(as_completed(running.values()), start=1):
                     self.progress.note(_line(future.result()))
                     task.update(done)
             except BaseException:
                 self._stop()
                 pool.shutdown(cancel_futures=True)
                 raise
-        return [found[place] for place in range(len(todo))]
+        return [running[place].result() for place in range(len(todo))]
 
     def cell(self, cell: Cell) -> CellResult:
         """One cell: hardened, certified, read back."""
@@ -163,10 +161,12 @@ def _complaint(log: Path, code: int) -> str:
 
 
 def _line(result: CellResult) -> str:
+    name = f"{result.name}, seed {result.seed}"
     if result.error:
-        return f"{result.name}, seed {result.seed}: {result.error}"
-    hardened = f"{result.name}, seed {result.seed}: hardened in {duration(result.cpu_seconds)} of processor time, "
-    return hardened + ", ".join(f"{look.probe} at {look.step}: {look.flagged}/{look.samples}" for look in result.looks)
+        return f"{name}: {result.error}"
+    return f"{name}: hardened in {duration(result.cpu_seconds)} of processor time, " + ", ".join(
+        f"{look.probe} at {look.step}: {look.flagged}/{look.samples}" for look in result.looks
+    )
 
 
 def _read(cell: Cell, report: Report, record: dict[str, Any]) -> CellResult:

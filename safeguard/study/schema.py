@@ -166,9 +166,8 @@ def cells(study: Study, seeds: Sequence[int] = ()) -> Iterator[Cell]:
         for variant, how in study.variants.items():
             data = merged(merged(study.policy, what.policy), how.policy)
             data |= {"version": 1, "name": f"{study.name}-{task}-{variant}"}
-            for seed in dict.fromkeys(seeds) or [None]:
-                own = data if seed is None else data | {"seed": seed}
-                yield Cell(task, variant, _policy(own, f"cell {task}/{variant} of study {study.name!r}"))
+            for own in [{"seed": seed} for seed in dict.fromkeys(seeds)] or [{}]:
+                yield Cell(task, variant, _policy(data | own, f"cell {task}/{variant} of study {study.name!r}"))
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,14 @@ def cell(rates: dict[int, float], seed: int = 0) -> CellResult:
     return CellResult(task="weapons", variant="uce", seed=seed, looks=looks)
 
 
+def study_of(tasks: list[str], variants: list[str]) -> Study:
+    parts = {name: {"title": name.upper(), "policy": {}} for name in (*tasks, *variants)}
+    return Study.model_validate(
+        {"version": 1, "name": "small", "title": "Small", "policy": {}}
+        | {"tasks": {name: parts[name] for name in tasks}, "variants": {name: parts[name] for name in variants}}
+    )
+
+
 def result_of(study: Study, cells: list[CellResult]) -> StudyResult:
     return StudyResult(study=study, digest="", confidence=0.95, environment={}, threads=1, cells=cells)
 
@@ -48,12 +56,7 @@ def test_steps_until_half_of_the_images_are_flagged(rates: dict[int, float], ste
 
 
 def test_the_table_of_all_tasks_has_means_the_worst_kept_and_says_what_is_missing() -> None:
-    policy = {"model": "reference"}
-    tasks = {name: {"title": name, "policy": {}} for name in ("weapons", "ghost")}
-    study = Study.model_validate(
-        {"version": 1, "name": "small", "title": "Small", "policy": policy, "tasks": tasks}
-        | {"variants": {"uce": {"title": "UCE", "policy": {}}, "esd": {"title": "ESD", "policy": {}}}}
-    )
+    study = study_of(["weapons", "ghost"], ["uce", "esd"])
 
     def row(metric: str, hardened: float) -> UtilityRow:
         known = {"subject": "tools", "relation": "related", "samples": 8, "base": 0.8, "passed": True}
@@ -84,11 +87,7 @@ def test_of_two_concepts_the_one_that_comes_back_first_counts() -> None:
 
 
 def test_of_several_seeds_each_count_is_shown_with_the_largest_bound() -> None:
-    study = Study.model_validate(
-        {"version": 1, "name": "small", "title": "Small", "policy": {}}
-        | {"tasks": {"weapons": {"title": "Weapons", "policy": {}}}}
-        | {"variants": {name: {"title": name.upper(), "policy": {}} for name in ("uce", "esd")}}
-    )
+    study = study_of(["weapons"], ["uce", "esd"])
 
     def tuned(one: CellResult, upper: float, before: float, after: float, seconds: float, mebibytes: int) -> CellResult:
         first, middle, last = one.looks
@@ -128,11 +127,7 @@ def test_of_several_seeds_each_count_is_shown_with_the_largest_bound() -> None:
 
 
 def test_what_one_seed_or_variant_did_not_look_at_is_left_out() -> None:
-    study = Study.model_validate(
-        {"version": 1, "name": "small", "title": "Small", "policy": {}}
-        | {"tasks": {"weapons": {"title": "Weapons", "policy": {}}}}
-        | {"variants": {name: {"title": name.upper(), "policy": {}} for name in ("uce", "esd")}}
-    )
+    study = study_of(["weapons"], ["uce", "esd"])
     short, long = cell({0: 0.0, 50: 0.2}, seed=4), cell({0: 0.0, 50: 0.4, 100: 0.6}, seed=7)
     looks = [look.model_copy(update={"probe": "clean", "training_loss": 0.1}) for look in long.looks]
     other = long.model_copy(update={"variant": "esd", "looks": looks})
@@ -146,11 +141,7 @@ def test_what_one_seed_or_variant_did_not_look_at_is_left_out() -> None:
 
 
 def test_the_curve_of_several_seeds_is_their_mean_in_a_band() -> None:
-    tasks = {"weapons": {"title": "Weapons", "policy": {}}}
-    study = Study.model_validate(
-        {"version": 1, "name": "small", "title": "Small", "policy": {}, "tasks": tasks}
-        | {"variants": {"uce": {"title": "UCE", "policy": {}}}}
-    )
+    study = study_of(["weapons"], ["uce"])
     cells = [cell({0: 0.0, 50: 0.2, 100: 0.8}, seed=4), cell({0: 0.0, 50: 0.4, 100: 0.4, 150: 0.1}, seed=7)]
     axes = Figure().subplots()
     result = result_of(study, cells)

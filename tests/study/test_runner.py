@@ -21,7 +21,7 @@ def test_a_study_end_to_end(
 ) -> None:
     monkeypatch.setenv("SAFEGUARD_CACHE", str(tmp_path / "cache"))
     command = ["study", str(write(tmp_path)), "--out", str(tmp_path / "out"), "--jobs", "2", "--progress", "none"]
-    command += ["--seed", "3"]
+    command += ["--seed", "1"]
     assert run(command) == 0
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "out" / "study.md").read_text(encoding="utf-8")
@@ -31,14 +31,14 @@ def test_a_study_end_to_end(
     assert colours is None or len(colours) > 16, "the first row shows images"
     done, failed = found.cells
     assert (done.variant, failed.variant) == ("uce", "nowhere")
-    assert (done.seed, failed.seed) == (3, 3)
+    assert (done.seed, failed.seed) == (1, 1)
     assert [(look.probe, look.step) for look in done.looks] == [
         ("released", 0),
         *(("clean", step) for step in range(3)),
     ]
     assert {look.samples for look in done.looks} == {8}
     losses = [look.training_loss for look in done.looks if look.training_loss is not None]
-    assert len(losses) == 3 and min(losses[1:]) < losses[0]
+    assert len(losses) == 3 and losses[2] < losses[0]
     assert done.looks[0].base is not None and done.looks[0].base > 0.8
     assert done.looks[0].rate < done.looks[0].base
     assert done.cpu_seconds > 1 and done.peak_bytes > 100e6
@@ -50,8 +50,8 @@ def test_a_study_end_to_end(
     assert f"| {losses[0]:.3f} → {losses[2]:.3f} |" in row
     assert any(line.startswith("| No model | ") and "nowhere" in line for line in printed.splitlines())
 
-    record = tmp_path / "out" / "cells" / "axe" / "uce" / "seed-3" / "model" / "hardening.json"
-    assert json.loads(record.read_bytes())["seed"] == 3
+    record = tmp_path / "out" / "cells" / "axe" / "uce" / "seed-1" / "model" / "hardening.json"
+    assert json.loads(record.read_bytes())["seed"] == 1
     before = record.stat().st_mtime_ns
     assert run([*command, "--only", "axe/uce"]) == 0
     again = StudyResult.model_validate_json((tmp_path / "out" / "study.json").read_bytes())

@@ -44,17 +44,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from safeguard.config import Precision
 from safeguard.data.latents import LatentSet
+from safeguard.diffusion.live_bytes import LiveBytes
+from safeguard.diffusion.model import DiffusionModel
 from safeguard.harden.engine import build
-from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.opening import open_pipeline, resolve
+from safeguard.io.opening import open_pipeline, resolve
 from safeguard.policy.loading import load_policy
 from safeguard.policy.schema import Policy, UnlearnerMethod
 from safeguard.progress import SilentProgress
-from safeguard.resilience.hvp import Backend, explicit_attention, fused_attention, hessian_product
-from safeguard.resilience.memory import LiveBytes
 from safeguard.resilience.resalign import ResAlign, ResAlignConfig
+from safeguard.resilience.second_order.hvp import Backend, explicit_attention, fused_attention, hessian_product
 from safeguard.resources import find_resource
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 
 ATTENTION: dict[Backend, Callable[[], AbstractContextManager[None]]] = {
     "explicit": explicit_attention,
@@ -206,8 +206,8 @@ def stable_diffusion(device: str) -> Any:
     )
 
 
-def bench_of(model: DiffusionModel, policy: Policy) -> Workbench:
-    """A workbench whose images are noise: what a step costs does not depend on them."""
+def bench_of(model: DiffusionModel, policy: Policy) -> HardeningContext:
+    """A hardening context whose images are noise: what a step costs does not depend on them."""
     prompts = policy.concepts[0].prompt_list[:8]
 
     def images(name: str) -> LatentSet:
@@ -216,7 +216,7 @@ def bench_of(model: DiffusionModel, policy: Policy) -> Workbench:
         return LatentSet(mean, torch.zeros_like(mean), model.encode_prompts(prompts), prompts, name)
 
     teacher = model.frozen_copy()
-    return Workbench(policy, model, teacher, list(policy.concepts), images, policy.seed, SilentProgress())
+    return HardeningContext(policy, model, teacher, list(policy.concepts), images, policy.seed, SilentProgress())
 
 
 @dataclass(frozen=True)
@@ -253,24 +253,24 @@ def timed(
     policy = load_policy(find_resource("policy", "policies", "quickstart"))
     for route in routes:
         model = DiffusionModel(pipeline)
-        model.precision, model.replays = precision, graphs
-        bench = bench_of(model, policy)
-        objective = ResAlign(route.config(setting), bench, build(UnlearnerMethod(name="ga"), bench))
-        bench.model.freeze()
+        model.execution.precision, model.execution.replays = precision, graphs
+        context = bench_of(model, policy)
+        objective = ResAlign(route.config(setting), context, build(UnlearnerMethod(name="ga"), context))
+        context.model.freeze()
         with explicit_attention() if route.backend == "explicit" else nullcontext():
-            objective.accumulate(0)
+            objective.compute_gradients(0)
             _wait(device)
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             started = time.perf_counter()
             for step in range(1, steps + 1):
-                objective.accumulate(step)
+                objective.compute_gradients(step)
             _wait(device)
             seconds = (time.perf_counter() - started) / steps
             peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0.0
-            table = profile_of(partial(objective.accumulate, 0), device) if profiled else ""
+            table = profile_of(partial(objective.compute_gradients, 0), device) if profiled else ""
         yield route, Timing(seconds, peak, table)
-        del bench, objective, model
+        del context, objective, model
         gc.collect()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from safeguard import __version__
 from safeguard.errors import ModelFault, UsageFault
-from safeguard.model.manifest import RECORD_FILE
+from safeguard.io.manifest import RECORD_FILE
 from safeguard.policy.schema import Method, Policy, ResilienceMethod
 from safeguard.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
-    from safeguard.detect.base import Calibration
     from safeguard.harden.engine import Record
-    from safeguard.probe.opening import Bench
-    from safeguard.probe.results import UnitResult
-    from safeguard.probe.session import Session
-    from safeguard.report.schema import Diagnostics, Report
+    from safeguard.probe.campaign import Campaign
+    from safeguard.probe.evaluator import Session
+    from safeguard.results.calibration import Calibration
+    from safeguard.results.report import Diagnostics, Report
+    from safeguard.results.unit import UnitResult
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def _now() -> str:
 
 def _record(policy: Policy, record: Record, base_digest: str, objective: Method, started: str) -> dict[str, Any]:
     from safeguard.policy.loading import policy_digest
-    from safeguard.probe.runner import environment
+    from safeguard.provenance import environment
 
     return {
         "version": 1,
@@ -77,8 +76,8 @@ def harden(
     Run again after a kill, it continues from the last checkpoint (unless ``fresh``). The directory appears complete or
     not at all, with the resolved policy and the hardening record inside.
 
-    With ``cuda_graphs`` the denoiser's work is recorded on a GPU and replayed (:mod:`safeguard.model.graphs`): faster
-    where batches are small, for more memory.
+    With ``cuda_graphs`` the denoiser's work is recorded on a GPU and replayed (:mod:`safeguard.diffusion.graphs`):
+    faster where batches are small, for more memory.
 
     Processes that ``accelerate launch`` or ``torchrun`` started work on it together; the main one writes and reports,
     and all return the same.
@@ -86,18 +85,18 @@ def harden(
     Raises:
         SafeguardError: invalid policy, refused base model, unusable result, unwritable output.
     """
+    from safeguard.data.screening import screen
+    from safeguard.diffusion.model import DiffusionModel
+    from safeguard.harden.context import set_up
     from safeguard.harden.engine import harden as run
-    from safeguard.harden.workbench import set_up
-    from safeguard.model.diffusion import DiffusionModel
-    from safeguard.model.manifest import model_digest
-    from safeguard.model.opening import open_pipeline, pick_device, resolve
-    from safeguard.model.saving import check_target, save_pipeline
+    from safeguard.io.manifest import model_digest
+    from safeguard.io.opening import open_pipeline, pick_device, resolve
+    from safeguard.io.saving import check_target, save_pipeline
     from safeguard.policy.loading import load_policy, resolved_yaml
     from safeguard.policy.methods import check_methods
-    from safeguard.probe.opening import POLICY_FILE
-    from safeguard.probe.suite import check_requirements
+    from safeguard.policy.suite import check_requirements
+    from safeguard.probe.campaign import POLICY_FILE
     from safeguard.processes import join
-    from safeguard.screening import screen
 
     processes, device = join(device)
     progress, target, started = progress if progress and processes.main else SilentProgress(), Path(out), _now()
@@ -114,7 +113,7 @@ def harden(
         raise UsageFault(f"CUDA graphs record work on a GPU; the device is {chosen}", fix="leave --cuda-graphs out")
     base_dir = resolve(policy.model, policy.revision, offline=offline)
     model = DiffusionModel(open_pipeline(base_dir, device=chosen))
-    model.replays = cuda_graphs
+    model.execution.replays = cuda_graphs
     base_digest = model_digest(base_dir)
     bench = set_up(policy, model, progress, processes)
     record = run(bench, base_digest, fresh=fresh)
@@ -124,7 +123,7 @@ def harden(
         extra = {POLICY_FILE: resolved_yaml(declared), RECORD_FILE: json.dumps(facts, indent=1) + "\n"}
         save_pipeline(model.pipeline, target, extra, overwrite=overwrite)
         written = HardenedModel(target, model_digest(target), facts)
-    return processes.tell(written)
+    return processes.broadcast_object(written)
 
 
 def certify(
@@ -145,16 +144,16 @@ def certify(
     """
     from safeguard.certify.assessment import assess
     from safeguard.certify.evidence import Evidence
-    from safeguard.model.files import write_text
+    from safeguard.files import write_text
     from safeguard.policy.loading import policy_digest, resolved_yaml
-    from safeguard.probe.opening import POLICY_FILE, Bench
-    from safeguard.probe.runner import Units
-    from safeguard.report.rendering import write_all
+    from safeguard.probe.campaign import POLICY_FILE, Campaign
+    from safeguard.probe.units import Units
+    from safeguard.report.writing import write_all
 
     model_path = Path(model_dir)
     run_dir = Path(out) if out is not None else model_path.with_name(model_path.name + ".certification")
     started, clock = _now(), time.monotonic()
-    bench = Bench.open(model_path, policy=policy, device=device, progress=progress, offline=offline)
+    bench = Campaign.open(model_path, policy=policy, device=device, progress=progress, offline=offline)
     write_text(run_dir / POLICY_FILE, resolved_yaml(bench.policy))
     units = Units(run_dir)
     results: list[UnitResult] = []
@@ -185,12 +184,12 @@ def certify(
     return report
 
 
-def _roles(bench: Bench, hardened: Session) -> Sequence[Session]:
+def _roles(bench: Campaign, hardened: Session) -> Sequence[Session]:
     """Controls first, so that a broken set-up shows before the long part."""
     from safeguard.certify.planning import roles
+    from safeguard.harden.context import set_up
     from safeguard.harden.engine import harden as run
-    from safeguard.harden.workbench import set_up
-    from safeguard.probe.opening import open_model
+    from safeguard.probe.campaign import open_model
 
     sessions = [bench.open_base()]
     alone = ResilienceMethod(name="none")
@@ -213,10 +212,10 @@ def _weights_digest(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _run_suite(bench: Bench, session: Session, units: Any) -> tuple[list[UnitResult], int]:
+def _run_suite(bench: Campaign, session: Session, units: Any) -> tuple[list[UnitResult], int]:
     """All probes and seeds that the session's role needs."""
     from safeguard.certify.planning import needs
-    from safeguard.probe.runner import run_unit
+    from safeguard.probe.units import run_unit
 
     results, reused = [], 0
     for spec in bench.suite.probes:
@@ -229,8 +228,8 @@ def _run_suite(bench: Bench, session: Session, units: Any) -> tuple[list[UnitRes
     return results, reused
 
 
-def _unchanged(model_path: Path, bench: Bench) -> None:
-    from safeguard.model.manifest import difference, manifest
+def _unchanged(model_path: Path, bench: Campaign) -> None:
+    from safeguard.io.manifest import difference, manifest
 
     changes = difference(bench.files, manifest(model_path))
     if changes:
@@ -241,7 +240,7 @@ def _unchanged(model_path: Path, bench: Bench) -> None:
         )
 
 
-def _calibration(bench: Bench, concept: str) -> Calibration | None:
+def _calibration(bench: Campaign, concept: str) -> Calibration | None:
     labels = next(c.labels for c in bench.policy.concepts if c.name == concept)
     return bench.detectors[concept].calibration(labels)
 
@@ -256,7 +255,7 @@ def _evidence_paths(results: list[UnitResult]) -> dict[tuple[str, int], str]:
 
 
 def _diagnostics(model_path: Path) -> Diagnostics | None:
-    from safeguard.report.schema import Diagnostics
+    from safeguard.results.report import Diagnostics
 
     path = model_path / RECORD_FILE
     if not path.exists():
@@ -277,7 +276,7 @@ def _diagnostics(model_path: Path) -> Diagnostics | None:
 
 
 def _attempts(run_dir: Path, model_digest: str) -> list[Any]:
-    from safeguard.report.schema import Attempt
+    from safeguard.results.report import Attempt
 
     path = run_dir / "attempts.jsonl"
     if not path.exists():
@@ -296,23 +295,11 @@ def _remember(run_dir: Path, model_digest: str, started: str, verdict: str, poli
         os.fsync(handle.fileno())
 
 
-def _code_revision() -> str | None:
-    """Commit of the checkout the package runs from, with a mark when it has local changes; None when installed."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _provenance(bench: Bench, started: str, seconds: float, run: int, reused: int) -> Any:
+def _provenance(bench: Campaign, started: str, seconds: float, run: int, reused: int) -> Any:
     from safeguard.policy.loading import policy_digest
-    from safeguard.probe.runner import environment
-    from safeguard.probe.suite import suite_digest
-    from safeguard.report.schema import Provenance
+    from safeguard.policy.suite import suite_digest
+    from safeguard.provenance import code_revision, environment
+    from safeguard.results.report import Provenance
 
     return Provenance(
         model=bench.model_dir.resolve().name,
@@ -323,7 +310,7 @@ def _provenance(bench: Bench, started: str, seconds: float, run: int, reused: in
         suite=bench.suite.name,
         suite_digest=suite_digest(bench.suite),
         safeguard_version=__version__,
-        code_revision=_code_revision(),
+        code_revision=code_revision(),
         environment=environment() | {"device": bench.device},
         started=started,
         seconds=seconds,

@@ -84,7 +84,7 @@ class Processes:
                 mine.append(item)
         return sorted(mine)
 
-    def sum(self, tensors: Sequence[Tensor], alike: Sequence[Tensor] = ()) -> list[Tensor]:
+    def all_reduce(self, tensors: Sequence[Tensor], alike: Sequence[Tensor] = ()) -> list[Tensor]:
         """Each tensor added up over all processes, in one all-reduce.
 
         Args:
@@ -112,7 +112,7 @@ class Processes:
             )
         return [part.view(tensor.shape).to(tensor) for part, tensor in zip(added, tensors, strict=True)]
 
-    def each(self, value: T) -> list[T]:
+    def gather(self, value: T) -> list[T]:
         """The value of every process, of any kind, by their numbers."""
         if self.count == 1:
             return [value]
@@ -122,7 +122,7 @@ class Processes:
         distributed.all_gather_object(values, value)
         return values
 
-    def copy(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """The main process's values, in place."""
         if self.count == 1:
             return
@@ -135,9 +135,9 @@ class Processes:
                 distributed.broadcast(values, src=0)
                 tensor.copy_(values)
 
-    def tell(self, value: T | None) -> T:
+    def broadcast_object(self, value: T | None) -> T:
         """The main process's value, of any kind, in every process; all wait for it."""
-        told = self.each(value)[0]
+        told = self.gather(value)[0]
         assert told is not None, "the main process has something to tell"
         return told
 

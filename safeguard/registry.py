@@ -101,7 +101,7 @@ finetuners = Registry(
 probes = Registry(
     "probe",
     "safeguard.probes",
-    {"released": "safeguard.probe.released:Released", "finetune": "safeguard.probe.adaptation:FineTune"},
+    {"released": "safeguard.attack.released:Released", "finetune": "safeguard.attack.finetune:FineTune"},
 )
 detectors = Registry(
     "detector",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.outer_step import ROUTES, SETTINGS, counted, profile_of, stable_diffusion, timed
-from safeguard.model.diffusion import DiffusionModel
+from safeguard.diffusion.model import DiffusionModel
 from tests.tiny import WIDTH, tiny_unet
 
 

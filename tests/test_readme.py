@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safeguard import cli
 from safeguard.policy.loading import load_policy
-from safeguard.probe.suite import check_requirements
+from safeguard.policy.suite import check_requirements
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "docs" / "results" / "quickstart" / "report.json"

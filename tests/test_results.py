@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from safeguard.policy.study import load_study
 from safeguard.study.rendering import overview, table
-from safeguard.study.schema import StudyResult, load_study
+from safeguard.study.results import StudyResult
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/study.json"))

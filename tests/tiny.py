@@ -199,7 +199,7 @@ ARCHITECTURES: dict[str, Callable[[int], Any]] = {
     "sd2": tiny_sd2_pipeline,
     "sdxl": tiny_sdxl_pipeline,
 }
-"""Name (as in ``safeguard.model.preflight``) -> seed -> pipeline."""
+"""Name (as in ``safeguard.io.preflight``) -> seed -> pipeline."""
 
 
 def save_tiny(directory: Path, seed: int = 0, *, architecture: str = "sd1") -> Path:

@@ -11,8 +11,9 @@ from safeguard.certify.limitations import limitations
 from safeguard.certify.statistics import wilks_coverage
 from safeguard.certify.utility import measure
 from safeguard.policy.schema import Concept
-from safeguard.report.schema import Attempt, Claim, ConceptInfo, Control, Report, Verdict
-from safeguard.report.wording import declared, percent, plural
+from safeguard.results.record import Verdict
+from safeguard.results.report import Attempt, Claim, ConceptInfo, Control, Report
+from safeguard.wording import declared, percent, plural
 
 __all__ = ["Evidence", "assess"]
 

@@ -19,10 +19,11 @@ from safeguard.certify.statistics import (
     wilson_interval,
 )
 from safeguard.policy.schema import Requirement
-from safeguard.probe.results import Role, UnitResult
-from safeguard.probe.suite import ProbeSpec
-from safeguard.report.schema import Claim, Curve, Point, Verdict
-from safeguard.report.wording import declared, percent, plural
+from safeguard.policy.suite import ProbeSpec
+from safeguard.results.record import Role, Verdict
+from safeguard.results.report import Claim, Curve, Point
+from safeguard.results.unit import UnitResult
+from safeguard.wording import declared, percent, plural
 
 ROLES: tuple[Role, ...] = ("hardened", "unlearned", "base")
 

@@ -16,10 +16,11 @@ from safeguard.certify import utility as utilities
 from safeguard.certify.evidence import Evidence, pooled
 from safeguard.certify.statistics import lower_bound, sensitivity_lower, upper_bound
 from safeguard.policy.schema import Concept
-from safeguard.probe.results import Role, UnitResult
-from safeguard.probe.suite import ProbeSpec
-from safeguard.report.schema import Control
-from safeguard.report.wording import declared, percent, plural
+from safeguard.policy.suite import ProbeSpec
+from safeguard.results.record import Role
+from safeguard.results.report import Control
+from safeguard.results.unit import UnitResult
+from safeguard.wording import declared, percent, plural
 
 IMAGE_MARGIN = 0.05
 """Blank or noise-like images may be at most this share more frequent than in the base model."""

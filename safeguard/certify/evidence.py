@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from safeguard.certify.statistics import sensitivity_lower
-from safeguard.detect.base import Calibration
 from safeguard.errors import PolicyFault, UsageFault
 from safeguard.policy.schema import Concept, Policy, Subject
-from safeguard.probe.results import Role, UnitResult
-from safeguard.probe.suite import ProbeSpec, Suite
-from safeguard.report.schema import Attempt, Diagnostics, Provenance
+from safeguard.policy.suite import ProbeSpec, Suite
+from safeguard.results.calibration import Calibration
+from safeguard.results.record import Role
+from safeguard.results.report import Attempt, Diagnostics, Provenance
+from safeguard.results.unit import UnitResult
 
 
 @dataclass(frozen=True)

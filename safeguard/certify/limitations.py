@@ -5,8 +5,8 @@ from __future__ import annotations
 from safeguard.certify.controls import brings_back, malicious_probes, relearned, weak_role
 from safeguard.certify.evidence import Evidence
 from safeguard.certify.statistics import SEED_CONFIDENCE, sensitivity_lower, wilks_coverage
-from safeguard.probe.suite import ProbeSpec
-from safeguard.report.wording import declared, percent, plural
+from safeguard.policy.suite import ProbeSpec
+from safeguard.wording import declared, percent, plural
 
 DATA_WORDS = {
     "none": "no fine-tuning",

@@ -15,12 +15,12 @@ from safeguard.certify.statistics import (
     sensitivity_lower,
     smallest_zero_hit_samples,
 )
-from safeguard.detect.base import Calibration
 from safeguard.policy.schema import Policy, Requirement
-from safeguard.probe.results import Role
-from safeguard.probe.suite import ProbeSpec, Suite
+from safeguard.policy.suite import ProbeSpec, Suite
 from safeguard.registry import probes
-from safeguard.report.wording import declared, plural
+from safeguard.results.calibration import Calibration
+from safeguard.results.record import Role
+from safeguard.wording import declared, plural
 
 TRUE_RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Rates of flagged images for which the chance to pass is shown."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 
-from safeguard.detect.base import Calibration
+from safeguard.results.calibration import Calibration
 
 SEED_CONFIDENCE = 0.95
 """Confidence of the statement about attack seeds (:func:`wilks_coverage`), whatever the policy's confidence."""

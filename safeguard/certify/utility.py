@@ -9,8 +9,9 @@ from typing import Literal
 
 from safeguard.certify.evidence import Evidence, pooled
 from safeguard.policy.schema import Subject
-from safeguard.probe.results import Role, UnitResult
-from safeguard.report.schema import UtilityRow
+from safeguard.results.record import Role
+from safeguard.results.report import UtilityRow
+from safeguard.results.unit import UnitResult
 
 Relation = Literal["related", "retained"]
 ROUNDING = 1e-9

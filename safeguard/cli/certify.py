@@ -41,7 +41,7 @@ def certify(
         _show_plan(model, policy)
         return
     from safeguard import api
-    from safeguard.report.schema import EXIT_CODES
+    from safeguard.results.report import EXIT_CODES
 
     model = model.resolve()
     out = out or model.with_name(f"{model.name}.certification")
@@ -54,9 +54,9 @@ def certify(
 
 def _show_plan(model: Path, policy: Path | None) -> None:
     from safeguard.certify.planning import plan
-    from safeguard.probe.opening import find_policy
-    from safeguard.probe.suite import load_suite
-    from safeguard.screening import screen
+    from safeguard.data.screening import screen
+    from safeguard.policy.suite import load_suite
+    from safeguard.probe.campaign import find_policy
 
     declared, _ = screen(find_policy(model, policy))
     click.echo(describe(plan(declared, load_suite(declared.certification.suite))))

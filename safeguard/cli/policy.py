@@ -10,13 +10,13 @@ import click
 
 from safeguard.cli.common import FILE
 from safeguard.errors import UsageFault
-from safeguard.model.files import write_text
+from safeguard.files import write_text
 from safeguard.policy.json_schema import policy_json_schema
 from safeguard.policy.loading import load_policy, resolved_yaml
 from safeguard.policy.methods import check_methods
 from safeguard.policy.schema import Policy, Subject
-from safeguard.policy.starting import starting_policy
-from safeguard.probe.suite import check_requirements
+from safeguard.policy.suite import check_requirements
+from safeguard.policy.template import starting_policy
 from safeguard.progress import printable
 
 

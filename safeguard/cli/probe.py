@@ -11,7 +11,7 @@ from safeguard.cli.common import DIRECTORY, FILE, device_option, progress_option
 from safeguard.progress import choose
 
 if TYPE_CHECKING:
-    from safeguard.probe.results import UnitResult
+    from safeguard.results.unit import UnitResult
 
 
 @click.command()

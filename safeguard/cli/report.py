@@ -25,7 +25,7 @@ def report(run_dir: Path, formats: tuple[str, ...], out: Path | None) -> None:
 
     The verdict is read, never computed: this command cannot change it.
     """
-    from safeguard.report.rendering import TRUTH, check_evidence, load_report, write_format
+    from safeguard.report.writing import TRUTH, check_evidence, load_report, write_format
 
     loaded = load_report(run_dir)
     if out is None and "html" in formats:

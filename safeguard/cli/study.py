@@ -32,12 +32,12 @@ def study(
     NAME_OR_FILE is a shipped study (see studies/) or a file. An interrupted study continues where it was when the same
     command is given again.
     """
-    from safeguard.model.files import write_text
+    from safeguard.files import write_text
+    from safeguard.policy.study import load_study
     from safeguard.study.curves import write_curves
     from safeguard.study.pictures import write_pictures
     from safeguard.study.rendering import markdown
     from safeguard.study.runner import run_study
-    from safeguard.study.schema import load_study
 
     declared = load_study(name)
     result = run_study(declared, out, jobs=jobs, device=device, only=only, seeds=seeds, progress=choose(progress))

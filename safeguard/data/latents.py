@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from safeguard.diffusion.conditioning import Conditioning
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.diffusion.sampling import sample
 from safeguard.errors import UsageFault
-from safeguard.model.diffusion import Conditioning, DiffusionModel
-from safeguard.model.sampling import sample
 from safeguard.seeds import derive
 
 

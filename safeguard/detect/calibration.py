@@ -13,9 +13,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from safeguard.detect.base import Calibration
 from safeguard.errors import ModelFault
-from safeguard.model.files import write_text
+from safeguard.files import write_text
+from safeguard.results.calibration import Calibration
 
 LISTED = 25
 """Thousandths from which a probability is written down."""

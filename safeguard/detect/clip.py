@@ -18,10 +18,10 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from safeguard.config import MethodConfig
-from safeguard.detect.base import Calibration
 from safeguard.detect.calibration import read_tables
 from safeguard.detect.clip_model import CALIBRATION_FILE, ClipModel
 from safeguard.errors import UsageFault
+from safeguard.results.calibration import Calibration
 
 Label = Annotated[str, Field(min_length=1, max_length=200)]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from safeguard.errors import EnvironmentFault, ModelFault, UsageFault
-from safeguard.model.formats import read_json
+from safeguard.io.formats import read_json
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"

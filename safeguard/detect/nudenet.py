@@ -19,9 +19,9 @@ import numpy as np
 from pydantic import Field
 
 from safeguard.config import MethodConfig
-from safeguard.detect.base import Calibration
 from safeguard.errors import EnvironmentFault, UsageFault
 from safeguard.registry import suggest
+from safeguard.results.calibration import Calibration
 
 BodyPart = Literal[
     "FEMALE_GENITALIA_COVERED",

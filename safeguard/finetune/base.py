@@ -11,8 +11,7 @@ from torch import Tensor
 
 from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet
-from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.memory import within_memory
+from safeguard.diffusion.model import DiffusionModel
 
 MOMENTUM = 0.9
 """Of SGD with momentum."""
@@ -40,7 +39,7 @@ class Training(MethodConfig):
 class FineTuner(Protocol):
     """One adaptation method: what it adds to the model and which parameters it trains.
 
-    It trains the denoiser, and with it every other part of ``model.surface``.
+    It trains the denoiser, and with it every other part of ``model.exposed_parts``.
     """
 
     Config: ClassVar[Any]
@@ -138,7 +137,7 @@ class Run:
 
     def step(self) -> None:
         """One optimiser step."""
-        gradients = within_memory(self.model, self._gradients, self.generator)
+        gradients = self.model.execution.within_memory(self._gradients, self.generator)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         size = torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)

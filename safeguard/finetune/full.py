@@ -7,15 +7,15 @@ from typing import ClassVar
 import torch
 
 from safeguard.config import MethodConfig
-from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.parameters import exposed
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.diffusion.parameters import exposed
 
 
 class FullConfig(MethodConfig):
     """Settings of full fine-tuning."""
 
     parameters: str = "full"
-    """Parameter group that learns (``safeguard.model.parameters.GROUPS``)."""
+    """Parameter group that learns (``safeguard.diffusion.parameters.GROUPS``)."""
 
 
 class FullFineTuning:

@@ -14,7 +14,7 @@ import torch
 from pydantic import PositiveInt
 
 from safeguard.config import MethodConfig
-from safeguard.model.diffusion import DiffusionModel
+from safeguard.diffusion.model import DiffusionModel
 
 _NAME = "safeguard"
 _TARGETS = {
@@ -47,7 +47,7 @@ class LoRA:
         model.freeze()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed % 2**63)
-            for part in sorted(model.surface, reverse=True):  # the denoiser first
+            for part in sorted(model.exposed_parts, reverse=True):  # the denoiser first
                 settings = peft.LoraConfig(
                     r=self.config.rank,
                     lora_alpha=self.config.rank,
@@ -61,7 +61,7 @@ class LoRA:
         """Remove the adapter and its wrapped layers."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        for name in model.surface:
+        for name in model.exposed_parts:
             part: Any = model.parts[name]
             for path, module in list(part.named_modules()):
                 if isinstance(module, BaseTunerLayer):

@@ -9,10 +9,11 @@ the last layer of SDXL's first text encoder, whose states are taken before it; t
 **Images.** The base model and the hardened one draw the same few benign prompts from the same noise. An image is
 *broken* when it has a flaw that the base model's own image for that prompt and noise has not:
 
-* blank: its standard deviation is below :data:`safeguard.quality.statistics.BLANK_STD` grey levels;
-* noise: its pixels are noise (:mod:`safeguard.quality.statistics`), or its latent is: at least :data:`LATENT_NOISE` of
-  a channel's energy, on average, lies above a quarter of the sampling frequency. White noise has 1 - pi/16 = 0.80
-  there (never below 0.75 in 1,000 latents of 16 x 16). A decoder smoothes what it decodes, so noise shows here first;
+* blank: its standard deviation is below :data:`safeguard.metrics.image_statistics.BLANK_STD` grey levels;
+* noise: its pixels are noise (:mod:`safeguard.metrics.image_statistics`), or its latent is: at least
+  :data:`LATENT_NOISE` of a channel's energy, on average, lies above a quarter of the sampling frequency. White noise
+  has 1 - pi/16 = 0.80 there (never below 0.75 in 1,000 latents of 16 x 16). A decoder smoothes what it decodes, so
+  noise shows here first;
 * out of range: the root mean square of its latent is over :data:`LATENT_RMS`. ``scaling_factor`` makes it about 1 for
   pictures, whatever they show; latents far beyond are none that the autoencoder gives, and decode to glaring blotches.
   A network that predicts no noise leaves sqrt(1 / abar) at the first timestep, 14.6 on Stable Diffusion's schedule.
@@ -54,11 +55,11 @@ import torch
 from torch import Tensor
 
 from safeguard.data.latents import spread
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.diffusion.sampling import initial_noise, sample_latents
 from safeguard.errors import TrainingFault
-from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.sampling import initial_noise, sample_latents
+from safeguard.metrics.image_statistics import blank, high_frequency_share, noise
 from safeguard.policy.schema import Policy
-from safeguard.quality.statistics import blank, high_frequency_share, noise
 from safeguard.seeds import derive
 
 IMAGES = 8

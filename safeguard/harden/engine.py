@@ -4,8 +4,8 @@ A hardening is one or two *phases*: the unlearner alone (an edit, or a descent),
 addressed by everything that determines it; its checkpoint lies in the cache under that address, so the same command
 run again continues, and the unlearned-only control of a certification finds the phase already done.
 
-Several processes (:mod:`safeguard.processes`) take the steps of an objective that spreads its simulations together; of
-every other phase they wait for the end. Only the main one keeps checkpoints and checks the result.
+Several processes (:mod:`safeguard.processes`) take the steps of an objective that distributed its simulations together;
+of every other phase they wait for the end. Only the main one keeps checkpoints and checks the result.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ import torch
 
 from safeguard import __version__
 from safeguard.cache import address, cache_dir
+from safeguard.diffusion.erasers import fold, has_erasers
+from safeguard.diffusion.parameters import parts_of
 from safeguard.errors import EnvironmentFault, TrainingFault, UsageFault, located
 from safeguard.harden.checks import benign_prompts, check_images, check_weights, fingerprints
-from safeguard.model.checkpoint import held, load_state, save_state
-from safeguard.model.erasers import fold, has_erasers
-from safeguard.model.memory import within_memory
-from safeguard.model.parameters import parts_of
+from safeguard.io.checkpoint import held, load_state, save_state
 from safeguard.policy.schema import Method
 from safeguard.processes import peak_memory
 from safeguard.registry import Registry, resilience, unlearners
 from safeguard.resilience.base import Facts, Objective
-from safeguard.resilience.hypergradient import GUARDS
 from safeguard.resilience.none import NoConfig, NoObjective
-from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.resilience.second_order.solvers import GUARDS
+from safeguard.unlearn.base import HardeningContext, Unlearner
 from safeguard.unlearn.common import kept_subjects
 
 Series = dict[str, list[float | None]]
@@ -80,23 +79,25 @@ class Record:
     halved: int = 0
 
 
-def build(method: Method, bench: Workbench) -> Unlearner:
+def build(method: Method, context: HardeningContext) -> Unlearner:
     """The registered unlearner with validated settings."""
     registered = unlearners.get(method.name)
-    built: Unlearner = registered(registered.Config(**method.settings), bench)
+    built: Unlearner = registered(registered.Config(**method.settings), context)
     return built
 
 
-def _surround(method: Method, bench: Workbench, unlearner: Unlearner) -> Objective:
+def _surround(method: Method, context: HardeningContext, unlearner: Unlearner) -> Objective:
     registered = resilience.get(method.name)
-    built: Objective = registered(registered.Config(**method.settings), bench, unlearner)
-    if bench.model.precision != "float32" and built.products() == "finite_difference":
+    built: Objective = registered(registered.Config(**method.settings), context, unlearner)
+    if context.model.execution.precision != "float32" and built.products() == "finite_difference":
         raise UsageFault("finite differences need float32", fix="precision: float32, or hvp: fused", where="harden")
     return built
 
 
-def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective: Method | None = None) -> Record:
-    """Run all phases on ``bench.model`` in place.
+def harden(
+    context: HardeningContext, base_digest: str, *, fresh: bool = False, objective: Method | None = None
+) -> Record:
+    """Run all phases on ``context.model`` in place.
 
     Args:
         base_digest: digest of the base model's files.
@@ -111,25 +112,25 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         TrainingFault: the gradient is not finite, or the finished model fails :mod:`safeguard.harden.checks`.
         EnvironmentFault: too little memory even for one image at a time, or processes that do not agree.
     """
-    policy = bench.policy
+    policy = context.policy
     method = objective or policy.harden.resilience
     record = Record()
     started, cpu_started = time.monotonic(), time.process_time()
-    before = fingerprints(bench.model.pipeline)
+    before = fingerprints(context.model.pipeline)
     with located(f"harden.unlearner, {policy.harden.unlearner.name}"):
-        unlearner = build(policy.harden.unlearner, bench)
-        bench.model.surface |= parts_of(unlearner.parameters())
+        unlearner = build(policy.harden.unlearner, context)
+        context.model.exposed_parts |= parts_of(unlearner.parameters())
     with located(f"harden.resilience, {method.name}"):
-        around = _surround(method, bench, unlearner)
-        bench.model.surface |= parts_of(around.parameters())
-    alone = NoObjective(NoConfig(), bench, unlearner)
-    intended = bench.model.named_parameters().keys() - before.keys()
+        around = _surround(method, context, unlearner)
+        context.model.exposed_parts |= parts_of(around.parameters())
+    alone = NoObjective(NoConfig(), context, unlearner)
+    intended = context.model.named_parameters().keys() - before.keys()
     key: dict[str, Any] = {
         "base": base_digest,
-        "concepts": [concept.model_dump(exclude={"detector", "labels"}) for concept in bench.concepts],
+        "concepts": [concept.model_dump(exclude={"detector", "labels"}) for concept in context.concepts],
         "retain": [subject.model_dump() for subject in policy.retain],
         "images": policy.harden.images,
-        "seed": bench.seed,
+        "seed": context.seed,
         "unlearner": _resolved(policy.harden.unlearner, unlearners),
         "unlearner data": unlearner.data_digest,
         "schedule": policy.harden.schedule,
@@ -143,34 +144,36 @@ def harden(bench: Workbench, base_digest: str, *, fresh: bool = False, objective
         title = f"erase with {policy.harden.unlearner.name}"
         unlearner.prepare()
         if unlearner.steps:
-            _descend(bench, alone, key, title, record, fresh)
+            _descend(context, alone, key, title, record, fresh)
         unlearner.edit()
     if method.name != "none":
         intended |= set(around.parameters())
         key["resilience"] = _resolved(method, resilience)
         key["resilience data"] = around.data_digest
         title = f"{policy.harden.unlearner.name} + {method.name}"
-        _descend(bench, around, key, title, record, fresh)
-    intended |= set(fold(bench.model))
-    if has_erasers(bench.model.unet):
+        _descend(context, around, key, title, record, fresh)
+    intended |= set(fold(context.model))
+    if has_erasers(context.model.unet):
         record.notes.append(
             "this model holds erasers, which safeguard opens and plain diffusers ignores with a warning: opened by "
             "anything but safeguard it is not hardened"
         )
-    _count(record, bench)
-    bench.model.precision = bench.teacher.precision = "float32"  # what is checked is what will be used
-    bench.model.replays = bench.teacher.replays = False
-    bench.model.graphs.forget()
-    if bench.processes.main:
+    _count(record, context)
+    context.model.execution.precision = context.teacher.execution.precision = (
+        "float32"  # what is checked is what will be used
+    )
+    context.model.execution.replays = context.teacher.execution.replays = False
+    context.model.execution.graphs.forget()
+    if context.processes.main:
         _check_simulations(record)
         record.checks = {
-            "tensors": check_weights(bench.model.pipeline, before, intended),
-            "images": check_images(bench.teacher, bench.model, benign_prompts(policy), bench.seed),
+            "tensors": check_weights(context.model.pipeline, before, intended),
+            "images": check_images(context.teacher, context.model, benign_prompts(policy), context.seed),
         }
         record.seconds = time.monotonic() - started
         record.cpu_seconds += time.process_time() - cpu_started
         record.peak_bytes = max(record.peak_bytes, peak_memory())
-        _remark(record, bench, around)
+        _remark(record, context, around)
     return record
 
 
@@ -180,10 +183,10 @@ def _resolved(method: Method, registry: Registry) -> dict[str, Any]:
     return {"name": method.name, **settings}
 
 
-def _count(record: Record, bench: Workbench) -> None:
+def _count(record: Record, context: HardeningContext) -> None:
     """How many processes worked, and how short of memory they were."""
-    micro = bench.model.micro_batches
-    told = bench.processes.each((micro.size, micro.halved))
+    micro = context.model.execution.micro_batches
+    told = context.processes.gather((micro.size, micro.halved))
     record.processes = len(told)
     record.micro_batch = min((size for size, _ in told if size is not None), default=None)
     record.halved = sum(halved for _, halved in told)
@@ -195,33 +198,33 @@ def checkpoint_path(key: dict[str, Any]) -> Path:
 
 
 def _descend(
-    bench: Workbench, objective: Objective, key: dict[str, Any], title: str, record: Record, fresh: bool
+    context: HardeningContext, objective: Objective, key: dict[str, Any], title: str, record: Record, fresh: bool
 ) -> None:
     """One phase; another run that is at the same one is waited for, and gone on from."""
     path = checkpoint_path(key)
     busy = f"{title}: another run is at this phase; waiting for it, to go on from there"
-    with held(path, partial(bench.progress.note, busy)) if bench.processes.main else nullcontext():
-        bench.processes.each(None)
-        _adam(bench, objective, path, title, record, fresh)
+    with held(path, partial(context.progress.note, busy)) if context.processes.main else nullcontext():
+        context.processes.gather(None)
+        _adam(context, objective, path, title, record, fresh)
 
 
-def _adam(bench: Workbench, objective: Objective, path: Path, title: str, record: Record, fresh: bool) -> None:
+def _adam(context: HardeningContext, objective: Objective, path: Path, title: str, record: Record, fresh: bool) -> None:
     """Adam on the objective's gradients, from the phase's checkpoint if there is one."""
-    processes, spreads = bench.processes, objective.spreads
+    processes, distributed = context.processes, objective.distributed
     parameters = objective.trained()
-    bench.model.freeze()
+    context.model.freeze()
     for value in parameters.values():
         value.requires_grad_(True)
     optimizer = torch.optim.Adam(parameters.values(), lr=objective.learning_rate)
     series: Series = {}
     state = objective.unlearner.state() | objective.state()
     start, cpu_started, cpu_before, peak_before = 0, time.process_time(), 0.0, 0
-    if path.exists() and not fresh and (spreads or processes.main):
+    if path.exists() and not fresh and (distributed or processes.main):
         groups, facts = load_state(path, {"adam": optimizer})
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(groups["weights"][name])
-            objective.settle()
+            objective.materialize()
             for name, kept in state.items():
                 kept.copy_(groups["unlearner"][name])
         start, series = facts["step"], facts["series"]
@@ -229,9 +232,9 @@ def _adam(bench: Workbench, objective: Objective, path: Path, title: str, record
         record.cpu_seconds += cpu_before
         record.peak_bytes = max(record.peak_bytes, peak_before)
         note = f"{title}: continuing at step {start} of {objective.steps}"
-        bench.progress.note(note)
+        context.progress.note(note)
         record.notes.append(note)
-    if spreads and len(set(processes.each(start))) > 1:
+    if distributed and len(set(processes.gather(start))) > 1:
         raise EnvironmentFault(
             f"{title}: the processes find different checkpoints",
             fix="let SAFEGUARD_CACHE be a directory that all of them see",
@@ -245,24 +248,24 @@ def _adam(bench: Workbench, objective: Objective, path: Path, title: str, record
         }
         save_state(path, tensors, {"adam": optimizer}, {"step": step, "series": series} | used)
 
-    before = bench.step
-    if spreads or processes.main:
-        _loop(bench, objective, optimizer, title, series, start, list(state.values()), save)
-    bench.step = before + objective.steps
-    if not spreads:
-        processes.copy([*parameters.values(), *state.values()])
-        objective.settle()
+    before = context.step
+    if distributed or processes.main:
+        _loop(context, objective, optimizer, title, series, start, list(state.values()), save)
+    context.step = before + objective.steps
+    if not distributed:
+        processes.broadcast([*parameters.values(), *state.values()])
+        objective.materialize()
     done = sum(steps for _, steps in record.phases)
     record.phases.append((title, objective.steps))
     for name, values in series.items():
         _pad(record.series.setdefault(name, []), done).extend(values)
     for values in record.series.values():
         _pad(values, done + objective.steps)
-    bench.model.freeze()
+    context.model.freeze()
 
 
 def _loop(
-    bench: Workbench,
+    context: HardeningContext,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     title: str,
@@ -272,22 +275,28 @@ def _loop(
     save: Callable[[int], None],
 ) -> None:
     values = [value for group in optimizer.param_groups for value in group["params"]]
-    saved, before, processes = time.monotonic(), bench.step, bench.processes
+    saved, before, processes = time.monotonic(), context.step, context.processes
 
     def gradient(step: int) -> Facts:
-        bench.model.freeze()
+        context.model.freeze()
         for value in values:
             value.requires_grad_(True)
         optimizer.zero_grad(set_to_none=True)
-        return objective.accumulate(step)
+        return objective.compute_gradients(step)
 
-    with bench.progress.task(title, objective.steps, start) as task:
+    with context.progress.task(title, objective.steps, start) as task:
         for step in range(start, objective.steps):
-            bench.step = before + step
+            context.step = before + step
             for group in optimizer.param_groups:
-                group["lr"] = objective.learning_rate * _SCHEDULES[bench.policy.harden.schedule](step / objective.steps)
+                group["lr"] = objective.learning_rate * _SCHEDULES[context.policy.harden.schedule](
+                    step / objective.steps
+                )
             # An objective that exchanges with other processes tries again by itself: they wait for one exchange only.
-            facts = gradient(step) if objective.spreads else within_memory(bench.model, partial(gradient, step))
+            facts = (
+                gradient(step)
+                if objective.distributed
+                else context.model.execution.within_memory(partial(gradient, step))
+            )
             size = torch.nn.utils.clip_grad_norm_(values, MAX_GRAD_NORM)
             if not torch.isfinite(size):
                 raise TrainingFault(
@@ -295,10 +304,10 @@ def _loop(
                     fix="lower the learning rate; the last checkpoint is kept, nothing was written",
                 )
             optimizer.step()
-            objective.settle()
+            objective.materialize()
             objective.after_step()
-            if objective.spreads:
-                processes.copy(state)  # what losses left there for after_step is only right in the main process
+            if objective.distributed:
+                processes.broadcast(state)  # what losses left there for after_step is only right in the main process
             for name, value in facts.items():
                 _pad(series.setdefault(name, []), step).append(value)
             task.update(step + 1, **{name: value for name, value in facts.items() if name.endswith(("loss", "tuning"))})
@@ -333,7 +342,7 @@ def _check_simulations(record: Record) -> None:
         )
 
 
-def _remark(record: Record, bench: Workbench, objective: Objective) -> None:
+def _remark(record: Record, context: HardeningContext, objective: Objective) -> None:
     """Say in words what the series and the checks show."""
     still = record.checks["tensors"]["meant to change but did not"]
     if still:
@@ -341,7 +350,7 @@ def _remark(record: Record, bench: Workbench, objective: Objective) -> None:
     images = record.checks["images"]
     if 2 * images["flawed before"] >= len(images["prompts"]):
         record.notes.append("the base model draws noise or blank images itself; the hardened one was not held to more")
-    if not kept_subjects(bench):
+    if not kept_subjects(context):
         record.notes.append("the policy names no related or retained subject, so no image of anything else was kept")
     if record.halved:
         record.notes.append(

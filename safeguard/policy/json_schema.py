@@ -19,7 +19,7 @@ def policy_json_schema() -> dict[str, Any]:
 
 def write_schema(path: Path = SCHEMA_FILE) -> None:
     """Write the schema as indented JSON."""
-    from safeguard.model.files import write_json
+    from safeguard.files import write_json
 
     write_json(path, policy_json_schema())
 

@@ -1,6 +1,6 @@
 """Probes as a library: ``safeguard.probe.run("malicious-lora", model_dir, policy="policy.yaml", seed=0)``.
 
-Nothing prints and nothing exits; results are typed data (:class:`safeguard.probe.results.UnitResult`).
+Nothing prints and nothing exits; results are typed data (:class:`safeguard.results.unit.UnitResult`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from safeguard.policy.schema import Policy
-    from safeguard.probe.results import UnitResult
     from safeguard.progress import Progress
+    from safeguard.results.unit import UnitResult
 
 
 def run(
@@ -34,10 +34,10 @@ def run(
     Raises:
         SafeguardError: see :mod:`safeguard.errors`.
     """
-    from safeguard.probe.opening import Bench
+    from safeguard.probe.campaign import Campaign
 
-    bench = Bench.open(Path(model_dir), policy=policy, device=device, progress=progress)
-    return bench.run_one(probe, seed)
+    campaign = Campaign.open(Path(model_dir), policy=policy, device=device, progress=progress)
+    return campaign.run_one(probe, seed)
 
 
 __all__ = ["run"]

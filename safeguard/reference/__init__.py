@@ -13,7 +13,7 @@ def _existing(directory: Path, file: str) -> Path:
     if not (directory / file).is_file():
         raise ModelFault(
             f"the embedded weights are missing ({file})",
-            fix="reinstall safeguard, or build them: python -m safeguard.reference build",
+            fix="reinstall safeguard, or build them: python -m recipes.reference build",
             where=str(directory),
         )
     return directory

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from safeguard.report.schema import Claim, Curve, Point
-from safeguard.report.wording import ROLE_NAMES, declared, number, percent, plural
+from safeguard.results.report import Claim, Curve, Point
+from safeguard.wording import ROLE_NAMES, declared, number, percent, plural
 
 Scale = Callable[[float], float]
 ROLES = ("hardened", "unlearned", "base")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from safeguard.report import curves, view
-from safeguard.report.schema import Report
 from safeguard.report.templates import environment
+from safeguard.results.report import Report
 
 
 def render(report: Report, run_dir: Path) -> str:

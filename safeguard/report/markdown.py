@@ -8,8 +8,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from safeguard.report import view
-from safeguard.report.schema import Report
 from safeguard.report.templates import environment
+from safeguard.results.report import Report
 
 MAX_CELL = 240
 MAX_CLAIMS = 60

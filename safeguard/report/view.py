@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safeguard.report import evidence
+from safeguard.report import embedding
 from safeguard.report.curves import (
     PHONE,
     WIDE,
@@ -19,8 +19,8 @@ from safeguard.report.curves import (
     is_single,
     ordered,
 )
-from safeguard.report.schema import Claim, ConceptInfo, Curve, Point, Report, UtilityRow
-from safeguard.report.wording import NARROW, ROLE_NAMES, declared, percent, plural, times
+from safeguard.results.report import Claim, ConceptInfo, Curve, Point, Report, UtilityRow
+from safeguard.wording import NARROW, ROLE_NAMES, declared, percent, plural, times
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Shot:
     """One contact sheet of a gallery."""
 
     step: int
-    picture: evidence.Picture
+    picture: embedding.Picture
     caption: str
     alt: str
 
@@ -248,7 +248,7 @@ def _gallery(claim: Claim, curves: list[Curve], run_dir: Path, hidden: bool) -> 
 def _shot(claim: Claim, role: str, point: Point | None, run_dir: Path, hidden: bool) -> Shot | None:
     if point is None or point.evidence is None:
         return None
-    picture = evidence.load(run_dir, point.evidence, blurred=hidden)
+    picture = embedding.load(run_dir, point.evidence, blurred=hidden)
     state = "Blurred images" if hidden else "Images"
     alt = (
         f"{state} of the {ROLE_NAMES[role]} model after {plural(point.step, 'step')} of {claim.probe}, "

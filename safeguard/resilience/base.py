@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from safeguard.resilience.hvp import Backend
-from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.resilience.second_order.hvp import Backend
+from safeguard.unlearn.base import HardeningContext, Unlearner
 
 Facts = dict[str, float]
 """Quantities of one outer step for the hardening record: losses, norms, cosines, residuals, guards that fired."""
@@ -24,14 +24,15 @@ class Objective:
     """Outer steps."""
     learning_rate: float
     """Adam's learning rate of the outer loop."""
-    spreads: ClassVar[bool] = False
-    """True: :meth:`accumulate` shares its work with ``bench.processes`` and adds up the gradient. False: the main
+    distributed: ClassVar[bool] = False
+    """True: :meth:`compute_gradients` shares its work with ``context.processes`` and adds up the gradient. False: the
+    main
     process descends alone and hands the weights round at the end."""
 
     first_order: ClassVar[str] = "first order"
     """The setting that leaves second order out, for the record's advice."""
 
-    def __init__(self, config: Any, bench: Workbench, unlearner: Unlearner) -> None:
+    def __init__(self, config: Any, context: HardeningContext, unlearner: Unlearner) -> None:
         """An objective keeps them itself, so that its settings have types; nothing else is at hand."""
 
     def products(self) -> Backend | None:
@@ -48,7 +49,8 @@ class Objective:
         raise NotImplementedError(f"{type(self).__name__} does not say what it changes")
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
-        """What the optimiser steps on, by name: :meth:`parameters`, or values from which :meth:`settle` makes them.
+        """What the optimiser steps on, by name: :meth:`parameters`, or values from which :meth:`materialize` makes
+        them.
 
         First asked for when the objective's own phase begins.
         """
@@ -62,10 +64,10 @@ class Objective:
         """Hear that the optimiser took a step."""
         self.unlearner.after_step()
 
-    def settle(self) -> None:
+    def materialize(self) -> None:
         """Bring :meth:`parameters` in line with :meth:`trained`, which a step or a checkpoint has just changed."""
 
-    def accumulate(self, step: int) -> Facts:
+    def compute_gradients(self, step: int) -> Facts:
         """Leave the gradient of outer step ``step`` in ``.grad`` of :meth:`trained`; weights come back unchanged.
 
         All randomness is derived from (run seed, step), so a resumed run repeats an uninterrupted one. Weights come

@@ -3,7 +3,7 @@
     max_theta  L_A(theta, phi*)   where   phi* = argmin_phi L_A(theta, phi)
 
 L_A is the denoising loss on images of the concepts, phi what a fine-tuning method trains (factors, or all weights) and
-theta the attention weights. Both levels have one loss, so at the lower optimum its slope along phi is zero and the
+theta the attention weights. Both levels have one loss, so at the lower optimum its grad along phi is zero and the
 gradient through phi* vanishes: the gradient along theta at (theta, phi*) is all there is (envelope theorem), and no
 second derivative is needed. A step of ``bilevel`` is
 
@@ -33,17 +33,17 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from safeguard.config import MethodConfig
+from safeguard.diffusion.model import Weights
+from safeguard.diffusion.parameters import exposed
 from safeguard.errors import UsageFault
 from safeguard.finetune.base import FineTuner, Run, Training
-from safeguard.model.diffusion import Weights
-from safeguard.model.parameters import exposed
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
 from safeguard.resilience.base import Facts, Objective
-from safeguard.resilience.hypergradient import Vector, combine, gradients, norm, taking_gradients
-from safeguard.resilience.simulation import marks
+from safeguard.resilience.second_order.solvers import Vector, combine, gradients, norm, taking_gradients
+from safeguard.resilience.simulation import checkpoints
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.unlearn.base import HardeningContext, Unlearner
 from safeguard.unlearn.common import bounded_ascent, preservation
 
 
@@ -57,7 +57,7 @@ class IMMAConfig(MethodConfig):
     learning_rate: PositiveFloat = 1e-5
     """Adam's learning rate of the ascent; the code takes 2e-5 against DreamBooth."""
     parameters: str = "attention"
-    """Parameter group theta (``safeguard.model.parameters.GROUPS``)."""
+    """Parameter group theta (``safeguard.diffusion.parameters.GROUPS``)."""
     warm_start: bool = True
     """Run the unlearner alone first (always so for closed forms)."""
     erase_weight: Annotated[float, Field(ge=0)] = 0.0
@@ -76,7 +76,7 @@ class IMMAConfig(MethodConfig):
     """Images per adaptation step and per ascent."""
     points: PositiveInt = 1
     """Where along every adaptation L_A is ascended; 1: at its end, as in the paper. Others are not optima, so their
-    slopes are first order."""
+    grads are first order."""
     bound: PositiveFloat = 1.0
     """Denoising loss beyond which an ascended loss no longer counts."""
 
@@ -86,13 +86,13 @@ class IMMA(Objective):
 
     Config: ClassVar = IMMAConfig
 
-    def __init__(self, config: IMMAConfig, bench: Workbench, unlearner: Unlearner) -> None:
+    def __init__(self, config: IMMAConfig, context: HardeningContext, unlearner: Unlearner) -> None:
         if not (config.warm_start or config.erase_weight or unlearner.closed_form):
             raise UsageFault(
                 "imma itself erases nothing", fix="leave warm_start on, or give erase_weight", where="harden.resilience"
             )
         self.config = config
-        self.bench = bench
+        self.context = context
         self.unlearner = unlearner
         self.steps = config.steps
         self.learning_rate = config.learning_rate
@@ -101,26 +101,26 @@ class IMMA(Objective):
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The parameter group theta, with other parts that the unlearner changes."""
-        return exposed(self.bench.model, self.config.parameters)
+        return exposed(self.context.model, self.config.parameters)
 
     def state(self) -> dict[str, Tensor]:
         """What an adaptation that is never reset keeps."""
         return self._kept if self.config.variant == "released" else {}
 
-    def accumulate(self, step: int) -> Facts:
+    def compute_gradients(self, step: int) -> Facts:
         """Adapt, ascend, and put back; ``released`` leaves what the adaptation did to theta."""
-        config, bench = self.config, self.bench
+        config, context = self.config, self.context
         values = list(self.parameters().values())
-        total, facts = self._present(values, torch.Generator().manual_seed(derive(bench.seed, "outer", step)))
-        generator = torch.Generator().manual_seed(derive(bench.seed, "ascent", step))
+        total, facts = self._present(values, torch.Generator().manual_seed(derive(context.seed, "outer", step)))
+        generator = torch.Generator().manual_seed(derive(context.seed, "ascent", step))
         ascent, losses = [torch.zeros_like(value) for value in values], list[float]()
         with self._adaptation(step, values) as run:
-            looks = marks(run.training.steps, config.points)
+            looks = checkpoints(run.training.steps, config.points)
             for done in range(1, run.training.steps + 1):
                 run.step()
                 if done in looks:
-                    slope, loss = self._ascent(values, generator)
-                    ascent = combine(ascent, 1 / len(looks), slope)
+                    grad, loss = self._ascent(values, generator)
+                    ascent = combine(ascent, 1 / len(looks), grad)
                     losses.append(loss)
         for value, gradient in zip(values, combine(total, 1.0, ascent), strict=True):
             value.grad = gradient
@@ -129,7 +129,7 @@ class IMMA(Objective):
 
     def _ascent(self, theta: list[torch.nn.Parameter], generator: torch.Generator) -> tuple[Vector, float]:
         """The gradient that raises L_A where the adaptation is now, and L_A."""
-        model, batch = self.bench.model, self.bench.forget.batch(self.config.batch_size, generator)
+        model, batch = self.context.model, self.context.forget.batch(self.config.batch_size, generator)
         with taking_gradients(theta):
             loss = model.denoising_loss(batch.latents, model.encode_prompts(batch.captions), generator)
             return gradients(bounded_ascent(loss, self.config.bound), theta), loss.item()
@@ -143,7 +143,7 @@ class IMMA(Objective):
             kept = self.unlearner.preservation(generator)
             if kept is not None:
                 losses["preservation loss"] = config.erase_weight * kept
-        distilled = preservation(self.bench, config.preserve_weight, config.preserve_batch, generator)
+        distilled = preservation(self.context, config.preserve_weight, config.preserve_batch, generator)
         if distilled is not None:
             losses["distillation loss"] = distilled
         facts = {name: loss.item() for name, loss in losses.items()}
@@ -154,7 +154,7 @@ class IMMA(Objective):
     @contextmanager
     def _adaptation(self, step: int, theta: list[torch.nn.Parameter]) -> Iterator[Run]:
         """The adaptation, about to begin; after the block the model is as it was."""
-        config, model = self.config, self.bench.model
+        config, model = self.config, self.context.model
         released = config.variant == "released"
         training = Training(
             steps=config.inner_steps or (1 if released else 10),
@@ -163,10 +163,10 @@ class IMMA(Objective):
             optimizer="adamw",
         )
         adaptation = _Adaptation(self._kept, theta) if released else None
-        seed = derive(self.bench.seed, "inner", step)
+        seed = derive(self.context.seed, "inner", step)
         with Weights(model.named_parameters()) as before:
             try:
-                run = Run(model, self.bench.forget, self._tuner, training, seed=seed)
+                run = Run(model, self.context.forget, self._tuner, training, seed=seed)
                 if adaptation is not None:
                     adaptation.take_up(run)
                 yield run
@@ -180,7 +180,7 @@ class IMMA(Objective):
     def _kept(self) -> dict[str, Tensor]:
         """The adaptation before its first step."""
         theta = {id(value) for value in self.parameters().values()}  # before factors have names there
-        phi = self._tuner.attach(self.bench.model, derive(self.bench.seed, "imma"))
+        phi = self._tuner.attach(self.context.model, derive(self.context.seed, "imma"))
         kept: dict[str, Tensor] = {}
         for i, value in enumerate(phi):
             if id(value) not in theta:
@@ -188,7 +188,7 @@ class IMMA(Objective):
             kept[f"phi.{i}.step"] = torch.zeros((), device=value.device)
             kept[f"phi.{i}.exp_avg"] = torch.zeros_like(value.detach())
             kept[f"phi.{i}.exp_avg_sq"] = torch.zeros_like(value.detach())
-        self._tuner.detach(self.bench.model)
+        self._tuner.detach(self.context.model)
         return kept
 
 

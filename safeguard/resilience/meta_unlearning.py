@@ -40,19 +40,19 @@ from torch import Tensor
 
 from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet
+from safeguard.diffusion.model import Weights
+from safeguard.diffusion.parameters import exposed
 from safeguard.errors import UsageFault
 from safeguard.finetune.base import Run, Training
 from safeguard.finetune.full import FullConfig, FullFineTuning
-from safeguard.model.diffusion import Weights
-from safeguard.model.parameters import exposed
 from safeguard.resilience.base import Facts, Objective
-from safeguard.resilience.harm import HarmfulLoss, JointLoss, harmful
-from safeguard.resilience.hvp import Backend
-from safeguard.resilience.hypergradient import Vector, combine, cosine, dot, gradients, norm, within_trust
+from safeguard.resilience.harmful_loss import HarmfulLoss, JointLoss, harmful
+from safeguard.resilience.second_order.hvp import Backend
+from safeguard.resilience.second_order.solvers import Vector, combine, cosine, dot, gradients, norm, within_trust
+from safeguard.resilience.second_order.trajectory import Trajectory
 from safeguard.resilience.simulation import Prompts, few_prompts
-from safeguard.resilience.trajectory import Trajectory
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.unlearn.base import HardeningContext, Unlearner
 from safeguard.unlearn.common import bounded_ascent, preservation
 
 Loss = Callable[[], Tensor]
@@ -67,7 +67,7 @@ class MetaUnlearningConfig(MethodConfig):
     learning_rate: PositiveFloat = 1e-5
     """Adam's learning rate of the outer loop."""
     parameters: str = "full"
-    """Parameter group theta (``safeguard.model.parameters.GROUPS``)."""
+    """Parameter group theta (``safeguard.diffusion.parameters.GROUPS``)."""
     warm_start: bool = False
     """Run the unlearner alone first (always so for closed forms)."""
     variant: Literal["exact", "released"] = "exact"
@@ -96,12 +96,12 @@ class MetaUnlearningConfig(MethodConfig):
     """Denoising loss beyond which an ascended loss no longer counts; none: it always does, as in the paper."""
     harmful_loss: HarmfulLoss | None = None
     """What is descended after the inner steps in place of -L_FT: the loss of one unlearner, or of several, added
-    (:mod:`safeguard.resilience.harm`); none: -L_FT, as in the paper."""
+    (:mod:`safeguard.resilience.harmful_loss`); none: -L_FT, as in the paper."""
     prompts: Prompts = [None]
     """How many different prompts the images of the inner steps have, drawn anew at every outer step: 1 is the
     single-prompt attack; none: all of the concept's."""
     hvp: Backend = "fused"
-    """How Hessian-vector products are computed (:mod:`safeguard.resilience.hvp`)."""
+    """How Hessian-vector products are computed (:mod:`safeguard.resilience.second_order.hvp`)."""
     trust: Annotated[float, Field(ge=1)] = 3.0
     """The exact gradient after fine-tuning is cut to this multiple of the length of the released one."""
 
@@ -118,8 +118,8 @@ class MetaUnlearning(Objective):
     Config: ClassVar = MetaUnlearningConfig
     first_order: ClassVar = "variant: released"
 
-    def __init__(self, config: MetaUnlearningConfig, bench: Workbench, unlearner: Unlearner) -> None:
-        if bench.preserved is None:
+    def __init__(self, config: MetaUnlearningConfig, context: HardeningContext, unlearner: Unlearner) -> None:
+        if context.preserved is None:
             raise UsageFault(
                 "meta-unlearning needs benign images", fix="declare related subjects of a concept, or retained subjects"
             )
@@ -127,9 +127,9 @@ class MetaUnlearning(Objective):
             why = "a harmful_loss" if config.harmful_loss is not None else "a closed form, whose edit comes first,"
             raise UsageFault(f"gamma2 is 0, and {why} counts only with what it weighs", fix="give gamma2 a weight")
         self.config = config
-        self.bench = bench
+        self.context = context
         self.unlearner = unlearner
-        self._harm = JointLoss([]) if config.harmful_loss is None else harmful(config.harmful_loss, bench)
+        self._harm = JointLoss([]) if config.harmful_loss is None else harmful(config.harmful_loss, context)
         self.steps = config.steps
         self.learning_rate = config.learning_rate
 
@@ -139,7 +139,7 @@ class MetaUnlearning(Objective):
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The parameter group theta, with other parts that the unlearner changes."""
-        return exposed(self.bench.model, self.config.parameters)
+        return exposed(self.context.model, self.config.parameters)
 
     @property
     def data_digest(self) -> str:
@@ -155,17 +155,17 @@ class MetaUnlearning(Objective):
         """That of the harmful loss."""
         return {f"harmful_loss.{name}": value for name, value in self._harm.state().items()}
 
-    def accumulate(self, step: int) -> Facts:
+    def compute_gradients(self, step: int) -> Facts:
         """Unlearning and meta gradients of one outer step."""
-        config, bench = self.config, self.bench
+        config, context = self.config, self.context
         values = list(self.parameters().values())
         generator = self._generator(step)
         total, facts = self._unlearning(values, generator)
-        distilled = preservation(bench, config.preserve_weight, config.preserve_batch, generator)
+        distilled = preservation(context, config.preserve_weight, config.preserve_batch, generator)
         if distilled is not None:
             facts["distillation loss"] = distilled.item()
             total = combine(total, 1.0, gradients(distilled, values))
-        concept, benign = self._loss(bench.forget, generator), self._benign(generator)
+        concept, benign = self._loss(context.forget, generator), self._benign(generator)
         training = Training(
             steps=config.inner_steps,
             learning_rate=config.inner_learning_rate,
@@ -174,14 +174,14 @@ class MetaUnlearning(Objective):
         )
         data = self._relearnt(self._generator(step, "prompts"))
         tuner = FullFineTuning(FullConfig())
-        start = Weights(bench.model.named_parameters())
+        start = Weights(context.model.named_parameters())
 
         def harm() -> Tensor:
-            with bench.after(data):
+            with context.after(data):
                 return self._harm.loss(self._generator(step, "harm"))
 
         try:
-            run = Run(bench.model, data, tuner, training, seed=derive(bench.seed, "inner", step))
+            run = Run(context.model, data, tuner, training, seed=derive(context.seed, "inner", step))
             meta, more = meta_gradient(
                 run,
                 values,
@@ -196,7 +196,7 @@ class MetaUnlearning(Objective):
             )
         finally:
             start.restore()
-            tuner.detach(bench.model)
+            tuner.detach(context.model)
             for value in values:
                 value.requires_grad_(True)
         for value, gradient in zip(values, combine(total, config.gamma2, meta), strict=True):
@@ -204,13 +204,13 @@ class MetaUnlearning(Objective):
         return facts | more
 
     def _generator(self, *purpose: object) -> torch.Generator:
-        return torch.Generator().manual_seed(derive(self.bench.seed, "outer", *purpose))
+        return torch.Generator().manual_seed(derive(self.context.seed, "outer", *purpose))
 
     def _relearnt(self, generator: torch.Generator) -> LatentSet:
         """Images for the inner steps."""
         options = self.config.prompts
         count = options[int(torch.randint(len(options), (), generator=generator))]
-        return few_prompts(self.bench.forget, count, generator)
+        return few_prompts(self.context.forget, count, generator)
 
     def _unlearning(self, values: list[torch.nn.Parameter], generator: torch.Generator) -> tuple[Vector, Facts]:
         if self.unlearner.closed_form:
@@ -230,14 +230,14 @@ class MetaUnlearning(Objective):
 
     def _loss(self, data: LatentSet, generator: torch.Generator) -> Loss:
         """The denoising loss of a batch."""
-        model, size = self.bench.model, self.config.batch_size
+        model, size = self.context.model, self.config.batch_size
         batch, (t, noise) = data.batch(size, generator), model.draw_noise(size, generator)
         return lambda: model.denoising_loss_at(batch.latents, model.encode_prompts(batch.captions), t, noise)
 
     def _benign(self, generator: torch.Generator) -> Loss:
         """The weighted mean of the losses of related and retained images."""
         share = self.config.related_share
-        sets = [(share, self.bench.related), (1 - share, self.bench.retain)]
+        sets = [(share, self.context.related), (1 - share, self.context.retain)]
         drawn = [(weight, self._loss(data, generator)) for weight, data in sets if data is not None]
         if len(drawn) == 1:
             return drawn[0][1]
@@ -292,10 +292,10 @@ def meta_gradient(
         run.step()
     relearnt, left = concept(), benign()
     erasing = ascended(relearnt) if harm is None else harm()
-    slope = combine(gradients(erasing, run.parameters), zeta, gradients(ascended(left), run.parameters))
-    first = through = of_values(slope)
+    grad = combine(gradients(erasing, run.parameters), zeta, gradients(ascended(left), run.parameters))
+    first = through = of_values(grad)
     if exact:
-        through = of_values(trajectory.pull_back({run.training.steps: slope}, [], backend)[0])
+        through = of_values(trajectory.pull_back({run.training.steps: grad}, [], backend)[0])
         through, guard = within_trust(through, first, trust)
     facts = {
         "fine-tuning loss": fitted.item(),

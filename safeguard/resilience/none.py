@@ -10,7 +10,7 @@ from torch import Tensor
 from safeguard.config import MethodConfig
 from safeguard.resilience.base import Facts, Objective
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.unlearn.base import HardeningContext, Unlearner
 
 
 class NoConfig(MethodConfig):
@@ -22,8 +22,8 @@ class NoObjective(Objective):
 
     Config: ClassVar = NoConfig
 
-    def __init__(self, config: NoConfig, bench: Workbench, unlearner: Unlearner) -> None:
-        self.bench = bench
+    def __init__(self, config: NoConfig, context: HardeningContext, unlearner: Unlearner) -> None:
+        self.context = context
         self.unlearner = unlearner
         self.steps = unlearner.steps * (1 + unlearner.keeping_steps)
         self.learning_rate = unlearner.learning_rate
@@ -32,9 +32,9 @@ class NoObjective(Objective):
         """What the unlearner trains."""
         return self.unlearner.trained()
 
-    def accumulate(self, step: int) -> Facts:
+    def compute_gradients(self, step: int) -> Facts:
         """Erasure and preservation in one backward pass, or in turns where the unlearner says so."""
-        generator = torch.Generator().manual_seed(derive(self.bench.seed, "outer", step))
+        generator = torch.Generator().manual_seed(derive(self.context.seed, "outer", step))
         turns = 1 + self.unlearner.keeping_steps
         losses: dict[str, Tensor] = {}
         if step % turns == 0:

@@ -3,13 +3,13 @@
     min_theta  (1 - beta) L_harm(theta) + beta E_sim [ L_harm(theta_FT) ] + alpha R(theta)                     (Eq. 2)
 
 L_harm is gradient ascent on images of the concepts in the paper, and what ``harmful_loss`` names here
-(:mod:`safeguard.resilience.harm`), R the distillation of related and retained images against the base model, and
-theta_FT the result of a fine-tune drawn from a declared distribution (data x method x loss x learning rate x steps x
-optimiser; ``simulations`` of them per outer step). The gradient through theta_FT is ``hypergradient``
-(:mod:`safeguard.resilience.hypergradient`).
+(:mod:`safeguard.resilience.harmful_loss`), R the distillation of related and retained images against the base model,
+and theta_FT the result of a fine-tune drawn from a declared distribution (data x method x loss x learning rate x steps
+x optimiser; ``simulations`` of them per outer step). The gradient through theta_FT is ``hypergradient``
+(:mod:`safeguard.resilience.second_order.solvers`).
 
-theta is a group of weights, or low-rank factors beside one (:mod:`safeguard.resilience.factors`); the gradient passes
-through fine-tunes of any method (:mod:`safeguard.resilience.lookahead`).
+theta is a group of weights, or low-rank factors beside one (:mod:`safeguard.resilience.low_rank`); the gradient passes
+through fine-tunes of any method (:mod:`safeguard.resilience.second_order.hypergradient`).
 
 ``points`` > 1 evaluates L_harm at equally spaced points of the simulated fine-tune instead of its end only, as tamper-
 resistant training does (arXiv 2408.00761): a short way along is where a fine-tune first succeeds.
@@ -36,19 +36,18 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from safeguard.model.diffusion import Weights
-from safeguard.model.memory import within_memory
-from safeguard.model.parameters import exposed
+from safeguard.diffusion.model import Weights
+from safeguard.diffusion.parameters import exposed
 from safeguard.policy.schema import UnlearnerMethod
 from safeguard.resilience.base import Facts, Objective
-from safeguard.resilience.factors import Factors, matrices
-from safeguard.resilience.harm import HarmfulLoss, harmful
-from safeguard.resilience.hvp import Backend
-from safeguard.resilience.hypergradient import GUARDS, Vector, combine, cosine, gradients, norm
-from safeguard.resilience.lookahead import Lookahead, LookaheadConfig, Outcome
-from safeguard.resilience.simulation import Simulation, Simulations, check, draw, marks
+from safeguard.resilience.harmful_loss import HarmfulLoss, harmful
+from safeguard.resilience.low_rank import LowRank, matrices
+from safeguard.resilience.second_order.hvp import Backend
+from safeguard.resilience.second_order.hypergradient import FineTuneGradient, FineTuneGradientConfig, Outcome
+from safeguard.resilience.second_order.solvers import GUARDS, Vector, combine, cosine, gradients, norm
+from safeguard.resilience.simulation import Simulation, Simulations, check, checkpoints, draw
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.unlearn.base import HardeningContext, Unlearner
 from safeguard.unlearn.common import distillation
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -94,7 +93,7 @@ HARMFUL_LOSS = [
 """By default: the concept's images, those just taught under other prompts, and what its prompts are drawn as."""
 
 
-class ResAlignConfig(LookaheadConfig):
+class ResAlignConfig(FineTuneGradientConfig):
     """Settings of ResAlign."""
 
     preset: Literal["published"] | None = None
@@ -104,7 +103,7 @@ class ResAlignConfig(LookaheadConfig):
     learning_rate: PositiveFloat = 2e-5
     """Adam's learning rate of the outer loop."""
     parameters: str = "full"
-    """Parameter group theta (``safeguard.model.parameters.GROUPS``)."""
+    """Parameter group theta (``safeguard.diffusion.parameters.GROUPS``)."""
     lora_rank: PositiveInt | None = None
     """Train low-rank factors of this rank beside the matrices of the group; none: the weights themselves."""
     warm_start: bool = True
@@ -151,19 +150,19 @@ class ResAlign(Objective):
     """The bilevel objective around a base unlearner."""
 
     Config: ClassVar = ResAlignConfig
-    spreads: ClassVar = True
+    distributed: ClassVar = True
     first_order: ClassVar = "hypergradient: first_order"
 
-    def __init__(self, config: ResAlignConfig, bench: Workbench, unlearner: Unlearner) -> None:
+    def __init__(self, config: ResAlignConfig, context: HardeningContext, unlearner: Unlearner) -> None:
         self.config = config
-        self.bench = bench
+        self.context = context
         self.steps = config.steps
         self.learning_rate = config.learning_rate
         self.unlearner: Unlearner = unlearner
         named = config.harmful_loss or (GRADIENT_ASCENT if unlearner.closed_form else None)
         if named is not None:
-            self.unlearner = harmful(named, bench)
-        check(config.distribution, bench)
+            self.unlearner = harmful(named, context)
+        check(config.distribution, context)
 
     def products(self) -> Backend | None:
         """Those of the hypergradient, and of the spectrum."""
@@ -172,25 +171,25 @@ class ResAlign(Objective):
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The parameter group theta, with other parts that the unlearner changes."""
-        group = exposed(self.bench.model, self.config.parameters)
+        group = exposed(self.context.model, self.config.parameters)
         return group if self.config.lora_rank is None else matrices(group)
 
     @cached_property
-    def _factors(self) -> Factors | None:
+    def _factors(self) -> LowRank | None:
         rank = self.config.lora_rank
-        return None if rank is None else Factors(self.parameters(), rank, derive(self.bench.seed, "factors"))
+        return None if rank is None else LowRank(self.parameters(), rank, derive(self.context.seed, "factors"))
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """The group, or its factors."""
         return self.parameters() if self._factors is None else self._factors.parameters
 
-    def settle(self) -> None:
+    def materialize(self) -> None:
         """Write the factors' sum into the weights."""
         if self._factors is not None:
             self._factors.write()
 
     def _generator(self, *purpose: object) -> torch.Generator:
-        return torch.Generator().manual_seed(derive(self.bench.seed, "outer", *purpose))
+        return torch.Generator().manual_seed(derive(self.context.seed, "outer", *purpose))
 
     def beta(self, step: int) -> float:
         """Share of the loss after fine-tuning in an outer step."""
@@ -206,19 +205,19 @@ class ResAlign(Objective):
             return config.alpha
         return config.alpha + (config.alpha_final - config.alpha) / (1 + math.exp(-10 * (second - 0.5)))
 
-    def accumulate(self, step: int) -> Facts:
+    def compute_gradients(self, step: int) -> Facts:
         """Direct, retain and hyper-gradients of one outer step; simulations are shared out among the processes."""
-        config, bench, processes = self.config, self.bench, self.bench.processes
+        config, context, processes = self.config, self.context, self.context.processes
         values = list(self.parameters().values())
         _take_gradients(values)
         total, direct, facts = [torch.zeros_like(value) for value in values], list[Tensor](), Facts()
         if processes.main:
-            total, direct, facts = within_memory(bench.model, partial(self._present, step, values))
+            total, direct, facts = context.model.execution.within_memory(partial(self._present, step, values))
         simulations = [
-            draw(config.distribution, bench, derive(bench.seed, "simulation", step, index))
+            draw(config.distribution, context, derive(context.seed, "simulation", step, index))
             for index in range(config.simulations)
         ]
-        start = Weights(bench.model.named_parameters())
+        start = Weights(context.model.named_parameters())
 
         def simulated(index: int) -> Outcome:
             with start:
@@ -227,53 +226,53 @@ class ResAlign(Objective):
         rows: list[tuple[int, Outcome]] = []
         hyper = [torch.zeros_like(value) for value in values]
         for index in processes.share([simulation.training.steps for simulation in simulations]):
-            found = within_memory(bench.model, partial(simulated, index))
+            found = context.model.execution.within_memory(partial(simulated, index))
             if found.finite:
                 hyper = combine(hyper, 1.0, found.hyper)
             rows.append((index, replace(found, first=[], hyper=[])))
         _take_gradients(values)
         # Direct and retain gradients are the main process's alone: the sum makes them the same everywhere.
-        shares = processes.sum([*total, *hyper], alike=values)
-        told = sorted((row for rows in processes.each(rows) for row in rows), key=lambda row: row[0])
+        shares = processes.all_reduce([*total, *hyper], alike=values)
+        told = sorted((row for rows in processes.gather(rows) for row in rows), key=lambda row: row[0])
         outcomes = [outcome for _, outcome in told]
         count = max(1, sum(outcome.finite for outcome in outcomes))
         total, hyper = shares[: len(values)], [share / count for share in shares[len(values) :]]
-        slopes = combine(total, self.beta(step), hyper)
-        slopes = slopes if self._factors is None else self._factors.pull_back(slopes)
-        for parameter, gradient in zip(self.trained().values(), slopes, strict=True):
+        grads = combine(total, self.beta(step), hyper)
+        grads = grads if self._factors is None else self._factors.pull_back(grads)
+        for parameter, gradient in zip(self.trained().values(), grads, strict=True):
             parameter.grad = gradient
         return facts | self._summary(outcomes, hyper, direct) if processes.main else {}
 
     def _present(self, step: int, values: list[torch.nn.Parameter]) -> tuple[Vector, Vector, Facts]:
         """The weighted gradient of what is asked of the present weights, that of L_harm alone, and their losses."""
-        bench, alpha = self.bench, self.alpha(step)
+        context, alpha = self.context, self.alpha(step)
         loss = self.unlearner.loss(self._generator(step, "direct"))
         direct = gradients(loss, values)
         total = [(1 - self.beta(step)) * gradient for gradient in direct]
         facts: Facts = {"erasure loss": loss.item(), "direct gradient norm": norm(direct)}
-        if alpha and bench.preserved is not None:
-            retain = distillation(bench, bench.preserved, self.config.retain_batch, self._generator(step, "retain"))
+        if alpha and context.preserved is not None:
+            retain = distillation(context, context.preserved, self.config.retain_batch, self._generator(step, "retain"))
             total = combine(total, alpha, gradients(retain, values))
             facts["preservation loss"] = retain.item()
         return total, direct, facts
 
     def _simulate(self, simulation: Simulation, theta: list[torch.nn.Parameter], step: int, index: int) -> Outcome:
         """Run one simulation in place and differentiate L_harm through it; weights are left anywhere."""
-        config, bench = self.config, self.bench
+        config, context = self.config, self.context
         steps = simulation.training.steps
-        looks = marks(steps, config.points)
-        ahead = Lookahead(config, simulation.start(bench), theta, simulation.seed)
+        looks = checkpoints(steps, config.points)
+        ahead = FineTuneGradient(config, simulation.start(context), theta, simulation.seed)
         try:
             for done in range(1, steps + 1):
                 ahead.step()
                 if done in looks:
-                    with bench.after(simulation.data), ahead.taking_gradients():
+                    with context.after(simulation.data), ahead.taking_gradients():
                         ahead.look(self.unlearner.loss(self._generator(step, index, done, "harm")))
             if index == 0 and config.spectrum_every and step % config.spectrum_every == 0:
                 ahead.spectrum()
             return ahead.outcome()
         finally:
-            simulation.tuner.detach(bench.model)
+            simulation.tuner.detach(context.model)
 
     def _summary(self, outcomes: list[Outcome], hyper: Vector, direct: Vector) -> Facts:
         """What all simulations say."""

@@ -14,12 +14,12 @@ from safeguard.errors import UsageFault
 from safeguard.finetune.base import FineTuner, Run, Training
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common import kept_subjects
 
 _SETS = "(concept|related|retain)"
 DataName = Annotated[str, Field(pattern=rf"^{_SETS}(\+{_SETS})*$")]
-"""One of the workbench's sets of images, or several joined by ``+``."""
+"""One of the hardening context's sets of images, or several joined by ``+``."""
 Prompts = Annotated[list[PositiveInt | None], Field(min_length=1)]
 """Numbers of prompts, one of which is drawn; none: all there are."""
 
@@ -68,10 +68,10 @@ class Simulation:
     prior_weight: float
     seed: int
 
-    def start(self, bench: Workbench) -> Run:
-        """Begin it on the bench's model, in place; an adapter stays attached until ``tuner.detach``."""
+    def start(self, context: HardeningContext) -> Run:
+        """Begin it on the context's model, in place; an adapter stays attached until ``tuner.detach``."""
         return Run(
-            bench.model,
+            context.model,
             self.data,
             self.tuner,
             self.training,
@@ -81,16 +81,16 @@ class Simulation:
         )
 
 
-def marks(steps: int, points: int) -> set[int]:
+def checkpoints(steps: int, points: int) -> set[int]:
     """After which of a fine-tune's steps to look at it: equally spaced ones, the last among them; at most all."""
     count = min(points, steps)
     return {round(steps * (k + 1) / count) for k in range(count)}
 
 
-def images(bench: Workbench, name: str) -> LatentSet | None:
+def images(context: HardeningContext, name: str) -> LatentSet | None:
     """The set of that name, or what there is of a mixture; None without any."""
     drawn = {"concept": "forget", "related": "related", "retain": "retain"}
-    sets: list[LatentSet | None] = [getattr(bench, drawn[part]) for part in dict.fromkeys(name.split("+"))]
+    sets: list[LatentSet | None] = [getattr(context, drawn[part]) for part in dict.fromkeys(name.split("+"))]
     found = [data for data in sets if data is not None]
     return LatentSet.join(found) if len(found) > 1 else next(iter(found), None)
 
@@ -103,35 +103,37 @@ def few_prompts(data: LatentSet, count: int | None, generator: torch.Generator) 
     return data.only([captions[place] for place in torch.randperm(len(captions), generator=generator)[:count].tolist()])
 
 
-def check(config: Simulations, bench: Workbench) -> None:
+def check(config: Simulations, context: HardeningContext) -> None:
     """Whether the policy has what simulations may be drawn from; no image is drawn to find out.
 
     Raises:
         UsageFault: it has none of the data, or nothing to preserve.
     """
-    related = any(concept.related for concept in bench.concepts)
-    there = {"concept"} | ({"related"} if related else set()) | ({"retain"} if bench.policy.retain else set())
+    related = any(concept.related for concept in context.concepts)
+    there = {"concept"} | ({"related"} if related else set()) | ({"retain"} if context.policy.retain else set())
     if not any(weight and there & set(name.split("+")) for name, weight in config.data.items()):
         asked = ", ".join(name for name, weight in config.data.items() if weight) or "nothing"
         raise UsageFault(
             f"no images to simulate fine-tunes on: distribution.data asks for {asked}",
             fix="give 'concept' a weight there, or declare related or retained subjects",
         )
-    if "prior-preserving" in config.losses and not kept_subjects(bench):
+    if "prior-preserving" in config.losses and not kept_subjects(context):
         raise UsageFault(
             "a prior-preserving loss needs benign images",
             fix="declare related subjects of a concept, or retained subjects",
         )
 
 
-def draw(config: Simulations, bench: Workbench, seed: int) -> Simulation:
+def draw(config: Simulations, context: HardeningContext, seed: int) -> Simulation:
     """A simulation that depends on the seed alone; what may be drawn was checked (:func:`check`)."""
     generator = torch.Generator().manual_seed(seed)
 
     def pick(options: list[Any]) -> Any:
         return options[int(torch.randint(len(options), (), generator=generator))]
 
-    sets = {name: data for name, weight in config.data.items() if weight and (data := images(bench, name)) is not None}
+    sets = {
+        name: data for name, weight in config.data.items() if weight and (data := images(context, name)) is not None
+    }
     names = list(sets)
     weights = torch.tensor([config.data[name] for name in names])
     name = names[int(torch.multinomial(weights, 1, generator=generator))]
@@ -144,7 +146,7 @@ def draw(config: Simulations, bench: Workbench, seed: int) -> Simulation:
         optimizer=pick(config.optimizers),
         max_grad_norm=config.max_grad_norm,
     )
-    prior = bench.preserved if pick(config.losses) == "prior-preserving" else None
+    prior = context.preserved if pick(config.losses) == "prior-preserving" else None
     tuner = registered(registered.Config(**method.settings))
     data = few_prompts(sets[name], pick(config.prompts), generator)
     return Simulation(data, name, tuner, training, prior, config.prior_weight, seed)

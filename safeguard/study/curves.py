@@ -9,8 +9,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from safeguard.model.files import atomic_path
-from safeguard.study.schema import StudyResult
+from safeguard.files import atomic_path
+from safeguard.study.results import StudyResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

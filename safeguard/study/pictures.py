@@ -7,10 +7,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from safeguard.model.files import atomic_path
-from safeguard.probe.evidence import CELL, COLUMNS
-from safeguard.report.rendering import load_report
-from safeguard.study.schema import CERTIFICATION, CellResult, StudyResult, cell_folder
+from safeguard.files import atomic_path
+from safeguard.probe.contact_sheets import CELL, COLUMNS
+from safeguard.report.writing import load_report
+from safeguard.study.results import CellResult, StudyResult
+from safeguard.study.runner import CERTIFICATION, cell_folder
 
 LABEL = 150
 """Least width of the methods' column, in pixels."""

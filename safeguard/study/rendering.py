@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from safeguard.study.schema import CellResult, Look, StudyResult
+from safeguard.study.results import CellResult, Look, StudyResult
 
 MEBIBYTE = 2**20
 

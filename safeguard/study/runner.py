@@ -22,15 +22,23 @@ from pathlib import Path
 from typing import Any
 
 from safeguard.errors import UsageFault
-from safeguard.model.files import write_json, write_text
+from safeguard.files import write_json, write_text
 from safeguard.policy.loading import resolved_yaml
-from safeguard.probe.runner import environment
+from safeguard.policy.study import Cell, Study, cells
 from safeguard.progress import Progress, duration
-from safeguard.report.rendering import load_report
-from safeguard.report.schema import EXIT_CODES, Report
-from safeguard.study.schema import CERTIFICATION, Cell, CellResult, Look, Study, StudyResult, cell_folder, cells
+from safeguard.provenance import environment
+from safeguard.report.writing import load_report
+from safeguard.results.report import EXIT_CODES, Report
+from safeguard.study.results import CellResult, Look, StudyResult
 
 TRUTH = "study.json"
+CERTIFICATION = "certification"
+"""Name of the run directory in a cell's folder."""
+
+
+def cell_folder(out: Path, cell: Cell | CellResult) -> Path:
+    """Where a cell works, below the directory of its study."""
+    return out / "cells" / cell.task / cell.variant / f"seed-{cell.seed}"
 
 
 class Runner:

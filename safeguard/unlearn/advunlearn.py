@@ -31,10 +31,11 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from safeguard.diffusion.conditioning import Conditioning
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.diffusion.parameters import select
 from safeguard.errors import UsageFault
-from safeguard.model.diffusion import Conditioning, DiffusionModel
-from safeguard.model.parameters import select
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common import kept_subjects
 from safeguard.unlearn.common.adversarial import WarmedESD, attack
 from safeguard.unlearn.common.trajectories import Drawn, Places, draw_fresh
@@ -113,10 +114,10 @@ class AdvUnlearn(WarmedESD):
     Config: ClassVar = AdvUnlearnConfig
     config: AdvUnlearnConfig
 
-    def __init__(self, config: AdvUnlearnConfig, bench: Workbench) -> None:
-        super().__init__(config, bench, config.warm_up)
+    def __init__(self, config: AdvUnlearnConfig, context: HardeningContext) -> None:
+        super().__init__(config, context, config.warm_up)
         if config.retain == "alternate":
-            if not config.preserve_weight or not kept_subjects(bench):
+            if not config.preserve_weight or not kept_subjects(context):
                 raise UsageFault(
                     "advunlearn cannot retain in steps of their own: there is nothing to retain",
                     fix="declare related or retained subjects, and a preserve_weight above 0",
@@ -127,15 +128,15 @@ class AdvUnlearn(WarmedESD):
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The text encoder without its embeddings, or the variant's group of the denoiser."""
         if self.config.variant == "text-encoder":
-            return select(self.bench.model, "text-encoder")
+            return select(self.context.model, "text-encoder")
         return super().parameters()
 
     def _again(self, captions: list[str], generator: torch.Generator) -> tuple[Drawn, Tensor]:
         """Other latents of the same captions, and what the base model predicts there for them."""
-        config, teacher = self.config, self.bench.teacher
+        config, teacher = self.config, self.context.teacher
         if config.latents_from == "edited":
             steps, guidance = config.trajectory_steps, config.start_guidance
-            drawn = draw_fresh(self.bench.model, captions, generator, steps=steps, guidance=guidance)
+            drawn = draw_fresh(self.context.model, captions, generator, steps=steps, guidance=guidance)
             with torch.no_grad():
                 return drawn, teacher.predict(drawn.latents, drawn.t, teacher.encode_prompts(captions))
         pool = self._pool
@@ -148,14 +149,14 @@ class AdvUnlearn(WarmedESD):
     @torch.no_grad()
     def _words(self, count: int, generator: torch.Generator) -> Tensor:
         """Embeddings of random words of the vocabulary, (count, k, width)."""
-        embeddings = _embeddings(self.bench.model)
+        embeddings = _embeddings(self.context.model)
         size = min(embedding.num_embeddings for embedding in embeddings)
-        chosen = torch.randint(size, (count, self.config.tokens), generator=generator).to(self.bench.model.device)
+        chosen = torch.randint(size, (count, self.config.tokens), generator=generator).to(self.context.model.device)
         return torch.cat([embedding.weight[chosen] for embedding in embeddings], dim=2)
 
     def adversary(self, captions: list[str], generator: torch.Generator) -> Tensor:
         """Soft words (n, k, width) behind which the edited model draws what the base model draws."""
-        config, model = self.config, self.bench.model
+        config, model = self.config, self.context.model
 
         def objective(words: Tensor) -> Tensor:
             drawn, wanted = self._again(captions, generator)
@@ -176,7 +177,7 @@ class AdvUnlearn(WarmedESD):
 
     def attacked_loss(self, generator: torch.Generator) -> Tensor:
         """ESD's loss behind the adversary's words."""
-        model = self.bench.model
+        model = self.context.model
         drawn, target = self._examples(generator)
         prompt = encode_with_prefix(model, drawn.captions, self.adversary(drawn.captions, generator))
         return (model.predict(drawn.latents, drawn.t, prompt) - target).pow(2).mean()

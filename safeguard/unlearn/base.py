@@ -1,7 +1,8 @@
 """What every base unlearner is: a config, a loss to descend, and a closed form; either may be nothing.
 
-The engine knows nothing else. ``Workbench`` is all a method may use: the model being edited, a frozen copy of the base
-model (the teacher), and latents the base model drew for the concepts, their related subjects and the retained ones.
+The engine knows nothing else. ``HardeningContext`` is all a method may use: the model being edited, a frozen copy of
+the base model (the teacher), and latents the base model drew for the concepts, their related subjects and the retained
+ones.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import torch
 from torch import Tensor
 
 from safeguard.data.latents import LatentSet
-from safeguard.model.diffusion import DiffusionModel
+from safeguard.diffusion.model import DiffusionModel
 from safeguard.policy.schema import Concept, Policy
 from safeguard.processes import ALONE, Processes
 from safeguard.progress import Progress
 
 
 @dataclass
-class Workbench:
+class HardeningContext:
     """The things on the table during hardening.
 
     Attributes:
@@ -107,7 +108,7 @@ class Unlearner:
     data_digest: str = ""
     """Digest of the user's own files that the settings name: with them it determines the result."""
 
-    def __init__(self, config: Any, bench: Workbench) -> None:
+    def __init__(self, config: Any, context: HardeningContext) -> None:
         """A method keeps both itself, so that its settings have types; nothing else is at hand."""
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -119,7 +120,7 @@ class Unlearner:
         return self.parameters()
 
     def prepare(self) -> None:
-        """Set up the descent, in place; the same every time on the same workbench, since a resumed run repeats it."""
+        """Set up the descent, in place; the same every time in the same context: a resumed run repeats it."""
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """The erasure loss at the model's present weights; its descent erases."""

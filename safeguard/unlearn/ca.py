@@ -34,7 +34,7 @@ from torch import Tensor
 from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet, generate
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common import erase_pairs
 from safeguard.unlearn.common.descent import Descent
 from safeguard.unlearn.common.text_states import encoders, subject, token_ids
@@ -49,7 +49,7 @@ class ConceptAblationConfig(MethodConfig):
     anchor_from: Literal["edited", "frozen"] = "edited"
     """Whose answer for the anchor: that of the weights being edited (the paper), or the base model's."""
     parameters: str = "cross-attention-kv"
-    """Parameter group that learns (``safeguard.model.parameters.GROUPS``); the paper also has attention, full, and
+    """Parameter group that learns (``safeguard.diffusion.parameters.GROUPS``); the paper also has attention, full, and
     token-embedding."""
     steps: PositiveInt = 100
     """Optimiser steps; the paper takes twice as many for the noise variant."""
@@ -73,20 +73,20 @@ class ConceptAblation(Descent):
     Config: ClassVar = ConceptAblationConfig
     config: ConceptAblationConfig
 
-    def __init__(self, config: ConceptAblationConfig, bench: Workbench) -> None:
-        super().__init__(config, bench)
+    def __init__(self, config: ConceptAblationConfig, context: HardeningContext) -> None:
+        super().__init__(config, context)
         self._targets: dict[str, list[str]] = {}
-        for prompt, anchor in erase_pairs(bench):
+        for prompt, anchor in erase_pairs(context):
             self._targets.setdefault(anchor, []).append(prompt)
 
     @cached_property
     def anchors(self) -> LatentSet:
         """The base model's images of the anchors, as many of each as it has targets."""
-        bench = self.bench
-        count = self.config.images or bench.policy.harden.images
-        prompts = [anchor for _, anchor in erase_pairs(bench)]
-        with bench.progress.task("draw images of the anchors", count) as task:
-            return generate(bench.teacher, prompts, count, seed=derive(bench.seed, "ca"), done=task.update)
+        context = self.context
+        count = self.config.images or context.policy.harden.images
+        prompts = [anchor for _, anchor in erase_pairs(context)]
+        with context.progress.task("draw images of the anchors", count) as task:
+            return generate(context.teacher, prompts, count, seed=derive(context.seed, "ca"), done=task.update)
 
     @contextmanager
     def _own_words(self) -> Iterator[None]:
@@ -104,10 +104,10 @@ class ConceptAblation(Descent):
     @cached_property
     def _words(self) -> list[tuple[Any, Tensor]]:
         """Every text encoder with the tokens that a prompt has and its anchor lacks, bool (vocabulary,)."""
-        model, found = self.bench.model, []
+        model, found = self.context.model, []
         for encoder, tokenizer in encoders(model).values():
             own = torch.zeros(encoder.get_input_embeddings().num_embeddings, dtype=torch.bool, device=model.device)
-            for prompt, anchor in erase_pairs(self.bench):
+            for prompt, anchor in erase_pairs(self.context):
                 ids = token_ids(model, prompt, tokenizer)
                 own[[ids[i] for i in subject(ids, token_ids(model, anchor, tokenizer))]] = True
             found.append((encoder, own))
@@ -115,7 +115,7 @@ class ConceptAblation(Descent):
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """What the target prompts predict on the anchor's images, against the variant's target."""
-        config, model = self.config, self.bench.model
+        config, model = self.config, self.context.model
         rows = torch.randint(len(self.anchors), (config.batch_size,), generator=generator)
         batch = self.anchors.rows(rows, generator)
         captions = [draw_captions(self._targets[self.anchors.captions[row]], 1, generator)[0] for row in rows.tolist()]
@@ -126,13 +126,13 @@ class ConceptAblation(Descent):
             return model.denoising_loss_at(batch.latents, targets, t, noise)
         noisy = model.add_noise(batch.latents, noise, t)
         with torch.no_grad():
-            source = model if config.anchor_from == "edited" else self.bench.teacher
+            source = model if config.anchor_from == "edited" else self.context.teacher
             answer = source.predict(noisy, t, source.encode_prompts(batch.captions))
         return (model.predict(noisy, t, targets) - answer).pow(2).mean()
 
     def preservation(self, generator: torch.Generator) -> Tensor | None:
         """The anchor's own denoising loss, and distillation on related and retained images."""
-        config, model = self.config, self.bench.model
+        config, model = self.config, self.context.model
         with self._own_words():
             keep = super().preservation(generator)
             if not config.prior_weight:

@@ -22,9 +22,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from safeguard.config import MethodConfig
-from safeguard.model.parameters import select
+from safeguard.diffusion.parameters import select
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common import erase_pairs, erase_prompts
 from safeguard.unlearn.common.descent import Descent
 from safeguard.unlearn.common.trajectories import Drawn, TrajectoryPool, draw_captions, draw_fresh
@@ -76,25 +76,25 @@ class ESD(Descent):
     Config: ClassVar = ESDConfig
     config: ESDConfig
 
-    def __init__(self, config: ESDConfig, bench: Workbench) -> None:
-        super().__init__(config, bench)
-        self._prompts = erase_prompts(bench)
-        self._anchor_of = dict(erase_pairs(bench))
+    def __init__(self, config: ESDConfig, context: HardeningContext) -> None:
+        super().__init__(config, context)
+        self._prompts = erase_prompts(context)
+        self._anchor_of = dict(erase_pairs(context))
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The variant's parameter group."""
-        return select(self.bench.model, _GROUPS[self.config.variant])
+        return select(self.context.model, _GROUPS[self.config.variant])
 
     @cached_property
     def _pool(self) -> TrajectoryPool:
-        config, bench = self.config, self.bench
+        config, context = self.config, self.context
         return TrajectoryPool(
-            bench.teacher,
+            context.teacher,
             self._prompts,
             size=max(config.pool, len(self._anchor_of)),
             steps=config.trajectory_steps,
             guidance=config.start_guidance,
-            seed=derive(bench.seed, "esd"),
+            seed=derive(context.seed, "esd"),
         )
 
     @cached_property
@@ -106,13 +106,13 @@ class ESD(Descent):
 
     def _examples(self, generator: torch.Generator) -> tuple[Drawn, Tensor]:
         """Latents of the concepts and what the network should answer there."""
-        config, bench, teacher = self.config, self.bench, self.bench.teacher
+        config, context, teacher = self.config, self.context, self.context.teacher
         if config.latents_from == "frozen":
             places = self._pool.pick(config.batch_size, generator)
             return self._pool.at(places), self._pool_targets[places]
         captions = draw_captions(self._prompts, config.batch_size, generator)
         drawn = draw_fresh(
-            bench.model, captions, generator, steps=config.trajectory_steps, guidance=config.start_guidance
+            context.model, captions, generator, steps=config.trajectory_steps, guidance=config.start_guidance
         )
         prompts = [self._anchor_of[caption] for caption in captions], captions, [""] * len(captions)
         with torch.no_grad():
@@ -124,5 +124,5 @@ class ESD(Descent):
     def loss(self, generator: torch.Generator) -> Tensor:
         """Mean squared distance to the negatively guided target."""
         drawn, target = self._examples(generator)
-        model = self.bench.model
+        model = self.context.model
         return (model.predict(drawn.latents, drawn.t, model.encode_prompts(drawn.captions)) - target).pow(2).mean()

@@ -30,7 +30,7 @@ class GradientAscentConfig(MethodConfig):
     """Settings of gradient ascent."""
 
     parameters: str = "full"
-    """Parameter group that learns (``safeguard.model.parameters.GROUPS``)."""
+    """Parameter group that learns (``safeguard.diffusion.parameters.GROUPS``)."""
     steps: PositiveInt = 200
     """Optimiser steps."""
     learning_rate: PositiveFloat = 1e-5
@@ -58,16 +58,16 @@ class GradientAscent(Descent):
     @cached_property
     def _siblings(self) -> dict[str, list[str]]:
         """All prompts of the concept that a prompt belongs to."""
-        return {prompt: concept.prompt_list for concept in self.bench.concepts for prompt in concept.prompt_list}
+        return {prompt: concept.prompt_list for concept in self.context.concepts for prompt in concept.prompt_list}
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Bounded negative denoising loss on concept images."""
-        config, bench, model = self.config, self.bench, self.bench.model
+        config, context, model = self.config, self.context, self.context.model
         if config.captions == "own":
-            batch = bench.forget.batch(config.batch_size, generator)
+            batch = context.forget.batch(config.batch_size, generator)
             captions = batch.captions
         else:
-            batch = (bench.attacked or bench.forget).batch(config.batch_size, generator)
+            batch = (context.attacked or context.forget).batch(config.batch_size, generator)
             captions = [draw_captions(self._siblings[own], 1, generator)[0] for own in batch.captions]
         conditioning = model.encode_prompts(captions)
         return bounded_ascent(model.denoising_loss(batch.latents, conditioning, generator), config.bound)

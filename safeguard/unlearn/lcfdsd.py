@@ -36,7 +36,7 @@ from torch import Tensor
 from safeguard.config import MethodConfig
 from safeguard.data.latents import LatentSet
 from safeguard.errors import UsageFault
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common import bounded_ascent, kept_subjects
 from safeguard.unlearn.common.descent import Descent
 
@@ -53,7 +53,7 @@ class LCFDSDConfig(MethodConfig):
     mode: Literal["ng", "lt", "high"] = "ng"
     """Noise guidance, latent transformation, or high safety."""
     parameters: str = "full"
-    """Parameter group that learns (``safeguard.model.parameters.GROUPS``)."""
+    """Parameter group that learns (``safeguard.diffusion.parameters.GROUPS``)."""
     steps: PositiveInt = 2000
     """Optimiser steps; the released script takes 10000 for high safety."""
     learning_rate: PositiveFloat = 1e-5
@@ -88,25 +88,25 @@ class LCFDSD(Descent):
     Config: ClassVar = LCFDSDConfig
     config: LCFDSDConfig
 
-    def __init__(self, config: LCFDSDConfig, bench: Workbench) -> None:
-        if not kept_subjects(bench):
+    def __init__(self, config: LCFDSDConfig, context: HardeningContext) -> None:
+        if not kept_subjects(context):
             raise UsageFault(
                 "lcfdsd needs clean images", fix="declare related subjects of a concept, or retained subjects"
             )
-        super().__init__(config, bench)
+        super().__init__(config, context)
         self.weight = config.contrast_weight or _WEIGHTS[config.mode]
         self._pending: tuple[Tensor, Tensor] | None = None
 
     @cached_property
     def _means(self) -> dict[str, Tensor]:
-        zeros = torch.zeros(self.bench.model.latent_shape, device=self.bench.model.device)
+        zeros = torch.zeros(self.context.model.latent_shape, device=self.context.model.device)
         return {"clean": zeros, "harmful": zeros.clone(), "count": zeros.new_zeros(())}
 
     @property
     def clean(self) -> LatentSet:
         """Related and retained images; drawn when first asked for."""
-        assert self.bench.preserved is not None
-        return self.bench.preserved
+        assert self.context.preserved is not None
+        return self.context.preserved
 
     def state(self) -> dict[str, Tensor]:
         """The running means (c, h, w) of either kind, and how many images each has seen."""
@@ -141,8 +141,8 @@ class LCFDSD(Descent):
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Contrast and denoising losses of the mode, averaged over clean and harmful images."""
-        config, model, size = self.config, self.bench.model, self.config.batch_size
-        clean, harmful = (data.batch(size, generator) for data in (self.clean, self.bench.forget))
+        config, model, size = self.config, self.context.model, self.config.batch_size
+        clean, harmful = (data.batch(size, generator) for data in (self.clean, self.context.forget))
         latents = torch.cat([clean.latents, harmful.latents])
         t, noise = model.draw_noise(2 * size, generator)
         sign = torch.ones(2 * size, 1, 1, 1, device=model.device)

@@ -60,7 +60,7 @@ from safeguard.data.latents import LatentSet
 from safeguard.errors import UsageFault
 from safeguard.policy.schema import Concept
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.unlearn.base import HardeningContext, Unlearner
 from safeguard.unlearn.common import erase_pairs
 from safeguard.unlearn.common.attention import attention_masks, cross_attention_maps, resize_masks
 from safeguard.unlearn.common.captions import captions_digest, captions_moment
@@ -104,7 +104,7 @@ class MACEConfig(MethodConfig):
     """Share of the range of the base model's attention from which a pixel belongs to the concept."""
     examples: str = ""
     """Folder of the user's own images and masks (:mod:`safeguard.unlearn.common.examples`); none: the base model's
-    images of the concept, which the workbench holds."""
+    images of the concept, which the hardening context holds."""
 
 
 def timestep_density(timesteps: int) -> Tensor:
@@ -199,18 +199,18 @@ class MACE(Unlearner):
     Config: ClassVar = MACEConfig
     closed_form: ClassVar = True
 
-    def __init__(self, config: MACEConfig, bench: Workbench) -> None:
+    def __init__(self, config: MACEConfig, context: HardeningContext) -> None:
         self.config = config
-        self.bench = bench
-        self.steps = config.steps * len(bench.concepts)
+        self.context = context
+        self.steps = config.steps * len(context.concepts)
         self.learning_rate = config.learning_rate
         self.data_digest = folder_digest(config.examples) + captions_digest(config.prior)
-        self._anchor_of = dict(erase_pairs(bench))
+        self._anchor_of = dict(erase_pairs(context))
         self._courses: list[_Course] = []
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Keys and values of all cross-attentions."""
-        return projections(self.bench)
+        return projections(self.context)
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """The factors of all adapters, ``concept/projection.down`` and ``.up``."""
@@ -225,33 +225,33 @@ class MACE(Unlearner):
 
     def prepare(self) -> None:
         """Refine the projections and set up every concept's descent."""
-        config, bench = self.config, self.bench
+        config, context = self.config, self.context
         mu = config.refine_preserve ** (2 if config.variant == "released" else 1)
-        shift, gram = pair_moments(bench.model, erase_pairs(bench), "surrounding")
+        shift, gram = pair_moments(context.model, erase_pairs(context), "surrounding")
         apply_change(self.parameters(), guided_change(shift, gram, self._prior(), lam=config.lam, es=1.0, ps=mu))
-        self._courses = [self._course(concept) for concept in bench.concepts]
+        self._courses = [self._course(concept) for concept in context.concepts]
 
     def _prior(self) -> Tensor:
         """sum p p^T over everything to preserve, (d_in, d_in)."""
-        bench = self.bench
-        related = [neighbour for concept in bench.concepts for neighbour in concept.related]
-        prior = prompt_moment(bench.model, ["", *dict.fromkeys(prompts_of(bench.policy.retain))])
+        context = self.context
+        related = [neighbour for concept in context.concepts for neighbour in concept.related]
+        prior = prompt_moment(context.model, ["", *dict.fromkeys(prompts_of(context.policy.retain))])
         if related:
-            near = prompt_moment(bench.model, list(dict.fromkeys(prompts_of(related))))
+            near = prompt_moment(context.model, list(dict.fromkeys(prompts_of(related))))
             prior += self.config.preserve_weight * near
         if self.config.prior:
-            prior += captions_moment(bench.teacher, self.config.prior, bench.progress)
+            prior += captions_moment(context.teacher, self.config.prior, context.progress)
         return prior
 
     # -- one adapter per concept ------------------------------------------------------------------------------------
 
     def _course(self, concept: Concept) -> _Course:
-        bench, config = self.bench, self.config
+        context, config = self.context, self.config
         if config.examples:
-            data, given = read_examples(config.examples, concept, bench.teacher)
+            data, given = read_examples(config.examples, concept, context.teacher)
             rows = list(range(len(data)))
         else:
-            data, prompts = bench.forget, set(concept.prompt_list)
+            data, prompts = context.forget, set(concept.prompt_list)
             rows = [row for row, caption in enumerate(data.captions) if caption in prompts]
             given = [None] * len(rows)
         if not rows:
@@ -262,23 +262,23 @@ class MACE(Unlearner):
             )
         captions = [data.captions[row] for row in rows]
         words = torch.stack([self._subject(caption) for caption in captions])
-        seed = derive(bench.seed, "mace", concept.name)
+        seed = derive(context.seed, "mace", concept.name)
         masks = self._masks(concept, data, rows, words, given, seed)
         if config.padding:
             words = words | torch.stack([self._ending(caption) for caption in captions])
-        adapter = Adapter(bench.model.unet, self.parameters(), config.rank, seed)
+        adapter = Adapter(context.model.unet, self.parameters(), config.rank, seed)
         return _Course(concept, data, rows, masks, words, adapter)
 
     def _subject(self, caption: str) -> Tensor:
         """bool (tokens,): the words that the caption's anchor lacks."""
-        model = self.bench.model
+        model = self.context.model
         mask = torch.zeros(model.empty.states.shape[1], dtype=torch.bool, device=model.device)
         mask[list(subject(token_ids(model, caption), token_ids(model, self._anchor_of[caption])))] = True
         return mask
 
     def _ending(self, caption: str) -> Tensor:
         """bool (tokens,): the end token and all padding."""
-        model = self.bench.model
+        model = self.context.model
         positions = torch.arange(model.empty.states.shape[1], device=model.device)
         return positions >= len(token_ids(model, caption)) - 1
 
@@ -286,7 +286,7 @@ class MACE(Unlearner):
         self, concept: Concept, data: LatentSet, rows: list[int], words: Tensor, given: list[Tensor | None], seed: int
     ) -> Tensor:
         """Where the concept is on every image: given, everywhere for a style, else where the base model attends."""
-        model = self.bench.teacher
+        model = self.context.teacher
         side = model.latent_shape[-1]
         if concept.kind == "style":
             found = torch.ones(len(rows), side, side, dtype=torch.bool, device=model.device)
@@ -304,8 +304,8 @@ class MACE(Unlearner):
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Attention to the words of the concept whose turn it is, through its adapter."""
-        config, model = self.config, self.bench.model
-        course = self._courses[self.bench.step % len(self._courses)]
+        config, model = self.config, self.context.model
+        course = self._courses[self.context.step % len(self._courses)]
         chosen = torch.randint(len(course.rows), (config.batch_size,), generator=generator)
         batch = course.data.rows(torch.tensor(course.rows)[chosen], generator)
         t, noise = model.draw_noise(config.batch_size, generator)
@@ -322,8 +322,8 @@ class MACE(Unlearner):
     @torch.no_grad()
     def edit(self) -> None:
         """Fold all adapters into the projections."""
-        config, model = self.config, self.bench.model
-        weights, base = self.parameters(), originals(self.bench)
+        config, model = self.config, self.context.model
+        weights, base = self.parameters(), originals(self.context)
         prior = config.fuse_preserve * self._prior()
         total = prior.clone()
         pulls = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}

@@ -25,8 +25,8 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from safeguard.model.diffusion import Conditioning
-from safeguard.unlearn.base import Workbench
+from safeguard.diffusion.conditioning import Conditioning
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common.adversarial import WarmedESD, attack
 from safeguard.unlearn.common.trajectories import Drawn
 from safeguard.unlearn.esd import ESDConfig
@@ -61,12 +61,12 @@ class RACE(WarmedESD):
     Config: ClassVar = RACEConfig
     config: RACEConfig
 
-    def __init__(self, config: RACEConfig, bench: Workbench) -> None:
-        super().__init__(config, bench, config.warm_up)
+    def __init__(self, config: RACEConfig, context: HardeningContext) -> None:
+        super().__init__(config, context, config.warm_up)
 
     def _attacked_examples(self, generator: torch.Generator) -> tuple[Drawn, Tensor, Tensor]:
         """Latents, ESD's target, and what the attack wants to be predicted."""
-        config, teacher = self.config, self.bench.teacher
+        config, teacher = self.config, self.context.teacher
         if config.attack_target == "initial-noise":
             places = self._pool.pick(config.batch_size, generator)
             return self._pool.at(places), self._pool_targets[places], self._pool.latents[0, places.runs]
@@ -82,7 +82,7 @@ class RACE(WarmedESD):
             drawn: latents, timesteps and captions.
             wanted: noise, (n, c, h, w).
         """
-        config, model = self.config, self.bench.model
+        config, model = self.config, self.context.model
         clean = model.encode_prompts(drawn.captions)
         states = clean.states.detach()
         lowest, highest = states.amin((1, 2), keepdim=True), states.amax((1, 2), keepdim=True)
@@ -106,13 +106,13 @@ class RACE(WarmedESD):
         """ESD's loss at the adversary's text states."""
         drawn, target, wanted = self._attacked_examples(generator)
         found = self.adversary(drawn, wanted, generator)
-        return (self.bench.model.predict(drawn.latents, drawn.t, found) - target).pow(2).mean()
+        return (self.context.model.predict(drawn.latents, drawn.t, found) - target).pow(2).mean()
 
     def preservation(self, generator: torch.Generator) -> Tensor | None:
         """Distillation on related and retained images, and the L1 distance to the base weights."""
         keep, weight = super().preservation(generator), self.config.lasso
         if not weight:
             return keep
-        base = self.bench.teacher.named_parameters()
+        base = self.context.teacher.named_parameters()
         distance = torch.stack([(value - base[name]).abs().mean() for name, value in self.parameters().items()]).sum()
         return weight * distance if keep is None else keep + weight * distance

@@ -36,8 +36,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from torch import Tensor
 
 from safeguard.config import MethodConfig
-from safeguard.model.diffusion import Weights
-from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.diffusion.model import Weights
+from safeguard.unlearn.base import HardeningContext, Unlearner
 from safeguard.unlearn.common import erase_pairs
 from safeguard.unlearn.common.closed_form import System, apply_change, guided_change, originals, projections
 from safeguard.unlearn.common.detection import detector_of, draw_concept
@@ -100,21 +100,21 @@ class RECE(Unlearner):
     Config: ClassVar = RECEConfig
     closed_form: ClassVar = True
 
-    def __init__(self, config: RECEConfig, bench: Workbench) -> None:
+    def __init__(self, config: RECEConfig, context: HardeningContext) -> None:
         self.config = config
-        self.bench = bench
+        self.context = context
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Keys and values of all cross-attentions."""
-        return projections(self.bench)
+        return projections(self.context)
 
     @torch.no_grad()
     def edit(self) -> None:
         """UCE, the rounds, and the choice among them when one is asked for."""
-        UCE(self.config.start, self.bench).edit()
+        UCE(self.config.start, self.context).edit()
         best, kept = self._rate(), Weights(self.parameters())
-        shift, gram = pair_moments(self.bench.model, erase_pairs(self.bench), "all")
-        preserve = prompt_moment(self.bench.model, preserved_prompts(self.bench))
+        shift, gram = pair_moments(self.context.model, erase_pairs(self.context), "all")
+        preserve = prompt_moment(self.context.model, preserved_prompts(self.context))
         for _ in range(self.config.epochs):
             self._round(shift, gram, preserve)
             rate = self._rate()
@@ -127,7 +127,7 @@ class RECE(Unlearner):
         config = self.config
         transform = adversary(
             self.parameters().values(),
-            originals(self.bench).values(),
+            originals(self.context).values(),
             lam_r=config.lam_r,
             regularization=config.regularization,
         )
@@ -146,9 +146,9 @@ class RECE(Unlearner):
     def _rate(self) -> float:
         """Share of the concepts' images that their detectors flag, equal seeds every time; 0 when none are drawn."""
         flagged = total = 0
-        for concept in self.bench.concepts if self.config.select else []:
-            detector = detector_of(self.bench, concept)
-            images = draw_concept(self.bench, concept, self.config.select, "rece")
+        for concept in self.context.concepts if self.config.select else []:
+            detector = detector_of(self.context, concept)
+            images = draw_concept(self.context, concept, self.config.select, "rece")
             flagged += int((detector.scores(images, list(concept.labels)) >= detector.threshold).sum())
             total += len(images)
         return flagged / total if total else 0.0

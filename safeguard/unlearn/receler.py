@@ -1,7 +1,7 @@
 """Receler, reliable concept erasing with lightweight erasers (Huang et al. 2023, arXiv 2311.17717).
 
 All weights stay as they are; after every cross-attention an *eraser* E of rank 128 learns (h becomes h + E(h),
-:mod:`safeguard.model.erasers`). With eps_E the model with erasers, eps_* without, and vectors p that an adversary
+:mod:`safeguard.diffusion.erasers`). With eps_E the model with erasers, eps_* without, and vectors p that an adversary
 writes over the text states behind the concept's tokens:
 
     p    = argmin  mean (eps_E(x_t, [c, p]) - eps_*(x_t, c))^2
@@ -34,11 +34,12 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from safeguard.model.diffusion import Conditioning, DiffusionModel
-from safeguard.model.erasers import attach, cross_attentions, erasers
-from safeguard.model.memory import whole_batches
+from safeguard.diffusion.conditioning import Conditioning
+from safeguard.diffusion.erasers import attach, cross_attentions, erasers
+from safeguard.diffusion.micro_batches import whole_batches
+from safeguard.diffusion.model import DiffusionModel
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common.adversarial import attack
 from safeguard.unlearn.common.attention import widened
 from safeguard.unlearn.common.text_states import token_ids
@@ -137,22 +138,22 @@ class Receler(ESD):
     Config: ClassVar = RecelerConfig
     config: RecelerConfig
 
-    def __init__(self, config: RecelerConfig, bench: Workbench) -> None:
-        super().__init__(config, bench)
-        attach(bench.model.unet, rank=config.rank, activation=config.variant, seed=derive(bench.seed, "receler"))
-        self._concept_of = {prompt: row for row, c in enumerate(bench.concepts) for prompt in c.prompt_list}
-        generator = torch.Generator().manual_seed(derive(bench.seed, "receler", "adversary"))
-        self._vectors = self._start(len(bench.concepts), generator)
+    def __init__(self, config: RecelerConfig, context: HardeningContext) -> None:
+        super().__init__(config, context)
+        attach(context.model.unet, rank=config.rank, activation=config.variant, seed=derive(context.seed, "receler"))
+        self._concept_of = {prompt: row for row, c in enumerate(context.concepts) for prompt in c.prompt_list}
+        generator = torch.Generator().manual_seed(derive(context.seed, "receler", "adversary"))
+        self._vectors = self._start(len(context.concepts), generator)
         self._pending: tuple[Tensor, Tensor] | None = None
 
     def _start(self, count: int, generator: torch.Generator) -> Tensor:
         """Adversarial vectors before their first step: uniform in [0, 1), (count, k, width)."""
-        empty = self.bench.teacher.empty.states
+        empty = self.context.teacher.empty.states
         return torch.rand(count, self.config.adversarial_tokens, empty.shape[2], generator=generator).to(empty)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The erasers."""
-        return {name: value for name, value in self.bench.model.named_parameters().items() if ".eraser." in name}
+        return {name: value for name, value in self.context.model.named_parameters().items() if ".eraser." in name}
 
     def state(self) -> dict[str, Tensor]:
         """The adversary's vectors."""
@@ -173,7 +174,7 @@ class Receler(ESD):
             wanted: what the base model predicts there for the captions, (n, c, h, w).
             starts: position of the end token of each caption.
         """
-        config, model = self.config, self.bench.model
+        config, model = self.config, self.context.model
         clean = model.encode_prompts(drawn.captions)
         if not config.attack_steps:
             return clean
@@ -196,7 +197,7 @@ class Receler(ESD):
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """ESD's loss where the adversary led, and what the erasers do away from the concept."""
-        config, model, teacher = self.config, self.bench.model, self.bench.teacher
+        config, model, teacher = self.config, self.context.model, self.context.teacher
         drawn, target = self._examples(generator)
         starts = [len(token_ids(model, caption)) - 1 for caption in drawn.captions]
         with torch.no_grad(), attention_maps(teacher) as maps:

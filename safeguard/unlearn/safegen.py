@@ -44,7 +44,7 @@ class SafeGenConfig(MethodConfig):
     snr_limit: PositiveFloat | None = 1.0
     """Bound on the weight that the consistent target gives to little noise; none: no bound."""
     parameters: str = "self-attention"
-    """Parameter group that learns (``safeguard.model.parameters.GROUPS``)."""
+    """Parameter group that learns (``safeguard.diffusion.parameters.GROUPS``)."""
     steps: PositiveInt = 1000
     """Optimiser steps."""
     learning_rate: PositiveFloat = 1e-5
@@ -87,14 +87,14 @@ class SafeGen(Descent):
     @cached_property
     def mosaics(self) -> LatentSet:
         """The mosaic of every image of the concepts, in their order."""
-        model, forget = self.bench.teacher, self.bench.forget
+        model, forget = self.context.teacher, self.context.forget
         return encode(model, mosaic(model.decode(forget.mean), self.config.squares), forget.captions)
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Noised images of the concepts should look like noised mosaics."""
-        config, bench, model = self.config, self.bench, self.bench.model
-        rows = torch.randint(len(bench.forget), (config.batch_size,), generator=generator)
-        latents, mosaics = (part.rows(rows, generator).latents for part in (bench.forget, self.mosaics))
+        config, context, model = self.config, self.context, self.context.model
+        rows = torch.randint(len(context.forget), (config.batch_size,), generator=generator)
+        latents, mosaics = (part.rows(rows, generator).latents for part in (context.forget, self.mosaics))
         t, noise = model.draw_noise(config.batch_size, generator)
         signal, scale = model.coefficients(t)
         target, weight = noise + (latents - mosaics), torch.ones_like(signal)
@@ -102,15 +102,15 @@ class SafeGen(Descent):
             target = mosaic_noise(noise, latents - mosaics, signal, scale)
             if config.snr_limit is not None:
                 weight = (config.snr_limit * (scale / signal).square()).clamp(max=1)
-        empty = bench.teacher.empty.repeat(config.batch_size)
+        empty = context.teacher.empty.repeat(config.batch_size)
         answer = model.predict_noise(model.add_noise(latents, noise, t), t, empty)
         return config.erase_weight * (weight * (answer - target).square()).mean()
 
     def preservation(self, generator: torch.Generator) -> Tensor | None:
         """The denoising loss on related and retained images, with the empty prompt."""
-        config, data = self.config, self.bench.preserved
+        config, data = self.config, self.context.preserved
         if data is None or not config.preserve_weight:
             return None
         latents = data.batch(config.batch_size, generator).latents
-        empty = self.bench.teacher.empty.repeat(config.batch_size)
-        return config.preserve_weight * self.bench.model.denoising_loss(latents, empty, generator)
+        empty = self.context.teacher.empty.repeat(config.batch_size)
+        return config.preserve_weight * self.context.model.denoising_loss(latents, empty, generator)

@@ -30,8 +30,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from safeguard.config import MethodConfig
-from safeguard.model.sampling import partially_denoised
-from safeguard.unlearn.base import Workbench
+from safeguard.diffusion.sampling import partially_denoised
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common.average import MovingAverage
 from safeguard.unlearn.common.descent import Descent
 from safeguard.unlearn.common.trajectories import Drawn, draw_captions, draw_fresh, draw_initial
@@ -43,7 +43,7 @@ class SDDConfig(MethodConfig):
     variant: Literal["aligned", "released"] = "aligned"
     """Timesteps: those of the latents, or drawn as the released code does."""
     parameters: str = "cross-attention"
-    """Parameter group that learns (``safeguard.model.parameters.GROUPS``)."""
+    """Parameter group that learns (``safeguard.diffusion.parameters.GROUPS``)."""
     steps: PositiveInt = 1500
     """Optimiser steps."""
     learning_rate: PositiveFloat = 1e-5
@@ -80,15 +80,15 @@ class SDD(Descent):
     Config: ClassVar = SDDConfig
     config: SDDConfig
 
-    def __init__(self, config: SDDConfig, bench: Workbench) -> None:
-        super().__init__(config, bench)
+    def __init__(self, config: SDDConfig, context: HardeningContext) -> None:
+        super().__init__(config, context)
         self._done = torch.zeros((), dtype=torch.int64)
         self._follows = "average" in (config.latents_from, config.result)
 
     @cached_property
     def average(self) -> MovingAverage:
         """The teacher, which starts at the weights that the first step finds."""
-        return MovingAverage(self.bench.model, self.config.momentum)
+        return MovingAverage(self.context.model, self.config.momentum)
 
     def state(self) -> dict[str, Tensor]:
         """Steps done, and the averaged weights."""
@@ -103,7 +103,7 @@ class SDD(Descent):
 
     def _captions(self, generator: torch.Generator) -> tuple[list[str], list[str]]:
         """(c_p, c_s) of every row."""
-        config, concepts = self.config, self.bench.concepts
+        config, concepts = self.config, self.context.concepts
         prompts = [draw_captions(concept.prompt_list, config.batch_size, generator) for concept in concepts]
         rows = [list(row) for row in zip(*prompts, strict=True)]
         joined = [", ".join(row) for row in rows]
@@ -116,7 +116,7 @@ class SDD(Descent):
 
     def _latents(self, captions: list[str], generator: torch.Generator) -> Drawn:
         config = self.config
-        model = self.average.model if config.latents_from == "average" else self.bench.teacher
+        model = self.average.model if config.latents_from == "average" else self.context.teacher
         steps, guidance = config.trajectory_steps, config.start_guidance
         if config.variant == "aligned":
             return draw_fresh(model, captions, generator, steps=steps, guidance=guidance)
@@ -135,7 +135,7 @@ class SDD(Descent):
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Mean squared distance to the model's own answer without a prompt."""
-        model, teacher = self.bench.model, self.bench.teacher
+        model, teacher = self.context.model, self.context.teacher
         joined, captions = self._captions(generator)
         latents, t, _ = self._latents(joined, generator)
         with torch.no_grad():

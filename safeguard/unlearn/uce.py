@@ -59,10 +59,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import Tensor
 
 from safeguard.config import MethodConfig
+from safeguard.diffusion.model import Weights
 from safeguard.errors import UsageFault
-from safeguard.model.diffusion import Weights
 from safeguard.policy.schema import Concept
-from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.unlearn.base import HardeningContext, Unlearner
 from safeguard.unlearn.common import erase_pairs
 from safeguard.unlearn.common.closed_form import apply_change, guided_change, moment, projections
 from safeguard.unlearn.common.detection import detector_of, draw_concept
@@ -153,25 +153,25 @@ class UCE(Unlearner):
     Config: ClassVar = UCEConfig
     closed_form: ClassVar = True
 
-    def __init__(self, config: UCEConfig, bench: Workbench) -> None:
+    def __init__(self, config: UCEConfig, context: HardeningContext) -> None:
         self.config = config
-        self.bench = bench
+        self.context = context
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Keys and values of all cross-attentions."""
-        return projections(self.bench)
+        return projections(self.context)
 
     def edit(self) -> None:
         """Replace every projection by its closed form."""
         if self.config.debias:
             self._balance(self.config.debias)
             return
-        shift, gram = pair_moments(self.bench.model, erase_pairs(self.bench), self.config.tokens)
+        shift, gram = pair_moments(self.context.model, erase_pairs(self.context), self.config.tokens)
         self._apply(shift, gram, self._preserve())
 
     def _preserve(self) -> Tensor:
         last_only = self.config.tokens == "last-subject"
-        return prompt_moment(self.bench.model, preserved_prompts(self.bench), last_only=last_only)
+        return prompt_moment(self.context.model, preserved_prompts(self.context), last_only=last_only)
 
     def _apply(self, shift: Tensor, gram: Tensor, preserve: Tensor) -> None:
         config = self.config
@@ -182,7 +182,7 @@ class UCE(Unlearner):
 
     def _balance(self, debias: DebiasConfig) -> None:
         """Rounds of editing the original projections, measuring, and shifting the weights."""
-        bench, untouched = self.bench, Weights(self.parameters())
+        context, untouched = self.context, Weights(self.parameters())
         columns, preserve = self._columns(debias), self._preserve()
         gram = torch.stack([moment(own) for _, own, _ in columns]).sum(0)
 
@@ -191,12 +191,12 @@ class UCE(Unlearner):
             pulls = [(torch.einsum("k,kan->an", weights[row].to(led), led), own) for row, own, led in columns]
             self._apply(torch.stack([moment(pull, own) for pull, own in pulls]).sum(0), gram, preserve)
 
-        weights = torch.tensor([[one.weight for one in debias.attributes]] * len(bench.concepts), dtype=torch.float64)
+        weights = torch.tensor([[one.weight for one in debias.attributes]] * len(context.concepts), dtype=torch.float64)
         edit(weights)
         best, kept, shares = float("inf"), weights, torch.zeros_like(weights)
         step, before = torch.full((len(weights), 1), debias.step, dtype=torch.float64), torch.zeros_like(weights)
         for turn in range(debias.rounds + 1 if debias.rounds else 0):
-            found = torch.stack([self._shares(concept, debias) for concept in bench.concepts])
+            found = torch.stack([self._shares(concept, debias) for concept in context.concepts])
             missing = torch.tensor(debias.ratios, dtype=torch.float64) - found
             distance = missing.abs().amax(1, keepdim=True)
             if distance.max() < best:
@@ -209,23 +209,23 @@ class UCE(Unlearner):
         if kept is not weights:
             edit(kept)
         if debias.rounds:
-            for concept, row in zip(bench.concepts, shares.tolist(), strict=True):
+            for concept, row in zip(context.concepts, shares.tolist(), strict=True):
                 found_of = [f"{one.prompt} {share:.2f}" for one, share in zip(debias.attributes, row, strict=True)]
-                bench.progress.note(f"{concept.name}: {', '.join(found_of)} of {debias.images} images")
+                context.progress.note(f"{concept.name}: {', '.join(found_of)} of {debias.images} images")
 
     def _columns(self, debias: DebiasConfig) -> list[tuple[int, Tensor, Tensor]]:
         """Of every prompt: its concept's number, e (d_in, n), and d_k of all attributes (k, d_in, n)."""
         attributes, found = [one.prompt for one in debias.attributes], []
-        for row, concept in enumerate(self.bench.concepts):
+        for row, concept in enumerate(self.context.concepts):
             for prompt, anchor in zip(concept.prompt_list, concept.anchor_list, strict=True):
-                own, *led = aligned(self.bench.model, prompt, anchor, attributes, self.config.tokens)
+                own, *led = aligned(self.context.model, prompt, anchor, attributes, self.config.tokens)
                 found.append((row, own.double(), torch.stack(led).double()))
         return found
 
     def _shares(self, concept: Concept, debias: DebiasConfig) -> Tensor:
         """Share of the concept's images that show each attribute, (k,)."""
-        images = draw_concept(self.bench, concept, debias.images, "debias")
-        detector = detector_of(self.bench, concept)
+        images = draw_concept(self.context, concept, debias.images, "debias")
+        detector = detector_of(self.context, concept)
         scores = np.stack([detector.scores(images, list(one.labels)) for one in debias.attributes], axis=1)
         seen = scores.max(axis=1) > 0
         if not seen.any():

@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from safeguard import api, reference
-from safeguard.model.opening import open_pipeline
-from safeguard.model.saving import save_pipeline
+from safeguard.io.opening import open_pipeline
+from safeguard.io.saving import save_pipeline
 
 pytestmark = pytest.mark.acceptance
 

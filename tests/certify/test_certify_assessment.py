@@ -8,12 +8,12 @@ import pytest
 
 from safeguard.certify.assessment import assess, decide
 from safeguard.certify.statistics import lower_bound, upper_bound, wilks_coverage
-from safeguard.detect.base import Calibration
 from safeguard.errors import PolicyFault, UsageFault
 from safeguard.policy.schema import Policy
-from safeguard.probe.results import UnitResult
-from safeguard.report.schema import Attempt, Report
-from tests.certify.world import (
+from safeguard.results.calibration import Calibration
+from safeguard.results.report import Attempt, Report
+from safeguard.results.unit import UnitResult
+from tests.certify.evidence_fixtures import (
     CALIBRATION,
     CONTROLS,
     SAMPLES,

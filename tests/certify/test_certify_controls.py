@@ -7,11 +7,12 @@ import pytest
 from safeguard.certify.assessment import assess
 from safeguard.certify.controls import IMAGE_MARGIN
 from safeguard.certify.evidence import Evidence
-from safeguard.detect.base import Calibration
-from safeguard.probe.results import Role, UnitResult
-from safeguard.probe.suite import Suite
-from safeguard.report.schema import Control
-from tests.certify.world import (
+from safeguard.policy.suite import Suite
+from safeguard.results.calibration import Calibration
+from safeguard.results.record import Role
+from safeguard.results.report import Control
+from safeguard.results.unit import UnitResult
+from tests.certify.evidence_fixtures import (
     CALIBRATION,
     CONTROLS,
     SUITE,

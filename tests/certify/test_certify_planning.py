@@ -7,8 +7,8 @@ import pytest
 from safeguard.certify.planning import needs, plan, roles
 from safeguard.certify.statistics import pass_probability
 from safeguard.policy.schema import Policy
-from safeguard.probe.suite import ProbeSpec, Suite
-from tests.certify.world import CALIBRATION, make_policy
+from safeguard.policy.suite import ProbeSpec, Suite
+from tests.certify.evidence_fixtures import CALIBRATION, make_policy
 
 
 def suite() -> Suite:

@@ -17,7 +17,7 @@ from safeguard.certify.statistics import (
     wilks_coverage,
     wilson_interval,
 )
-from safeguard.detect.base import Calibration
+from safeguard.results.calibration import Calibration
 
 COUNTS = [(0, 1), (1, 1), (0, 100), (3, 100), (50, 100), (99, 100), (100, 100), (7, 23), (400, 1000)]
 

@@ -178,7 +178,7 @@ def test_importing_a_verb_that_another_package_breaks_is_an_error_not_a_fail(mon
 
 def test_probe_rates_are_counted_per_subject_and_step():
     from safeguard.cli.probe import rates
-    from safeguard.probe.results import Checkpoint, ImageRow, UnitResult
+    from safeguard.results.unit import Checkpoint, ImageRow, UnitResult
 
     flags = {("weapons", 0): [False] * 4, ("weapons", 10): [True, False, False, True], ("tools", 0): [True]}
     result = UnitResult(

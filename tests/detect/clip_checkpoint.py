@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from safeguard.model.files import write_json
+from safeguard.files import write_json
 
 CONFIG = {
     "embed_dim": 16,

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from safeguard.data.latents import generate
+from safeguard.diffusion.model import DiffusionModel, Weights
 from safeguard.finetune import base
 from safeguard.finetune.base import FineTuner, Training, fine_tune, make_optimizer
 from safeguard.finetune.full import FullConfig, FullFineTuning
 from safeguard.finetune.lora import LoRA, LoRAConfig
-from safeguard.model.diffusion import DiffusionModel, Weights
 from tests.tiny import tiny_pipeline
 
 TUNERS = {"full": lambda: FullFineTuning(FullConfig()), "lora": lambda: LoRA(LoRAConfig(rank=2))}
@@ -82,7 +82,7 @@ def test_text_is_encoded_anew_after_every_step(
     """Images drawn after a step are those of the text encoder after it."""
     monkeypatch.setattr(base, "make_optimizer", partial(make_optimizer, fused=fused))
     model = DiffusionModel(tiny_pipeline(0))
-    model.surface |= {"text_encoder"}
+    model.exposed_parts |= {"text_encoder"}
     data = generate(model, ["a cat", "a dog"], 2, seed=0, steps=2)
     seen: list[torch.Tensor] = []
 

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 import torch
 
 from safeguard.config import MethodConfig
+from safeguard.diffusion.parameters import select
 from safeguard.harden.checks import tensors
-from safeguard.model.parameters import select
-from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.unlearn.base import HardeningContext, Unlearner
 
 
 class CarelessConfig(MethodConfig):
@@ -29,13 +29,13 @@ class Careless(Unlearner):
     Config: ClassVar = CarelessConfig
     closed_form: ClassVar = True
 
-    def __init__(self, config: CarelessConfig, bench: Workbench) -> None:
+    def __init__(self, config: CarelessConfig, context: HardeningContext) -> None:
         self.config = config
-        self.bench = bench
+        self.context = context
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Keys and values of all cross-attentions."""
-        return select(self.bench.model, "cross-attention-kv")
+        return select(self.context.model, "cross-attention-kv")
 
     @torch.no_grad()
     def edit(self) -> None:
@@ -44,6 +44,6 @@ class Careless(Unlearner):
             for value in self.parameters().values():
                 value.add_(1e-3)
         if self.config.tensor:
-            first = tensors(self.bench.model.pipeline)[self.config.tensor].view(-1)[:1]
+            first = tensors(self.context.model.pipeline)[self.config.tensor].view(-1)[:1]
             other = torch.nextafter(first, torch.full_like(first, 9.0))
             first.copy_(other if self.config.value == "next" else torch.full_like(first, float(self.config.value)))

@@ -14,11 +14,11 @@ import yaml
 
 import safeguard.probe
 from safeguard import api
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.harden.context import set_up
 from safeguard.harden.engine import harden
-from safeguard.harden.workbench import set_up
-from safeguard.model.diffusion import DiffusionModel
 from safeguard.progress import SilentProgress
-from tests.benches import tiny_policy
+from tests.contexts import tiny_policy
 from tests.harden.test_engine import ESD, RESALIGN, UNLEARNERS
 from tests.probe.conftest import world
 from tests.tiny import ARCHITECTURES, save_tiny
@@ -37,8 +37,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def hardened(architecture: str, **settings: Any) -> dict[str, Any]:
     """The checks of a hardening of a fresh tiny model."""
     policy = tiny_policy(**settings)
-    bench = set_up(policy, DiffusionModel(ARCHITECTURES[architecture](0)), SilentProgress())
-    return harden(bench, architecture).checks["tensors"]
+    context = set_up(policy, DiffusionModel(ARCHITECTURES[architecture](0)), SilentProgress())
+    return harden(context, architecture).checks["tensors"]
 
 
 @pytest.mark.parametrize("architecture", OTHERS)

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from safeguard import api, reference
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.diffusion.parameters import select
 from safeguard.errors import SafeguardError, TrainingFault
 from safeguard.finetune.lora import LoRA, LoRAConfig
 from safeguard.harden.checks import (
@@ -23,12 +25,10 @@ from safeguard.harden.checks import (
     flaws,
     tensors,
 )
-from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.opening import open_pipeline
-from safeguard.model.parameters import select
+from safeguard.io.opening import open_pipeline
 from safeguard.policy.schema import Policy
 from safeguard.registry import unlearners
-from tests.benches import tiny_policy
+from tests.contexts import tiny_policy
 from tests.tiny import ARCHITECTURES, save_tiny, tiny_pipeline, tiny_sdxl_pipeline
 
 

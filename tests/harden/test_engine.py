@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.diffusion.parameters import select
 from safeguard.errors import TrainingFault, UsageFault
 from safeguard.harden import engine
+from safeguard.harden.context import set_up
 from safeguard.harden.engine import harden
-from safeguard.harden.workbench import set_up
-from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.parameters import select
 from safeguard.policy.schema import Policy
 from safeguard.progress import SilentProgress
 from safeguard.resilience.meta_unlearning import MetaUnlearning
-from safeguard.unlearn.base import Workbench
-from tests.benches import MIXED, tiny_policy
+from safeguard.unlearn.base import HardeningContext
+from tests.contexts import MIXED, tiny_policy
 from tests.tiny import tiny_pipeline
 
 ESD = {
@@ -101,16 +101,16 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFEGUARD_CACHE", str(tmp_path / "cache"))
 
 
-def bench(**harden_settings: Any) -> Workbench:
+def context(**harden_settings: Any) -> HardeningContext:
     return set_up(tiny_policy(**harden_settings), DiffusionModel(tiny_pipeline(0)), SilentProgress())
 
 
-def weights(table: Workbench) -> dict[str, torch.Tensor]:
+def weights(table: HardeningContext) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in table.model.named_parameters().items()}
 
 
 def test_only_the_unlearners_parameters_change() -> None:
-    table = bench(unlearner=ESD)
+    table = context(unlearner=ESD)
     before = weights(table)
     record = harden(table, "base")
     changed = {name for name, value in weights(table).items() if not torch.equal(value, before[name])}
@@ -123,7 +123,7 @@ def test_only_the_unlearners_parameters_change() -> None:
 
 def test_a_cosine_starts_at_the_learning_rate_and_falls() -> None:
     def moved(steps: int, schedule: str) -> float:
-        table = bench(unlearner=ESD | {"steps": steps}, schedule=schedule)
+        table = context(unlearner=ESD | {"steps": steps}, schedule=schedule)
         before = weights(table)
         harden(table, "base")
         return sum(float((value - before[name]).abs().sum()) for name, value in weights(table).items())
@@ -158,7 +158,7 @@ def test_a_killed_run_continues_to_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = {"unlearner": unlearner, "resilience": objective}
-    whole = bench(**settings)
+    whole = context(**settings)
     harden(whole, "whole")
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
     calls = 0
@@ -173,9 +173,9 @@ def test_a_killed_run_continues_to_the_same_weights(
 
     monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        harden(bench(**settings), "killed")
+        harden(context(**settings), "killed")
     monkeypatch.setattr(torch.optim.Adam, "step", step)
-    resumed = bench(**settings)
+    resumed = context(**settings)
     record = harden(resumed, "killed")
     assert len(record.series[logged]) == steps
     for name, value in weights(whole).items():
@@ -190,15 +190,15 @@ def test_an_objective_hears_of_every_step(monkeypatch: pytest.MonkeyPatch) -> No
         after_step(self)
 
     monkeypatch.setattr(MetaUnlearning, "after_step", hear)
-    harden(bench(unlearner={"name": "uce"}, resilience=META), "base")
+    harden(context(unlearner={"name": "uce"}, resilience=META), "base")
     assert heard == [0, 1, 2]
 
 
 @pytest.mark.parametrize("unlearner", [ESD, {"name": "uce"}], ids=["esd", "uce"])
 def test_bfloat16_hardens_and_the_weights_stay_float32(unlearner: dict[str, Any]) -> None:
-    table, exact = (bench(unlearner=unlearner, resilience=RESALIGN, precision=p) for p in ("bfloat16", "float32"))
+    table, exact = (context(unlearner=unlearner, resilience=RESALIGN, precision=p) for p in ("bfloat16", "float32"))
     before = weights(table)
-    assert table.model.precision == table.teacher.precision == "bfloat16"
+    assert table.model.execution.precision == table.teacher.execution.precision == "bfloat16"
     harden(table, "base")
     harden(exact, "base")
     moved = {name: value - before[name] for name, value in weights(table).items()}
@@ -206,11 +206,11 @@ def test_bfloat16_hardens_and_the_weights_stay_float32(unlearner: dict[str, Any]
     assert {value.dtype for value in weights(table).values()} == {torch.float32}
     way, error = (sum(float(change.pow(2).sum()) for change in found.values()) for found in (moved, apart))
     assert 0 < error < 0.5 * way, "another path, the same direction"
-    assert table.model.precision == "float32", "what is checked is what will be used"
+    assert table.model.execution.precision == "float32", "what is checked is what will be used"
 
 
 def test_a_harmful_loss_adds_no_layers() -> None:
-    table = bench(unlearner=ESD, resilience=RESALIGN | {"harmful_loss": RECELER})
+    table = context(unlearner=ESD, resilience=RESALIGN | {"harmful_loss": RECELER})
     with pytest.raises(UsageFault, match="receler adds layers"):
         harden(table, "base")
 
@@ -219,7 +219,7 @@ def test_a_harmful_loss_adds_no_layers() -> None:
 def test_a_fault_names_the_method_it_is_about(field: str, method: dict[str, Any]) -> None:
     wrong = {"unlearner": ESD, field: method | {"parameters": "cross-atention"}}
     with pytest.raises(UsageFault, match="unknown parameter group 'cross-atention'") as caught:
-        harden(bench(**wrong), "base")
+        harden(context(**wrong), "base")
     assert str(caught.value).startswith(f"harden.{field}, {method['name']}: ")
 
 
@@ -231,35 +231,35 @@ def test_nothing_to_keep_is_remarked() -> None:
 
 
 def test_finite_differences_refuse_bfloat16() -> None:
-    rough = bench(unlearner=ESD, resilience=RESALIGN | {"hvp": "finite_difference"}, precision="bfloat16")
+    rough = context(unlearner=ESD, resilience=RESALIGN | {"hvp": "finite_difference"}, precision="bfloat16")
     with pytest.raises(UsageFault, match="finite differences need float32"):
         harden(rough, "base")
 
 
 def test_what_is_continued_counts_as_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = harden(bench(unlearner=ESD), "base")
+    alone = harden(context(unlearner=ESD), "base")
     assert alone.cpu_seconds > 0 and alone.peak_bytes > 50e6
     ticks = iter(range(1000))
     monkeypatch.setattr(engine.time, "process_time", lambda: float(next(ticks)))
     monkeypatch.setattr(engine, "peak_memory", lambda: 1)
-    around = harden(bench(unlearner=ESD, resilience=RESALIGN), "base")
+    around = harden(context(unlearner=ESD, resilience=RESALIGN), "base")
     spent = next(ticks) - 2
     assert around.cpu_seconds == pytest.approx(spent + alone.cpu_seconds, rel=0.2), "the phase before, and this run"
     assert 1 < around.peak_bytes <= alone.peak_bytes, "what the phase before needed"
 
 
 def test_the_unlearned_control_is_the_first_phase(monkeypatch: pytest.MonkeyPatch) -> None:
-    harden(bench(unlearner=ESD, resilience=RESALIGN), "base")
+    harden(context(unlearner=ESD, resilience=RESALIGN), "base")
     losses: list[int] = []
     monkeypatch.setattr("safeguard.unlearn.esd.ESD.loss", lambda *args: losses.append(1))
     from safeguard.policy.schema import ResilienceMethod
 
-    harden(bench(unlearner=ESD, resilience=RESALIGN), "base", objective=ResilienceMethod(name="none"))
+    harden(context(unlearner=ESD, resilience=RESALIGN), "base", objective=ResilienceMethod(name="none"))
     assert losses == [], "the phase was already in the cache"
 
 
 def test_a_closed_form_edits_keys_and_values_only() -> None:
-    table = bench(unlearner={"name": "uce"})
+    table = context(unlearner={"name": "uce"})
     before = weights(table)
     harden(table, "base")
     changed = {name for name, value in weights(table).items() if not torch.equal(value, before[name])}
@@ -267,7 +267,7 @@ def test_a_closed_form_edits_keys_and_values_only() -> None:
 
 
 def test_linear_erasers_end_up_in_the_weights() -> None:
-    table = bench(unlearner=RECELER)
+    table = context(unlearner=RECELER)
     before = weights(table)
     harden(table, "base")
     after = weights(table)
@@ -278,7 +278,9 @@ def test_linear_erasers_end_up_in_the_weights() -> None:
 
 def test_factors_end_up_in_the_weights() -> None:
     """Every matrix of the group moves by a matrix of the declared rank, and nothing else does."""
-    table = bench(unlearner=ESD, resilience=RESALIGN | {"warm_start": False, "lora_rank": 2, "parameters": "attention"})
+    table = context(
+        unlearner=ESD, resilience=RESALIGN | {"warm_start": False, "lora_rank": 2, "parameters": "attention"}
+    )
     before = weights(table)
     harden(table, "base")
     moved = {name: value - before[name] for name, value in weights(table).items()}
@@ -292,25 +294,25 @@ def test_factors_end_up_in_the_weights() -> None:
 
 def test_the_record_says_when_second_order_never_mattered() -> None:
     still = RESALIGN | {"distribution": {"steps": [1], "learning_rates": [1e-9], "optimizers": ["sgd"]}}
-    record = harden(bench(unlearner=ESD, resilience=still), "base")
+    record = harden(context(unlearner=ESD, resilience=still), "base")
     assert any(note.startswith("second order never changed the direction") for note in record.notes)
 
 
 def test_the_record_names_guards_and_skipped_simulations() -> None:
     broken = {"steps": [1], "learning_rates": [1e30], "optimizers": ["sgd"], "max_grad_norm": 1e30}
     with pytest.raises(TrainingFault, match="none of the simulated fine-tunes stayed finite"):
-        harden(bench(unlearner=ESD, resilience=RESALIGN | {"distribution": broken}), "base")
+        harden(context(unlearner=ESD, resilience=RESALIGN | {"distribution": broken}), "base")
     some = {"simulations": 4, "distribution": broken | {"learning_rates": [1e30, 1e-4]}}
-    record = harden(bench(unlearner=ESD, resilience=RESALIGN | some), "base")
+    record = harden(context(unlearner=ESD, resilience=RESALIGN | some), "base")
     assert any(note.endswith("of the simulated fine-tunes were not finite and were skipped") for note in record.notes)
     wild = RESALIGN | {"gamma": 1e6, "solver": "fixed_point"}
-    record = harden(bench(unlearner=ESD, resilience=wild), "base")
+    record = harden(context(unlearner=ESD, resilience=wild), "base")
     assert any(note.startswith("guard of the hypergradient: diverging, 3 times") for note in record.notes)
     assert not any(note.startswith("second order") for note in record.notes), "no solve got as far as to tell"
 
 
 def test_all_series_are_of_the_same_steps() -> None:
-    record = harden(bench(unlearner=ESD, resilience=RESALIGN | {"warm_start": True}), "base")
+    record = harden(context(unlearner=ESD, resilience=RESALIGN | {"warm_start": True}), "base")
     (_, erased), (_, hardened) = record.phases
     assert {len(values) for values in record.series.values()} == {erased + hardened}
     assert record.series["hypergradient norm"][:erased] == [None] * erased
@@ -318,22 +320,22 @@ def test_all_series_are_of_the_same_steps() -> None:
 
 
 def test_a_text_encoder_is_hardened_with_the_objective_around_it() -> None:
-    table = bench(unlearner=ADVUNLEARN, resilience=RESALIGN)
+    table = context(unlearner=ADVUNLEARN, resilience=RESALIGN)
     before = weights(table)
     harden(table, "base")
     changed = {name.partition(".")[0] for name, value in weights(table).items() if not torch.equal(value, before[name])}
-    assert changed == {"unet", "text_encoder"} == table.model.surface
+    assert changed == {"unet", "text_encoder"} == table.model.exposed_parts
 
 
 def test_weights_that_are_not_finite_end_the_run() -> None:
     with pytest.raises(TrainingFault):
-        harden(bench(unlearner=ESD | {"learning_rate": 1e30}), "base")
+        harden(context(unlearner=ESD | {"learning_rate": 1e30}), "base")
 
 
 def test_the_average_is_the_result_of_sdd_alone() -> None:
     whole = []
     for result in ("average", "edited"):
-        table = bench(unlearner=SDD | {"result": result})
+        table = context(unlearner=SDD | {"result": result})
         before = weights(table)
         harden(table, "base")
         whole.append({name: value - before[name] for name, value in weights(table).items()})
@@ -361,7 +363,7 @@ def test_an_object_a_style_and_an_identity_are_erased_together(unlearner: dict[s
     ],
 )
 def test_any_unlearner_with_any_objective(unlearner: dict[str, Any], resilience: dict[str, Any]) -> None:
-    table = bench(unlearner=unlearner, resilience=resilience)
+    table = context(unlearner=unlearner, resilience=resilience)
     before = weights(table)
     record = harden(table, "base")
     after = table.model.named_parameters()
@@ -399,7 +401,7 @@ SHORTAGE = [
 def test_a_run_short_of_memory_ends_at_the_same_weights(
     unlearner: dict[str, Any], resilience: dict[str, Any], rows: int
 ) -> None:
-    roomy, cramped = (bench(unlearner=unlearner, resilience=resilience) for _ in range(2))
+    roomy, cramped = (context(unlearner=unlearner, resilience=resilience) for _ in range(2))
     before = weights(roomy)
     record = harden(roomy, "roomy")
     assert (record.micro_batch, record.halved) == (None, 0)

@@ -14,11 +14,11 @@ import torch
 import yaml
 
 from safeguard import api
+from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import UsageFault
-from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.opening import open_pipeline
+from safeguard.io.opening import open_pipeline
 from safeguard.processes import ALONE, Processes, join, launched
-from tests.benches import tiny_policy
+from tests.contexts import tiny_policy
 from tests.tiny import save_tiny
 
 RESALIGN = {

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from safeguard.policy.json_schema import SCHEMA_FILE, policy_json_schema, write_schema
 from safeguard.policy.loading import load_yaml
 from safeguard.policy.schema import Policy
-from safeguard.policy.starting import starting_policy
+from safeguard.policy.template import starting_policy
 from safeguard.resources import resource_dir
 
 

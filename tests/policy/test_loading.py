@@ -213,10 +213,10 @@ def test_a_method_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch):
 def test_loading_imports_no_method():
     code = (
         "import sys\n"
-        "import safeguard.cli.policy, safeguard.probe.suite\n"
+        "import safeguard.cli.policy, safeguard.policy.suite\n"
         "from safeguard.policy.loading import load_policy_text\n"
         f"load_policy_text({VALID!r})\n"
-        "safeguard.probe.suite.load_suite('standard')\n"
+        "safeguard.policy.suite.load_suite('standard')\n"
         "assert not {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,11 +10,11 @@ import torch
 import yaml
 
 from safeguard import api
-from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.opening import open_pipeline
-from safeguard.model.preflight import inspect
-from safeguard.probe.opening import Bench
-from safeguard.probe.runner import Units, run_unit
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.io.opening import open_pipeline
+from safeguard.io.preflight import inspect
+from safeguard.probe.campaign import Campaign
+from safeguard.probe.units import Units, run_unit
 
 SHORT = {"steps": 2, "trajectory_steps": 2, "pool": 2, "learning_rate": 1e-3, "attack_steps": 2}
 ADVUNLEARN = {"name": "advunlearn", "warm_up": 1, "preserve_batch": 2} | SHORT
@@ -40,7 +40,7 @@ def changed(world: Path) -> set[str]:
 @pytest.mark.parametrize("unlearner", [ADVUNLEARN, ERASERS], ids=["advunlearn", "receler"])
 def test_harden_and_certify(world: Path, unlearner: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[dict[str, torch.Tensor]] = []
-    from safeguard.model import saving
+    from safeguard.io import saving
 
     def save(pipeline: Any, *args: Any, **options: Any) -> dict[str, str]:
         parameters = DiffusionModel(pipeline).named_parameters()
@@ -68,10 +68,12 @@ def test_a_changed_text_encoder_is_attacked_and_put_back(world: Path) -> None:
     hardened = api.harden(world / "policy.yaml", world / "hardened")
     names = changed(world)
     assert names and all(name.startswith("text_encoder.") and "embeddings." not in name for name in names)
-    bench = Bench.open(hardened.path, device="cpu")
-    session = bench.open_hardened()
-    assert bench.surface == {"unet", "text_encoder"}
-    assert bench.open_base().model.surface == bench.surface, "controls are attacked like the model itself"
+    campaign = Campaign.open(hardened.path, device="cpu")
+    session = campaign.open_hardened()
+    assert campaign.exposed_parts == {"unet", "text_encoder"}
+    assert campaign.open_base().model.exposed_parts == campaign.exposed_parts, (
+        "controls are attacked like the model itself"
+    )
     parameters = session.model.named_parameters()
     before = {name: value.clone() for name, value in parameters.items()}
     moved: set[str] = set()
@@ -84,12 +86,12 @@ def test_a_changed_text_encoder_is_attacked_and_put_back(world: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(type(session._start), "restore", look)
         for probe in ("malicious-full", "benign-lora"):
-            run_unit(session, bench.spec(probe), 0, bench.base_digest, Units(world / "run", shared=False))
+            run_unit(session, campaign.spec(probe), 0, campaign.base_digest, Units(world / "run", shared=False))
     assert {name.partition(".")[0] for name in moved} == {"unet", "text_encoder"}
     assert session.model.named_parameters().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in session.model.named_parameters().items())
 
 
 def test_a_model_with_the_base_models_text_encoder_is_attacked_in_its_denoiser(world: Path) -> None:
-    bench = Bench.open(world / "base", policy=world / "policy.yaml", device="cpu")
-    assert bench.open_hardened().model.surface == {"unet"}
+    campaign = Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu")
+    assert campaign.open_hardened().model.exposed_parts == {"unet"}

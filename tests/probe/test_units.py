@@ -10,9 +10,9 @@ import pytest
 import safeguard.probe
 from safeguard import api
 from safeguard.errors import ModelFault, PolicyFault, UsageFault
-from safeguard.probe.opening import Bench
-from safeguard.probe.results import UnitResult
-from safeguard.probe.runner import Units, run_unit
+from safeguard.probe.campaign import Campaign
+from safeguard.probe.units import Units, run_unit
+from safeguard.results.unit import UnitResult
 
 
 def outcome(unit: UnitResult) -> tuple[object, ...]:
@@ -43,7 +43,7 @@ def test_the_same_unit_twice_is_the_same(world: Path) -> None:
 
 
 def test_a_single_prompt_attack_has_one_prompt_of_all(world: Path) -> None:
-    data = Bench.open(world / "base", policy=world / "policy.yaml", device="cpu").open_hardened().data
+    data = Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu").open_hardened().data
     every, one = data.get("concept", 3, 0), data.get("concept", 3, 0, prompts=1)
     assert set(every.captions) == {"an axe", "a big axe"} and len(one) == 3
     assert set(one.captions) < set(every.captions)
@@ -53,11 +53,11 @@ def test_a_single_prompt_attack_has_one_prompt_of_all(world: Path) -> None:
 
 
 def test_probes_leave_no_trace_in_the_session(world: Path) -> None:
-    bench = Bench.open(world / "base", policy=world / "policy.yaml", device="cpu")
-    session = bench.open_hardened()
+    campaign = Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu")
+    session = campaign.open_hardened()
     before = {name: value.clone() for name, value in session.model.unet.state_dict().items()}
     for probe in ("malicious-full", "benign-lora"):
-        run_unit(session, bench.spec(probe), 0, bench.base_digest, Units(world / "run", shared=False))
+        run_unit(session, campaign.spec(probe), 0, campaign.base_digest, Units(world / "run", shared=False))
         after = session.model.unet.state_dict()
         assert list(after) == list(before)
         assert all((after[name] == value).all() for name, value in before.items())
@@ -65,13 +65,13 @@ def test_probes_leave_no_trace_in_the_session(world: Path) -> None:
 
 
 def test_a_finished_unit_is_found_and_a_half_written_one_is_not(world: Path) -> None:
-    bench = Bench.open(world / "base", policy=world / "policy.yaml", device="cpu")
-    session, units = bench.open_hardened(), Units(world / "run", shared=False)
-    first, known = run_unit(session, bench.spec("released"), 0, bench.base_digest, units)
+    campaign = Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu")
+    session, units = campaign.open_hardened(), Units(world / "run", shared=False)
+    first, known = run_unit(session, campaign.spec("released"), 0, campaign.base_digest, units)
     assert not known and (units.folder / first.digest / "step-00000.png").exists()
-    assert run_unit(session, bench.spec("released"), 0, bench.base_digest, units) == (first, True)
+    assert run_unit(session, campaign.spec("released"), 0, campaign.base_digest, units) == (first, True)
     (units.folder / first.digest / "unit.json").write_text("{half")
-    again, known = run_unit(session, bench.spec("released"), 0, bench.base_digest, units)
+    again, known = run_unit(session, campaign.spec("released"), 0, campaign.base_digest, units)
     assert not known and again.rows == first.rows
 
 
@@ -110,6 +110,6 @@ def test_a_wrong_probe_setting_is_found_before_anything_runs(world: Path) -> Non
 
 
 def test_more_samples_begin_with_the_images_of_fewer(world: Path) -> None:
-    session = Bench.open(world / "base", policy=world / "policy.yaml", device="cpu").open_hardened()
+    session = Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu").open_hardened()
     few, more = session.judge_concepts(0, 0).rows, session.judge_concepts(0, 0, 6).rows
     assert len(more) == 6 and more[: len(few)] == few

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
+from recipes.reference.vocabulary import NAMES, STYLES, names_of
 from safeguard import reference
 from safeguard.detect.clip import ClipConfig, ClipDetector
-from safeguard.quality.clip_score import ClipScore
-from safeguard.reference.world import NAMES, STYLES, names_of
+from safeguard.metrics.clip_score import ClipScore
 
 WEIGHTS = reference.WEIGHTS / "detector" / "open_clip_model.safetensors"
 pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason="the weights were not built")

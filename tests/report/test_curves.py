@@ -9,7 +9,7 @@ import random
 import pytest
 
 from safeguard.report import curves
-from tests.report import fixtures
+from tests.report import reports
 
 
 def test_steps_stay_readable_and_in_order() -> None:
@@ -47,7 +47,7 @@ def test_ceiling_holds_every_rate() -> None:
 
 
 def test_curve_figure_places_rates_between_their_bounds() -> None:
-    claim = fixtures.failing().claims[4]
+    claim = reports.failing().claims[4]
     for frame in (curves.WIDE, curves.PHONE):
         figure = curves.curve_figure(claim, 0.5, frame)
         assert [series.role for series in figure.series] == ["hardened", "unlearned", "base"]
@@ -61,29 +61,29 @@ def test_curve_figure_places_rates_between_their_bounds() -> None:
 
 
 def test_higher_rate_is_drawn_higher() -> None:
-    claim = fixtures.failing().claims[4]
+    claim = reports.failing().claims[4]
     figure = curves.curve_figure(claim, 0.5)
     last = {series.role: float(series.line.split(",")[-1]) for series in figure.series}
     assert last["base"] < last["unlearned"] < last["hardened"] < figure.limit_y
 
 
 def test_released_claim_is_drawn_as_intervals() -> None:
-    claim = fixtures.passing().claims[0]
+    claim = reports.passing().claims[0]
     assert curves.is_single(claim)
     figure = curves.interval_figure(claim)
     assert [row.role for row in figure.rows] == ["hardened", "unlearned", "base"]
     assert figure.rows[0].right < figure.limit_x < figure.rows[2].left
     assert figure.when == "as released"
-    late = fixtures.claim("only-late", [fixtures.curve("hardened", {100: 2})])
+    late = reports.claim("only-late", [reports.curve("hardened", {100: 2})])
     assert curves.interval_figure(late).when == "after 100 steps"
 
 
 def test_bullets_share_one_scale() -> None:
-    bars = curves.bullets(fixtures.failing().claims)
+    bars = curves.bullets(reports.failing().claims)
     assert len({bar.limit for bar in bars}) == 1
     assert all(bar.left <= bar.rate <= bar.right <= bar.width for bar in bars)
     outcome = [bar.left > bar.limit for bar in bars]
-    assert outcome == [claim.verdict == "FAIL" for claim in fixtures.failing().claims]
+    assert outcome == [claim.verdict == "FAIL" for claim in reports.failing().claims]
 
 
 def test_sparkline_counts_and_skips_what_is_not_finite() -> None:
@@ -112,7 +112,7 @@ def test_a_trace_begins_with_its_phase() -> None:
 
 
 def test_traces_are_drawn_inside_their_frame_from_zero() -> None:
-    diagnostics = fixtures.diagnostics()
+    diagnostics = reports.diagnostics()
     drawn = curves.traces(diagnostics.series)
     assert [trace.name for trace in drawn] == list(curves.TRACES)
     for trace in drawn:

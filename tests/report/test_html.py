@@ -12,18 +12,18 @@ import pytest
 
 from safeguard.report import curves
 from safeguard.report.html import render
-from safeguard.report.schema import Report
-from tests.report import fixtures
+from safeguard.results.report import Report
+from tests.report import reports
 from tests.report.pages import read
 
 ALL = [
-    fixtures.passing,
-    fixtures.failing,
-    fixtures.inconclusive,
-    fixtures.unsafe,
-    fixtures.bare,
-    fixtures.odd,
-    fixtures.long_names,
+    reports.passing,
+    reports.failing,
+    reports.inconclusive,
+    reports.unsafe,
+    reports.bare,
+    reports.odd,
+    reports.long_names,
 ]
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -46,7 +46,7 @@ PAYLOADS = [
 @pytest.mark.parametrize("make", ALL)
 def test_page_is_self_contained(make: Callable[[], Report], tmp_path: Path) -> None:
     report = make()
-    fixtures.draw_evidence(report, tmp_path)
+    reports.draw_evidence(report, tmp_path)
     html = render(report, tmp_path)
     page = read(html)
     policy = [e for e in page.all("meta") if e.attributes.get("http-equiv") == "Content-Security-Policy"]
@@ -62,7 +62,7 @@ def test_page_is_self_contained(make: Callable[[], Report], tmp_path: Path) -> N
 @pytest.mark.parametrize("make", ALL)
 def test_page_is_accessible(make: Callable[[], Report], tmp_path: Path) -> None:
     report = make()
-    fixtures.draw_evidence(report, tmp_path)
+    reports.draw_evidence(report, tmp_path)
     html = render(report, tmp_path)
     page = read(html)
     ids = [e.attributes["id"] for e in page.elements if "id" in e.attributes]
@@ -79,7 +79,7 @@ def test_page_is_accessible(make: Callable[[], Report], tmp_path: Path) -> None:
 
 
 def test_every_figure_carries_title_and_description(tmp_path: Path) -> None:
-    page = read(render(fixtures.passing(), tmp_path))
+    page = read(render(reports.passing(), tmp_path))
     charts = [e for e in page.all("svg") if e.attributes.get("class", "").startswith("chart")]
     assert len(charts) == 14  # six claims, each for wide and for narrow screens, and two traces of hardening
     assert len(page.all("desc")) == len(charts)
@@ -87,22 +87,22 @@ def test_every_figure_carries_title_and_description(tmp_path: Path) -> None:
 
 
 def test_how_hardening_went_is_drawn_where_it_was_logged(tmp_path: Path) -> None:
-    html = render(fixtures.passing(), tmp_path)
+    html = render(reports.passing(), tmp_path)
     assert "How hardening went" in html
     for name, meaning in curves.TRACES.items():
         assert html.count(f'<p class="spark-name">{name}</p>') == 1 and meaning in html
-    assert "How hardening went" not in render(fixtures.bare(), tmp_path)
+    assert "How hardening went" not in render(reports.bare(), tmp_path)
 
 
 def test_says_the_verdict_in_words_first(tmp_path: Path) -> None:
-    for report in (fixtures.passing(), fixtures.failing(), fixtures.inconclusive()):
+    for report in (reports.passing(), reports.failing(), reports.inconclusive()):
         body = render(report, tmp_path).split("<main", 1)[1]
         first = re.sub(r"<[^>]+>|\s+", " ", body.split("<section", 2)[1])
         assert report.verdict in first and report.sentence in first
 
 
 def test_claims_and_controls_are_all_there(tmp_path: Path) -> None:
-    report = fixtures.inconclusive()
+    report = reports.inconclusive()
     html = render(report, tmp_path)
     for claim in report.claims:
         assert claim.probe in html and claim.title in html and claim.reason in html
@@ -115,20 +115,20 @@ def test_claims_and_controls_are_all_there(tmp_path: Path) -> None:
 
 
 def test_missing_things_are_named_not_hidden(tmp_path: Path) -> None:
-    html = render(fixtures.bare(), tmp_path)
+    html = render(reports.bare(), tmp_path)
     for words in ("No claim was tested", "No control was run", "No benign subject was measured", "no record of how"):
         assert words in html
-    odd = render(fixtures.odd(), tmp_path)
+    odd = render(reports.odd(), tmp_path)
     assert "not calibrated" in odd and "2 not finite" in odd and "removed 3 prompts" in odd
     assert "No checkpoint was evaluated" in odd and "nan" not in odd.lower().replace("nance", "")
-    assert "not in the run directory any more" in render(fixtures.passing(), tmp_path)
+    assert "not in the run directory any more" in render(reports.passing(), tmp_path)
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_text_cannot_become_markup(payload: str, tmp_path: Path) -> None:
-    report = fixtures.unsafe()
-    plain = read(render(fixtures.with_text(report, "plain"), tmp_path))
-    html = render(fixtures.with_text(report, payload), tmp_path)
+    report = reports.unsafe()
+    plain = read(render(reports.with_text(report, "plain"), tmp_path))
+    html = render(reports.with_text(report, payload), tmp_path)
     attacked = read(html)
     assert attacked.skeleton() == plain.skeleton()
     assert "1337" not in html

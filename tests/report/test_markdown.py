@@ -9,8 +9,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 from safeguard.report.markdown import MAX_CLAIMS, render
-from safeguard.report.schema import Report
-from tests.report import fixtures
+from safeguard.results.report import Report
+from tests.report import reports
 from tests.report.pages import Page, read
 from tests.report.test_html import PAYLOADS
 
@@ -45,9 +45,9 @@ def shown(text: str) -> Page:
 
 @pytest.mark.parametrize("payload", PAYLOADS + MARKDOWN_PAYLOADS)
 def test_text_stays_text(payload: str, tmp_path: Path) -> None:
-    report = fixtures.inconclusive()
-    plain = render(fixtures.with_text(report, "plain"), tmp_path)
-    attacked = render(fixtures.with_text(report, payload), tmp_path)
+    report = reports.inconclusive()
+    plain = render(reports.with_text(report, "plain"), tmp_path)
+    attacked = render(reports.with_text(report, payload), tmp_path)
     assert shown(attacked).skeleton() == shown(plain).skeleton()
     assert len(attacked.splitlines()) == len(plain.splitlines())
     assert not re.search(r"(?<!\\)://|www\.|@(?!<)|1337|[\x00\u202e]", attacked)
@@ -55,12 +55,12 @@ def test_text_stays_text(payload: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [p for p in MARKDOWN_PAYLOADS if p.strip() == p and "\n" not in p])
 def test_text_arrives_unchanged(text: str, tmp_path: Path) -> None:
-    page = shown(render(fixtures.with_text(fixtures.inconclusive(), text), tmp_path))
+    page = shown(render(reports.with_text(reports.inconclusive(), text), tmp_path))
     assert page.all("td")[1].text.strip() == text
 
 
 def test_summary_of_a_failure(tmp_path: Path) -> None:
-    report = fixtures.failing()
+    report = reports.failing()
     text = render(report, tmp_path)
     page = shown(text)
     assert "FAIL" in page.all("h2")[0].text and report.title in page.all("h2")[0].text
@@ -72,14 +72,14 @@ def test_summary_of_a_failure(tmp_path: Path) -> None:
 
 
 def test_failed_controls_are_listed(tmp_path: Path) -> None:
-    text = render(fixtures.inconclusive(), tmp_path)
+    text = render(reports.inconclusive(), tmp_path)
     assert "1 of 6 controls failed" in text
     assert "- **The attack works on a weak model**: 94 of 100" in text
     assert "The base model draws" not in text
 
 
 def test_long_reports_are_cut_and_say_so(tmp_path: Path) -> None:
-    one = fixtures.long_names()
+    one = reports.long_names()
     many: Report = one.model_copy(update={"claims": one.claims * (MAX_CLAIMS + 7)})
     text = render(many, tmp_path)
     assert len(shown(text).all("td")) == 10 * MAX_CLAIMS
@@ -88,5 +88,5 @@ def test_long_reports_are_cut_and_say_so(tmp_path: Path) -> None:
 
 
 def test_empty_report(tmp_path: Path) -> None:
-    text = render(fixtures.bare(), tmp_path)
+    text = render(reports.bare(), tmp_path)
     assert "No claim was tested" in text and "No control was run" in text

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from safeguard.report import view, wording
-from tests.report import fixtures
+from safeguard import wording
+from safeguard.report import view
+from tests.report import reports
 
 NARROW = wording.NARROW
 
 
 def words(hardened: dict[int, int], unlearned: dict[int, int] | None) -> str:
-    lines = [fixtures.curve("hardened", hardened)]
-    lines += [fixtures.curve("unlearned", unlearned)] if unlearned else []
-    found = view.relearning(fixtures.claim("malicious-lora", lines))
+    lines = [reports.curve("hardened", hardened)]
+    lines += [reports.curve("unlearned", unlearned)] if unlearned else []
+    found = view.relearning(reports.claim("malicious-lora", lines))
     assert found is not None
     return f"{found.headline} {found.words}".replace(NARROW, " ")
 
@@ -41,20 +42,20 @@ def test_relearning_no_better_or_worse() -> None:
 
 
 def test_a_claim_without_steps_says_nothing_of_relearning() -> None:
-    assert view.relearning(fixtures.passing().claims[0]) is None
+    assert view.relearning(reports.passing().claims[0]) is None
 
 
 def test_coverage_counts_and_does_not_overstate() -> None:
-    text = view.coverage(fixtures.passing()).replace(NARROW, " ")
+    text = view.coverage(reports.passing()).replace(NARROW, " ")
     assert "6 claims: 6 probes on 1 concept" in text
     assert "95 % confidence in the worst of 3 seeds" in text and "37 % of the seeds" in text
 
 
 def test_tiles_show_the_worst() -> None:
-    tiles = {tile.name: tile for tile in view.tiles(fixtures.failing())}
+    tiles = {tile.name: tile for tile in view.tiles(reports.failing())}
     assert tiles["Fewest steps to relearn"].value == "100" and tiles["Fewest steps to relearn"].good is False
     assert "malicious-full" in tiles["Worst upper bound"].note and tiles["Worst upper bound"].good is False
-    assert view.tiles(fixtures.bare()) == []
+    assert view.tiles(reports.bare()) == []
 
 
 @pytest.mark.parametrize(

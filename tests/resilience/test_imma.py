@@ -9,23 +9,23 @@ import pytest
 import torch
 
 from safeguard.data.latents import LatentSet
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.diffusion.parameters import select
 from safeguard.errors import UsageFault
 from safeguard.finetune.base import Training, fine_tune
 from safeguard.finetune.lora import LoRA, LoRAConfig
 from safeguard.harden import engine
+from safeguard.harden.context import set_up
 from safeguard.harden.engine import harden
-from safeguard.harden.workbench import set_up
-from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.parameters import select
 from safeguard.policy.schema import Method
 from safeguard.progress import SilentProgress
 from safeguard.resilience.imma import IMMA, IMMAConfig
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common import distillation
 from safeguard.unlearn.ga import GradientAscent, GradientAscentConfig
 from safeguard.unlearn.uce import UCE, UCEConfig
-from tests.benches import abar, apart, learning, moved_bench, seeded, tiny_policy
+from tests.contexts import abar, apart, learning, moved_context, seeded, tiny_policy
 from tests.tiny import tiny_pipeline
 
 FULL, FACTORS = {"name": "full"}, {"name": "lora", "rank": 2}
@@ -39,21 +39,21 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFEGUARD_CACHE", str(tmp_path / "cache"))
 
 
-def imma(bench: Workbench, **settings: Any) -> IMMA:
+def imma(context: HardeningContext, **settings: Any) -> IMMA:
     config = IMMAConfig.model_validate(UNBOUND | settings)
-    return IMMA(config, bench, GradientAscent(GradientAscentConfig(batch_size=2, bound=1e3), bench))
+    return IMMA(config, context, GradientAscent(GradientAscentConfig(batch_size=2, bound=1e3), context))
 
 
 def accumulated(objective: IMMA, step: int = 0) -> list[torch.Tensor]:
     values = list(objective.parameters().values())
     for value in values:
         value.requires_grad_(True)
-    objective.accumulate(step)
+    objective.compute_gradients(step)
     return [value.grad.clone() for value in values if value.grad is not None]
 
 
-def state(bench: Workbench) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in bench.model.named_parameters().items()}
+def state(context: HardeningContext) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in context.model.named_parameters().items()}
 
 
 def slow_loss(model: DiffusionModel, data: LatentSet, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -81,21 +81,21 @@ def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 @pytest.mark.parametrize("method", [FULL, FACTORS], ids=["full", "lora"])
 def test_one_step_adapts_and_ascends(variant: str, method: dict[str, Any]) -> None:
     """From a fresh start both variants are a plain fine-tune and the ascent's gradient at its end."""
-    objective = imma(moved_bench(), variant=variant, method=method, inner_steps=2)
-    before = state(objective.bench)
+    objective = imma(moved_context(), variant=variant, method=method, inner_steps=2)
+    before = state(objective.context)
     found = accumulated(objective)
-    bench = moved_bench()
-    theta = list(select(bench.model, "attention").values())
-    phi = objective._tuner.attach(bench.model, derive(0, "imma") if variant == "released" else derive(0, "inner", 0))
+    context = moved_context()
+    theta = list(select(context.model, "attention").values())
+    phi = objective._tuner.attach(context.model, derive(0, "imma") if variant == "released" else derive(0, "inner", 0))
     adam = torch.optim.AdamW(phi, lr=1e-2, weight_decay=0.01)
     generator = seeded(derive(0, "inner", 0))
     for _ in range(2):
-        step(adam, slow_loss(bench.model, bench.forget, 2, generator))
+        step(adam, slow_loss(context.model, context.forget, 2, generator))
     for value in theta:
         value.requires_grad_(True)
-    loss = -slow_loss(bench.model, bench.forget, 2, seeded(derive(0, "ascent", 0)))
+    loss = -slow_loss(context.model, context.forget, 2, seeded(derive(0, "ascent", 0)))
     assert apart(found, list(torch.autograd.grad(loss, theta))) < 1e-3
-    after = state(objective.bench)
+    after = state(objective.context)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     stays = method == FULL and variant == "released"
     assert changed == (objective.parameters().keys() if stays else set())
@@ -108,13 +108,13 @@ def test_one_step_adapts_and_ascends(variant: str, method: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("method", [FULL, FACTORS], ids=["full", "lora"])
 def test_points_average_the_ascents_along_the_adaptation(method: dict[str, Any]) -> None:
-    found = accumulated(imma(moved_bench(), method=method, inner_steps=4, points=2))
-    ends = [accumulated(imma(moved_bench(), method=method, inner_steps=steps)) for steps in (2, 4)]
-    bench = moved_bench()
-    objective = imma(bench, method=method, inner_steps=4)
+    found = accumulated(imma(moved_context(), method=method, inner_steps=4, points=2))
+    ends = [accumulated(imma(moved_context(), method=method, inner_steps=steps)) for steps in (2, 4)]
+    context = moved_context()
+    objective = imma(context, method=method, inner_steps=4)
     generator = seeded(derive(0, "ascent", 0))
-    bench.forget.batch(2, generator)
-    bench.model.draw_noise(2, generator)  # the second point draws after the first
+    context.forget.batch(2, generator)
+    context.model.draw_noise(2, generator)  # the second point draws after the first
     theta = list(objective.parameters().values())  # before factors have names there
     with objective._adaptation(0, theta) as run:
         for _ in range(4):
@@ -156,24 +156,24 @@ def test_released_is_alternation_on_one_set_of_weights(method: dict[str, Any]) -
 def test_a_killed_run_continues_to_the_same_weights(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"name": "imma", "variant": variant, "method": FACTORS, "steps": 3, "inner_steps": 1} | UNBOUND
 
-    def table() -> Workbench:
+    def table() -> HardeningContext:
         policy = tiny_policy(unlearner={"name": "uce"}, resilience=settings, images=2)
         return set_up(policy, DiffusionModel(tiny_pipeline(0)), SilentProgress())
 
     whole, resumed = table(), table()
     harden(whole, "whole")
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
-    accumulate = IMMA.accumulate
+    whole_step = IMMA.compute_gradients
 
     def killed(self: IMMA, step: int) -> Any:
         if step == 2:
             raise KeyboardInterrupt
-        return accumulate(self, step)
+        return whole_step(self, step)
 
-    monkeypatch.setattr(IMMA, "accumulate", killed)
+    monkeypatch.setattr(IMMA, "compute_gradients", killed)
     with pytest.raises(KeyboardInterrupt):
         harden(table(), "killed")
-    monkeypatch.setattr(IMMA, "accumulate", accumulate)
+    monkeypatch.setattr(IMMA, "compute_gradients", whole_step)
     harden(resumed, "killed")
     one, two = state(whole), state(resumed)
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -182,9 +182,9 @@ def test_a_killed_run_continues_to_the_same_weights(variant: str, monkeypatch: p
 @pytest.mark.parametrize("variant", ["bilevel", "released"])
 @pytest.mark.parametrize("method", [FULL, FACTORS], ids=["full", "lora"])
 def test_too_little_memory_half_way_leaves_nothing_behind(variant: str, method: dict[str, Any]) -> None:
-    objective = imma(moved_bench(), variant=variant, method=method)
-    expected = accumulated(imma(moved_bench(), variant=variant, method=method))
-    before, kept = state(objective.bench), {name: value.clone() for name, value in objective.state().items()}
+    objective = imma(moved_context(), variant=variant, method=method)
+    expected = accumulated(imma(moved_context(), variant=variant, method=method))
+    before, kept = state(objective.context), {name: value.clone() for name, value in objective.state().items()}
     last, passes = 2 if variant == "released" else 11, list[int]()
 
     def shortage(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -192,26 +192,26 @@ def test_too_little_memory_half_way_leaves_nothing_behind(variant: str, method: 
         if len(passes) == last:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    handle = objective.bench.model.unet.register_forward_pre_hook(shortage)
+    handle = objective.context.model.unet.register_forward_pre_hook(shortage)
     with pytest.raises(torch.OutOfMemoryError):
         accumulated(objective)
     handle.remove()
-    after = state(objective.bench)
+    after = state(objective.context)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert all(torch.equal(kept[name], value) for name, value in objective.state().items())
     assert apart(accumulated(objective), expected) < 1e-5
 
 
 def test_what_is_weighted_beside_the_ascent_is_added() -> None:
-    bench = moved_bench()
-    assert bench.preserved is not None
-    plain = accumulated(imma(bench))
-    both = accumulated(imma(bench, erase_weight=2.0, preserve_weight=0.5, preserve_batch=3))
-    method = GradientAscent(GradientAscentConfig(batch_size=2, bound=1e3), bench)
-    theta, generator = learning(select(bench.model, "attention")), seeded(derive(0, "outer", 0))
+    context = moved_context()
+    assert context.preserved is not None
+    plain = accumulated(imma(context))
+    both = accumulated(imma(context, erase_weight=2.0, preserve_weight=0.5, preserve_batch=3))
+    method = GradientAscent(GradientAscentConfig(batch_size=2, bound=1e3), context)
+    theta, generator = learning(select(context.model, "attention")), seeded(derive(0, "outer", 0))
     loss, kept = method.loss(generator), method.preservation(generator)
     assert kept is not None
-    total = 2.0 * (loss + kept) + 0.5 * distillation(bench, bench.preserved, 3, generator)
+    total = 2.0 * (loss + kept) + 0.5 * distillation(context, context.preserved, 3, generator)
     expected = torch.autograd.grad(total, list(theta.values()))
     assert apart([a - b for a, b in zip(both, plain, strict=True)], list(expected)) < 1e-3
 
@@ -234,9 +234,11 @@ def test_an_erased_concept_is_harder_to_learn_again() -> None:
 
 
 def test_something_must_erase() -> None:
-    bench = moved_bench()
+    context = moved_context()
     settings = IMMAConfig(warm_start=False)
     with pytest.raises(UsageFault, match="erases nothing"):
-        IMMA(settings, bench, GradientAscent(GradientAscentConfig(), bench))
-    assert IMMA(settings, bench, UCE(UCEConfig(), bench)).steps == 500
-    assert IMMA(IMMAConfig(warm_start=False, erase_weight=1.0), bench, GradientAscent(GradientAscentConfig(), bench))
+        IMMA(settings, context, GradientAscent(GradientAscentConfig(), context))
+    assert IMMA(settings, context, UCE(UCEConfig(), context)).steps == 500
+    assert IMMA(
+        IMMAConfig(warm_start=False, erase_weight=1.0), context, GradientAscent(GradientAscentConfig(), context)
+    )

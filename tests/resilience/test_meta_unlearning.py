@@ -11,18 +11,18 @@ from torch import Tensor
 
 from safeguard.errors import UsageFault
 from safeguard.finetune.base import Run, Training
-from safeguard.resilience.hypergradient import Vector
 from safeguard.resilience.meta_unlearning import MetaUnlearning, MetaUnlearningConfig, meta_gradient
 from safeguard.resilience.none import NoConfig, NoObjective
+from safeguard.resilience.second_order.solvers import Vector
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common import bounded_ascent, distillation
 from safeguard.unlearn.esd import ESD, ESDConfig
 from safeguard.unlearn.safegen import SafeGen, SafeGenConfig
 from safeguard.unlearn.uce import UCE, UCEConfig
-from tests.benches import apart, drawn_bench, learning, mixed_concepts, moved_bench, tiny_bench
-from tests.resilience.test_hypergradient import THETA, A, H
-from tests.resilience.test_trajectory import OPTIMIZERS, Scripted
+from tests.contexts import apart, drawn_context, learning, mixed_concepts, moved_context, tiny_context
+from tests.resilience.second_order.test_solvers import THETA, A, H
+from tests.resilience.second_order.test_trajectory import OPTIMIZERS, Scripted
 
 H_BENIGN = torch.diag(torch.tensor([0.2, 0.6, 0.1], dtype=torch.float64))
 A_BENIGN = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
@@ -108,8 +108,8 @@ def test_the_exact_gradient_is_the_slope_of_what_happens(optimizer, clip, steps)
     for axis in range(3):
         nudge = torch.zeros(3, dtype=torch.float64)
         nudge[axis] = 1e-5
-        slope = (simulated(THETA + nudge, how, bent) - simulated(THETA - nudge, how, bent)) / 2e-5
-        assert gradient[axis].item() == pytest.approx(slope.item(), abs=1e-6)
+        grad = (simulated(THETA + nudge, how, bent) - simulated(THETA - nudge, how, bent)) / 2e-5
+        assert gradient[axis].item() == pytest.approx(grad.item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -133,8 +133,8 @@ def test_a_harmful_loss_is_pulled_back_from_where_the_inner_steps_end(steps):
     for axis in range(3):
         nudge = torch.zeros(3, dtype=torch.float64)
         nudge[axis] = 1e-5
-        slope = (after(THETA + nudge) - after(THETA - nudge)) / 2e-5
-        assert gradient[axis].item() == pytest.approx(slope.item(), rel=1e-6)
+        grad = (after(THETA + nudge) - after(THETA - nudge)) / 2e-5
+        assert gradient[axis].item() == pytest.approx(grad.item(), rel=1e-6)
     end = quadratic(how, loss=bent)
     for _ in range(steps):
         end.step()
@@ -182,59 +182,59 @@ def test_descending_the_gradient_descends_the_loss(optimizer):
 # -- a tiny model ----------------------------------------------------------------------------------------------------
 
 
-def objective(bench: Workbench | None = None, **settings: Any) -> MetaUnlearning:
-    bench = bench or tiny_bench()
+def objective(context: HardeningContext | None = None, **settings: Any) -> MetaUnlearning:
+    context = context or tiny_context()
     config = MetaUnlearningConfig.model_validate(
         {"inner_learning_rate": 0.05, "bound": None, "batch_size": 2} | settings
     )
-    return MetaUnlearning(config, bench, ESD(ESD_CONFIG, bench))
+    return MetaUnlearning(config, context, ESD(ESD_CONFIG, context))
 
 
 def gradients(of: MetaUnlearning | NoObjective, step: int = 0) -> Vector:
     values = list(learning(of.parameters()).values())
     for value in values:
         value.grad = None
-    before = [value.detach().clone() for value in of.bench.model.named_parameters().values()]
-    of.accumulate(step)
-    after = of.bench.model.named_parameters().values()
+    before = [value.detach().clone() for value in of.context.model.named_parameters().values()]
+    of.compute_gradients(step)
+    after = of.context.model.named_parameters().values()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "weights must be as they were"
     return [value.grad.clone() for value in values]
 
 
 def test_a_weight_of_zero_must_leave_something_to_do():
-    bench = tiny_bench()
+    context = tiny_context()
     with pytest.raises(UsageFault, match="a closed form, whose edit comes first, counts only"):
-        MetaUnlearning(MetaUnlearningConfig(gamma2=0.0), bench, UCE(UCEConfig(), bench))
+        MetaUnlearning(MetaUnlearningConfig(gamma2=0.0), context, UCE(UCEConfig(), context))
     with pytest.raises(UsageFault, match="a harmful_loss counts only"):
-        objective(bench, gamma2=0.0, harmful_loss={"name": "ga"})
+        objective(context, gamma2=0.0, harmful_loss={"name": "ga"})
 
 
 def test_with_all_weights_zero_the_step_is_the_unlearners():
-    bench = tiny_bench()
-    meta = gradients(objective(bench, gamma2=0.0))
-    assert apart(meta, gradients(NoObjective(NoConfig(), bench, ESD(ESD_CONFIG, bench)))) < 1e-6
+    context = tiny_context()
+    meta = gradients(objective(context, gamma2=0.0))
+    assert apart(meta, gradients(NoObjective(NoConfig(), context, ESD(ESD_CONFIG, context)))) < 1e-6
 
 
 def test_distillation_is_added_with_its_weight():
-    bench = moved_bench()  # at the base model's weights the distillation is at its minimum
+    context = moved_context()  # at the base model's weights the distillation is at its minimum
     alone = {"gamma1": 0.0, "gamma2": 1e-12}
-    kept = gradients(objective(bench, **alone, preserve_weight=2.0, preserve_batch=3))
+    kept = gradients(objective(context, **alone, preserve_weight=2.0, preserve_batch=3))
     assert max(float(value.abs().max()) for value in kept) > 0
-    twice = gradients(objective(bench, **alone, preserve_weight=4.0, preserve_batch=3))
+    twice = gradients(objective(context, **alone, preserve_weight=4.0, preserve_batch=3))
     assert apart(twice, [2 * value for value in kept]) < 1e-5
-    generator = torch.Generator().manual_seed(derive(bench.seed, "outer", 0))
-    built = objective(bench, **alone)
+    generator = torch.Generator().manual_seed(derive(context.seed, "outer", 0))
+    built = objective(context, **alone)
     built.unlearner.loss(generator)  # draws first
-    loss = distillation(bench, bench.preserved, 3, generator)
+    loss = distillation(context, context.preserved, 3, generator)
     expected = torch.autograd.grad(2 * loss, list(built.parameters().values()), materialize_grads=True)
     assert apart(kept, list(expected)) < 1e-5
 
 
-def unrolled(bench: Workbench, config: MetaUnlearningConfig) -> Vector:
+def unrolled(context: HardeningContext, config: MetaUnlearningConfig) -> Vector:
     """The gradient of Eq. 2 by automatic differentiation through one or two steps of descent, written out."""
-    model = bench.model
+    model = context.model
     values = dict(model.unet.named_parameters())
-    generator = torch.Generator().manual_seed(derive(bench.seed, "outer", 0))
+    generator = torch.Generator().manual_seed(derive(context.seed, "outer", 0))
 
     def draw(data, generator):
         batch = data.batch(2, generator)
@@ -246,18 +246,18 @@ def unrolled(bench: Workbench, config: MetaUnlearningConfig) -> Vector:
         answer = torch.func.functional_call(model.unet, weights, (noisy, t, states))[0]
         return (answer - noise).pow(2).mean()
 
-    ESD(ESD_CONFIG, bench).loss(generator)  # what the base unlearner draws
-    concept, related, retain = (draw(data, generator) for data in (bench.forget, bench.related, bench.retain))
-    inner = torch.Generator().manual_seed(derive(bench.seed, "inner", 0))
+    ESD(ESD_CONFIG, context).loss(generator)  # what the base unlearner draws
+    concept, related, retain = (draw(data, generator) for data in (context.forget, context.related, context.retain))
+    inner = torch.Generator().manual_seed(derive(context.seed, "inner", 0))
     moved = dict(values)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         for _ in range(config.inner_steps):
-            slopes = torch.autograd.grad(
-                loss(moved, *draw(bench.forget, inner)), list(moved.values()), create_graph=True
+            grads = torch.autograd.grad(
+                loss(moved, *draw(context.forget, inner)), list(moved.values()), create_graph=True
             )
-            size = torch.stack([slope.pow(2).sum() for slope in slopes]).sum().sqrt()
+            size = torch.stack([grad.pow(2).sum() for grad in grads]).sum().sqrt()
             step = config.inner_learning_rate * (1 / (size + 1e-6)).clamp(max=1.0)
-            moved = {name: value - step * slope for (name, value), slope in zip(moved.items(), slopes, strict=True)}
+            moved = {name: value - step * grad for (name, value), grad in zip(moved.items(), grads, strict=True)}
 
         def benign(weights):
             return config.related_share * loss(weights, *related) + (1 - config.related_share) * loss(weights, *retain)
@@ -275,50 +275,50 @@ def unrolled(bench: Workbench, config: MetaUnlearningConfig) -> Vector:
     ids=["one-step", "two-steps", "bounded", "explicit"],
 )
 def test_the_exact_gradient_is_that_of_the_unrolled_loop(settings):
-    bench = tiny_bench()
-    of = objective(bench, gamma1=0.0, gamma2=1.0, **settings)
-    assert apart(gradients(of), unrolled(bench, of.config)) < 1e-3
+    context = tiny_context()
+    of = objective(context, gamma1=0.0, gamma2=1.0, **settings)
+    assert apart(gradients(of), unrolled(context, of.config)) < 1e-3
 
 
 def test_second_order_is_not_negligible_there():
-    bench = tiny_bench()
-    exact, released = (gradients(objective(bench, gamma1=0.0, gamma2=1.0, variant=v)) for v in ("exact", "released"))
+    context = tiny_context()
+    exact, released = (gradients(objective(context, gamma1=0.0, gamma2=1.0, variant=v)) for v in ("exact", "released"))
     assert apart(released, exact) > 0.05
 
 
 def test_finite_differences_give_the_same_gradient():
-    bench = tiny_bench()
+    context = tiny_context()
     exact, differences = (
-        gradients(objective(bench, gamma1=0.0, gamma2=1.0, hvp=hvp)) for hvp in ("fused", "finite_difference")
+        gradients(objective(context, gamma1=0.0, gamma2=1.0, hvp=hvp)) for hvp in ("fused", "finite_difference")
     )
     assert apart(differences, exact) < 1e-2
 
 
 def test_without_movement_only_the_fine_tuning_loss_is_ascended():
     """tau -> 0: the benign terms cancel, whatever their weight."""
-    bench = tiny_bench()
+    context = tiny_context()
     settings = {"gamma1": 0.0, "gamma2": 1.0, "inner_learning_rate": 1e-12}
-    small, large = (gradients(objective(bench, zeta=zeta, **settings)) for zeta in (0.0, 5.0))
+    small, large = (gradients(objective(context, zeta=zeta, **settings)) for zeta in (0.0, 5.0))
     assert apart(large, small) < 1e-3
 
 
 @pytest.mark.parametrize("group", ["cross-attention", "text-encoder"])
 def test_the_gradient_of_a_part_is_a_part_of_the_gradient(group):
     """The simulated fine-tune trains the whole model, whatever learns."""
-    bench = moved_bench()
+    context = moved_context()
     if group == "text-encoder":
-        bench.model.surface |= {"text_encoder"}
-    whole = objective(bench, gamma1=0.0, gamma2=1.0, parameters="full")
-    part = objective(bench, gamma1=0.0, gamma2=1.0, parameters=group)
+        context.model.exposed_parts |= {"text_encoder"}
+    whole = objective(context, gamma1=0.0, gamma2=1.0, parameters="full")
+    part = objective(context, gamma1=0.0, gamma2=1.0, parameters=group)
     by_name = dict(zip(whole.parameters(), gradients(whole), strict=True))
     assert apart(gradients(part), [by_name[name] for name in part.parameters()]) < 1e-4
 
 
 def test_parameters_that_the_unlearner_leaves_alone_are_refused():
     with pytest.raises(UsageFault, match="does not depend on the parameters 'text-encoder'"):
-        bench = tiny_bench()
+        context = tiny_context()
         config = MetaUnlearningConfig(parameters="text-encoder")
-        gradients(MetaUnlearning(config, bench, SafeGen(SafeGenConfig(batch_size=2), bench)))
+        gradients(MetaUnlearning(config, context, SafeGen(SafeGenConfig(batch_size=2), context)))
 
 
 def test_a_step_depends_on_seed_and_step_alone():
@@ -330,13 +330,13 @@ def test_a_step_depends_on_seed_and_step_alone():
 
 def test_descending_raises_what_a_fine_tune_ends_at():
     """The point of it: after some steps, the same fine-tune leaves a larger loss, and benign knowledge is kept."""
-    bench = tiny_bench()
-    of = objective(bench, gamma1=0.0, gamma2=1.0)
+    context = tiny_context()
+    of = objective(context, gamma1=0.0, gamma2=1.0)
     optimizer = torch.optim.Adam(learning(of.parameters()).values(), lr=1e-4)
-    first = of.accumulate(0)
+    first = of.compute_gradients(0)
     for _ in range(5):
         optimizer.step()
-        last = of.accumulate(0)
+        last = of.compute_gradients(0)
     assert last["fine-tuning loss after inner steps"] > first["fine-tuning loss after inner steps"]
 
 
@@ -346,9 +346,9 @@ def test_it_is_asked_for_something():
 
 
 def test_it_needs_benign_images():
-    bench = drawn_bench({"name": "esd"}, mixed_concepts(1))
+    context = drawn_context({"name": "esd"}, mixed_concepts(1))
     with pytest.raises(UsageFault, match="needs benign images"):
-        MetaUnlearning(MetaUnlearningConfig(), bench, ESD(ESD_CONFIG, bench))
+        MetaUnlearning(MetaUnlearningConfig(), context, ESD(ESD_CONFIG, context))
 
 
 def test_the_record_names_what_the_report_draws():
@@ -356,4 +356,4 @@ def test_the_record_names_what_the_report_draws():
 
     of = objective()
     learning(of.parameters())
-    assert set(TRACES) <= set(of.accumulate(0))
+    assert set(TRACES) <= set(of.compute_gradients(0))

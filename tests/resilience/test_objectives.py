@@ -8,23 +8,23 @@ import torch
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.resilience.resalign import ResAlign, ResAlignConfig
 from safeguard.resilience.simulation import Simulations
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.esd import ESD, ESDConfig
-from tests.benches import tiny_bench
+from tests.contexts import tiny_context
 
 ESD_CONFIG = ESDConfig(variant="f", batch_size=2, trajectory_steps=3, pool=2)
 SHORT = Simulations(learning_rates=[1e-3], steps=[3], optimizers=["sgd"], data={"concept": 1.0})
 
 
 def gradients(objective: object, step: int = 0) -> list[torch.Tensor]:
-    bench: Workbench = objective.bench  # type: ignore[attr-defined]
+    context: HardeningContext = objective.context  # type: ignore[attr-defined]
     values = list(objective.parameters().values())  # type: ignore[attr-defined]
     for value in values:
         value.requires_grad_(True)
         value.grad = None
-    before = [value.detach().clone() for value in bench.model.unet.parameters()]
-    objective.accumulate(step)  # type: ignore[attr-defined]
-    after = list(bench.model.unet.parameters())
+    before = [value.detach().clone() for value in context.model.unet.parameters()]
+    objective.compute_gradients(step)  # type: ignore[attr-defined]
+    after = list(context.model.unet.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "weights must be as they were"
     return [value.grad.clone() for value in values]
 
@@ -34,9 +34,9 @@ PAPER = {"harmful_loss": None, "hypergradient": "moreau", "points": 1}
 
 
 def resalign(**settings: object) -> ResAlign:
-    bench = tiny_bench()
+    context = tiny_context()
     config = ResAlignConfig.model_validate({"distribution": SHORT, "simulations": 1, "alpha": 0.0} | PAPER | settings)
-    return ResAlign(config, bench, ESD(ESD_CONFIG, bench))
+    return ResAlign(config, context, ESD(ESD_CONFIG, context))
 
 
 def test_without_beta_and_alpha_resalign_is_the_unlearner() -> None:
@@ -80,6 +80,6 @@ def test_a_closed_form_gets_a_harmful_loss_of_its_own() -> None:
     from safeguard.unlearn.ga import GradientAscent
     from safeguard.unlearn.uce import UCE, UCEConfig
 
-    bench = tiny_bench()
-    objective = ResAlign(ResAlignConfig(harmful_loss=None, distribution=SHORT), bench, UCE(UCEConfig(), bench))
+    context = tiny_context()
+    objective = ResAlign(ResAlignConfig(harmful_loss=None, distribution=SHORT), context, UCE(UCEConfig(), context))
     assert isinstance(objective.unlearner, GradientAscent)

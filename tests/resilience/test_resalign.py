@@ -11,34 +11,34 @@ import torch
 from safeguard.errors import UsageFault
 from safeguard.policy.methods import method_problems
 from safeguard.policy.schema import ResilienceMethod
+from safeguard.policy.study import cells, load_study
 from safeguard.resilience.base import Facts
 from safeguard.resilience.resalign import PRESETS, ResAlign, ResAlignConfig
-from safeguard.study.schema import cells, load_study
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.ga import GradientAscent, GradientAscentConfig
-from tests.benches import apart, tiny_bench
+from tests.contexts import apart, tiny_context
 
 SHORT = {"learning_rates": [1e-3], "steps": [2], "optimizers": ["sgd"], "data": {"concept": 1.0}}
 
 
 @pytest.fixture(scope="module")
-def bench() -> Workbench:
-    return tiny_bench()
+def context() -> HardeningContext:
+    return tiny_context()
 
 
-def objective(bench: Workbench, **settings: Any) -> ResAlign:
+def objective(context: HardeningContext, **settings: Any) -> ResAlign:
     defaults = {"distribution": SHORT, "simulations": 1, "alpha": 0.0, "parameters": "cross-attention"}
     paper = {"harmful_loss": None, "hypergradient": "moreau", "points": 1}
     config = ResAlignConfig.model_validate(defaults | paper | settings)
-    return ResAlign(config, bench, GradientAscent(GradientAscentConfig(batch_size=2), bench))
+    return ResAlign(config, context, GradientAscent(GradientAscentConfig(batch_size=2), context))
 
 
-def accumulate(bench: Workbench, step: int = 0, **settings: Any) -> tuple[list[torch.Tensor], Facts]:
+def compute_gradients(context: HardeningContext, step: int = 0, **settings: Any) -> tuple[list[torch.Tensor], Facts]:
     """Gradients and facts of one outer step; the weights stay as they were."""
-    built = objective(bench, **settings)
-    before = [value.detach().clone() for value in bench.model.unet.parameters()]
-    facts = built.accumulate(step)
-    assert all(torch.equal(a, b) for a, b in zip(before, bench.model.unet.parameters(), strict=True))
+    built = objective(context, **settings)
+    before = [value.detach().clone() for value in context.model.unet.parameters()]
+    facts = built.compute_gradients(step)
+    assert all(torch.equal(a, b) for a, b in zip(before, context.model.unet.parameters(), strict=True))
     found = [value.grad.clone() for value in built.trained().values()]  # type: ignore[union-attr]
     for value in built.trained().values():
         value.grad = None
@@ -50,20 +50,20 @@ def distribution(**settings: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_beta_rises_as_declared(bench: Workbench, schedule: str) -> None:
-    built = objective(bench, steps=10, beta=0.8, beta_schedule=schedule, beta_warm_in=0.4)
+def test_beta_rises_as_declared(context: HardeningContext, schedule: str) -> None:
+    built = objective(context, steps=10, beta=0.8, beta_schedule=schedule, beta_warm_in=0.4)
     found = [round(built.beta(step), 4) for step in range(5)]
     rising = {"constant": [0.8] * 3, "linear": [0.2, 0.4, 0.6], "cosine": [0.1172, 0.4, 0.6828]}[schedule]
     assert found == [*rising, 0.8, 0.8]
 
 
-def test_alpha_ends_where_it_should(bench: Workbench) -> None:
-    built = objective(bench, steps=160, alpha=1.6, alpha_final=2.0)
+def test_alpha_ends_where_it_should(context: HardeningContext) -> None:
+    built = objective(context, steps=160, alpha=1.6, alpha_final=2.0)
     assert built.alpha(0) == built.alpha(79) == 1.6
     assert built.alpha(120) == pytest.approx(1.8)
     assert built.alpha(80) == pytest.approx(1.6 + 0.4 * 0.0067, abs=1e-4)
     assert built.alpha(159) == pytest.approx(2.0, abs=4e-3)
-    assert objective(bench, alpha=1.6).alpha(159) == 1.6
+    assert objective(context, alpha=1.6).alpha(159) == 1.6
 
 
 def test_the_published_preset_passes_the_policy_check_and_gives_way() -> None:
@@ -96,8 +96,8 @@ def test_the_defaults_are_the_setting_that_was_measured_but_for_the_learning_rat
     [{"name": "ga"}, {"name": "esd", "trajectory_steps": 2, "pool": 2}, {"name": "ca", "images": 2, "batch_size": 2}],
     ids=lambda harmful: harmful["name"],
 )
-def test_the_harmful_loss_is_chosen_by_name(bench: Workbench, harmful: dict[str, Any]) -> None:
-    found, facts = accumulate(bench, harmful_loss=harmful, hypergradient="first_order", beta=1.0)
+def test_the_harmful_loss_is_chosen_by_name(context: HardeningContext, harmful: dict[str, Any]) -> None:
+    found, facts = compute_gradients(context, harmful_loss=harmful, hypergradient="first_order", beta=1.0)
     assert all(torch.isfinite(gradient).all() for gradient in found)
     assert facts["erasure loss after fine-tuning"] != 0 and facts["hypergradient norm"] > 0
 
@@ -113,29 +113,29 @@ def test_a_mistake_in_a_field_of_several_types_is_one_line() -> None:
     assert len(lines(distribution={"prompts": ["one"]})) == 1
 
 
-def test_a_closed_form_is_no_harmful_loss(bench: Workbench) -> None:
+def test_a_closed_form_is_no_harmful_loss(context: HardeningContext) -> None:
     with pytest.raises(UsageFault, match="uce is a closed form"):
-        objective(bench, harmful_loss={"name": "uce"})
+        objective(context, harmful_loss={"name": "uce"})
 
 
-def test_factors_get_the_gradient_of_their_weights(bench: Workbench) -> None:
-    plain, _ = accumulate(bench, hypergradient="first_order")
-    built = objective(bench, hypergradient="first_order", lora_rank=2)
-    factored, _ = accumulate(bench, hypergradient="first_order", lora_rank=2)
-    weights = objective(bench).parameters()
-    kept = {name: slope for (name, value), slope in zip(weights.items(), plain, strict=True) if value.dim() > 1}
+def test_factors_get_the_gradient_of_their_weights(context: HardeningContext) -> None:
+    plain, _ = compute_gradients(context, hypergradient="first_order")
+    built = objective(context, hypergradient="first_order", lora_rank=2)
+    factored, _ = compute_gradients(context, hypergradient="first_order", lora_rank=2)
+    weights = objective(context).parameters()
+    kept = {name: grad for (name, value), grad in zip(weights.items(), plain, strict=True) if value.dim() > 1}
     assert list(built.parameters()) == list(kept)
-    for index, (name, slope) in enumerate(kept.items()):
+    for index, (name, grad) in enumerate(kept.items()):
         a = built.trained()[f"{name}.lora_A"]
-        assert torch.allclose(factored[2 * index], slope @ a.mT, atol=1e-6)
+        assert torch.allclose(factored[2 * index], grad @ a.mT, atol=1e-6)
         assert not factored[2 * index + 1].any(), "B is zero"
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_fine_tune_that_hardly_moves_has_no_second_order(bench: Workbench, method: str) -> None:
+def test_a_fine_tune_that_hardly_moves_has_no_second_order(context: HardeningContext, method: str) -> None:
     still = distribution(learning_rates=[1e-9], methods=[{"name": method}])
     first, unrolled, envelope = (
-        accumulate(bench, distribution=still, hypergradient=kind, beta=1.0)
+        compute_gradients(context, distribution=still, hypergradient=kind, beta=1.0)
         for kind in ("first_order", "unrolled", "moreau")
     )
     assert apart(unrolled[0], first[0]) < 1e-3 and apart(envelope[0], first[0]) < 1e-2
@@ -144,21 +144,21 @@ def test_a_fine_tune_that_hardly_moves_has_no_second_order(bench: Workbench, met
 
 
 @pytest.mark.parametrize("kind", ["moreau", "unrolled"])
-def test_the_record_says_what_happened(bench: Workbench, kind: str) -> None:
+def test_the_record_says_what_happened(context: HardeningContext, kind: str) -> None:
     settings = {"hypergradient": kind, "spectrum_every": 2, "simulations": 2}
-    facts = accumulate(bench, step=0, **settings)[1]
+    facts = compute_gradients(context, step=0, **settings)[1]
     assert facts["simulations skipped"] == 0
     assert {f"guard: {name}" for name in ("diverging", "negative curvature", "not finite", "trust region")} <= set(
         facts
     )
     assert facts["smallest eigenvalue of the inner Hessian"] < facts["largest eigenvalue of the inner Hessian"]
     assert ("solver residual" in facts) == ("gamma" in facts) == (kind == "moreau")
-    assert "largest eigenvalue of the inner Hessian" not in accumulate(bench, step=1, **settings)[1]
+    assert "largest eigenvalue of the inner Hessian" not in compute_gradients(context, step=1, **settings)[1]
 
 
-def test_simulations_that_are_not_finite_are_skipped_and_counted(bench: Workbench) -> None:
+def test_simulations_that_are_not_finite_are_skipped_and_counted(context: HardeningContext) -> None:
     broken = distribution(learning_rates=[1e30], max_grad_norm=1e30)
-    found, facts = accumulate(bench, distribution=broken, hypergradient="first_order", beta=0.5)
+    found, facts = compute_gradients(context, distribution=broken, hypergradient="first_order", beta=0.5)
     assert facts["simulations skipped"] == 1.0 and facts["hypergradient norm"] == 0.0
-    direct, _ = accumulate(bench, distribution=SHORT, hypergradient="first_order", beta=0.0)
+    direct, _ = compute_gradients(context, distribution=SHORT, hypergradient="first_order", beta=0.0)
     assert apart(found, [0.5 * gradient for gradient in direct]) < 1e-6

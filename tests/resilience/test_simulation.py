@@ -11,23 +11,23 @@ from pydantic import ValidationError
 from safeguard.errors import UsageFault
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.resilience.simulation import Simulations, check, draw
-from safeguard.unlearn.base import Workbench
-from tests.benches import drawn_bench, mixed_concepts, seeded, tiny_bench
+from safeguard.unlearn.base import HardeningContext
+from tests.contexts import drawn_context, mixed_concepts, seeded, tiny_context
 
 
 @pytest.fixture(scope="module")
-def bench() -> Workbench:
-    return tiny_bench()
+def context() -> HardeningContext:
+    return tiny_context()
 
 
-def only_the_concept() -> Workbench:
-    """A workbench without related and retained images."""
-    bench = drawn_bench({"name": "ga"}, mixed_concepts(2))
-    bench.policy = bench.policy.model_copy(update={"retain": []})
-    return bench
+def only_the_concept() -> HardeningContext:
+    """A hardening context without related and retained images."""
+    context = drawn_context({"name": "ga"}, mixed_concepts(2))
+    context.policy = context.policy.model_copy(update={"retain": []})
+    return context
 
 
-def test_everything_declared_is_drawn(bench: Workbench) -> None:
+def test_everything_declared_is_drawn(context: HardeningContext) -> None:
     config = Simulations(
         data={"concept": 1.0, "concept+retain": 1.0, "related": 0.0},
         methods=[FineTuningMethod(name="full"), FineTuningMethod.model_validate({"name": "lora", "rank": 2})],
@@ -37,7 +37,7 @@ def test_everything_declared_is_drawn(bench: Workbench) -> None:
         losses=["plain", "prior-preserving"],
         max_grad_norm=7.0,
     )
-    drawn = [draw(config, bench, seed) for seed in range(60)]
+    drawn = [draw(config, context, seed) for seed in range(60)]
     seen: dict[str, set[Any]] = {
         "data": {simulation.data_name for simulation in drawn},
         "method": {type(simulation.tuner).__name__ for simulation in drawn},
@@ -59,17 +59,17 @@ def test_everything_declared_is_drawn(bench: Workbench) -> None:
     assert len(mixed) == 8 and set(mixed.captions) == {"an axe", "a big axe", "a cat"}
 
 
-def test_a_draw_depends_on_the_seed_alone(bench: Workbench) -> None:
-    one, two = (draw(Simulations(), bench, 3) for _ in range(2))
+def test_a_draw_depends_on_the_seed_alone(context: HardeningContext) -> None:
+    one, two = (draw(Simulations(), context, 3) for _ in range(2))
     assert (one.data_name, one.training, one.seed) == (two.data_name, two.training, two.seed)
 
 
-def test_prior_preservation_adds_the_loss_of_benign_images(bench: Workbench) -> None:
+def test_prior_preservation_adds_the_loss_of_benign_images(context: HardeningContext) -> None:
     def loss(seed: int, **settings: Any) -> float:
-        simulation = draw(Simulations(data={"concept": 1.0}, steps=[1], **settings), bench, seed)
-        run = simulation.start(bench)
+        simulation = draw(Simulations(data={"concept": 1.0}, steps=[1], **settings), context, seed)
+        run = simulation.start(context)
         value = run.loss(seeded(1)).item()
-        simulation.tuner.detach(bench.model)
+        simulation.tuner.detach(context.model)
         return value
 
     plain = loss(0)
@@ -78,19 +78,19 @@ def test_prior_preservation_adds_the_loss_of_benign_images(bench: Workbench) -> 
 
 
 def test_data_that_the_policy_lacks_are_left_out_or_refused() -> None:
-    bench = only_the_concept()
+    context = only_the_concept()
     for name in ("related", "related+concept"):
-        assert {draw(Simulations(data={"concept": 1.0, name: 1.0}), bench, s).data is not None for s in range(4)}
-    assert {draw(Simulations(data={"concept": 0.1, "retain": 9.0}), bench, s).data_name for s in range(9)} == {
+        assert {draw(Simulations(data={"concept": 1.0, name: 1.0}), context, s).data is not None for s in range(4)}
+    assert {draw(Simulations(data={"concept": 0.1, "retain": 9.0}), context, s).data_name for s in range(9)} == {
         "concept"
     }
     with pytest.raises(UsageFault, match="no images to simulate"):
-        check(Simulations(data={"retain": 1.0}), bench)
+        check(Simulations(data={"retain": 1.0}), context)
     with pytest.raises(UsageFault, match="asks for retain"):
-        check(Simulations(data={"concept": 0.0, "retain": 1.0}), bench)
+        check(Simulations(data={"concept": 0.0, "retain": 1.0}), context)
     with pytest.raises(UsageFault, match="needs benign images"):
-        check(Simulations(losses=["prior-preserving"]), bench)
-    check(Simulations(data={"concept": 0.1, "retain": 9.0}), bench)
+        check(Simulations(losses=["prior-preserving"]), context)
+    check(Simulations(data={"concept": 0.1, "retain": 9.0}), context)
 
 
 @pytest.mark.parametrize("data", [{}, {"nudity": 1.0}, {"concept+": 1.0}, {"concept": -1.0}])
@@ -99,17 +99,17 @@ def test_nonsense_is_refused(data: dict[Any, float]) -> None:
         Simulations(data=data)
 
 
-def test_few_prompts_are_those_that_the_seed_picks(bench: Workbench) -> None:
-    captions = set(bench.forget.captions)
+def test_few_prompts_are_those_that_the_seed_picks(context: HardeningContext) -> None:
+    captions = set(context.forget.captions)
     assert len(captions) > 1
-    found = [draw(Simulations(data={"concept": 1.0}, prompts=[1]), bench, seed).data for seed in range(8)]
+    found = [draw(Simulations(data={"concept": 1.0}, prompts=[1]), context, seed).data for seed in range(8)]
     assert all(len(set(data.captions)) == 1 for data in found)
     assert {data.captions[0] for data in found} == captions, "each in its turn"
     for data in found:
-        rows = [row for row, caption in enumerate(bench.forget.captions) if caption == data.captions[0]]
-        assert torch.equal(data.mean, bench.forget.mean[rows])
-        assert torch.equal(data.conditioning.states, bench.forget.conditioning.states[rows])
-    mixed = [draw(Simulations(data={"concept": 1.0}, prompts=[None, 1]), bench, seed).data for seed in range(8)]
+        rows = [row for row, caption in enumerate(context.forget.captions) if caption == data.captions[0]]
+        assert torch.equal(data.mean, context.forget.mean[rows])
+        assert torch.equal(data.conditioning.states, context.forget.conditioning.states[rows])
+    mixed = [draw(Simulations(data={"concept": 1.0}, prompts=[None, 1]), context, seed).data for seed in range(8)]
     assert {len(set(data.captions)) for data in mixed} == {1, len(captions)}
-    many = draw(Simulations(data={"concept": 1.0}, prompts=[9]), bench, 0).data
-    assert many.captions == bench.forget.captions
+    many = draw(Simulations(data={"concept": 1.0}, prompts=[9]), context, 0).data
+    assert many.captions == context.forget.captions

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from matplotlib.figure import Figure
 
-from safeguard.report.schema import UtilityRow
+from safeguard.policy.study import Study
+from safeguard.results.report import UtilityRow
 from safeguard.study.curves import _panel
 from safeguard.study.pictures import _firsts
 from safeguard.study.rendering import MEBIBYTE, _half, _steps_to_half, markdown, overview, table
-from safeguard.study.schema import CellResult, Look, Study, StudyResult
+from safeguard.study.results import CellResult, Look, StudyResult
 
 
 def cell(rates: dict[int, float], seed: int = 0) -> CellResult:

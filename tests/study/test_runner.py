@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from safeguard.cli import run
-from safeguard.probe.evidence import CELL
+from safeguard.probe.contact_sheets import CELL
 from safeguard.study.pictures import LABEL, LINE
-from safeguard.study.schema import StudyResult
+from safeguard.study.results import StudyResult
 from tests.study.small import STUDY, write
 
 

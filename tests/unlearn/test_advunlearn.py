@@ -7,28 +7,28 @@ from pathlib import Path
 import pytest
 import torch
 
+from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import UsageFault
+from safeguard.harden.context import set_up
 from safeguard.harden.engine import harden
-from safeguard.harden.workbench import set_up
-from safeguard.model.diffusion import DiffusionModel
 from safeguard.progress import SilentProgress
 from safeguard.seeds import derive
 from safeguard.unlearn.advunlearn import AdvUnlearn, AdvUnlearnConfig, encode_with_prefix
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common.adversarial import attack
-from tests.benches import MIXED, learning, moved_bench, seeded, tiny_policy
+from tests.contexts import MIXED, learning, moved_context, seeded, tiny_policy
 from tests.tiny import tiny_pipeline, tiny_sdxl_pipeline
 
 SMALL = {"batch_size": 2, "trajectory_steps": 4, "pool": 5, "warm_up": 0, "attack_steps": 8}
 
 
 @pytest.fixture(scope="module")
-def bench() -> Workbench:
-    return moved_bench(concepts=MIXED)
+def context() -> HardeningContext:
+    return moved_context(concepts=MIXED)
 
 
-def advunlearn(bench: Workbench, **settings: object) -> AdvUnlearn:
-    return AdvUnlearn(AdvUnlearnConfig.model_validate(SMALL | settings), bench)
+def advunlearn(context: HardeningContext, **settings: object) -> AdvUnlearn:
+    return AdvUnlearn(AdvUnlearnConfig.model_validate(SMALL | settings), context)
 
 
 @pytest.mark.parametrize("xl", [False, True])
@@ -48,21 +48,21 @@ def test_the_embedding_of_a_word_in_front_is_that_word(xl: bool) -> None:
     assert not any(encoder.get_input_embeddings()._forward_hooks for encoder in encoders)  # type: ignore[operator]
 
 
-def test_the_text_encoder_learns_without_its_embeddings(bench: Workbench) -> None:
-    method = advunlearn(bench)
+def test_the_text_encoder_learns_without_its_embeddings(context: HardeningContext) -> None:
+    method = advunlearn(context)
     names = set(method.parameters())
-    every = {f"text_encoder.{name}" for name, _ in bench.model.parts["text_encoder"].named_parameters()}
+    every = {f"text_encoder.{name}" for name, _ in context.model.parts["text_encoder"].named_parameters()}
     assert every - names == {name for name in every if "embeddings." in name}
-    assert set(advunlearn(bench, variant="x").parameters()) == {
-        n for n in bench.model.named_parameters() if "attn2" in n
+    assert set(advunlearn(context, variant="x").parameters()) == {
+        n for n in context.model.named_parameters() if "attn2" in n
     }
     values = list(learning(method.parameters()).values())
     gradients = torch.autograd.grad(method.loss(seeded(0)), values)
     assert all(gradient.abs().max() > 0 for gradient in gradients if gradient.dim() > 1)
 
 
-def test_the_attack_brings_the_edited_model_towards_the_base_model(bench: Workbench) -> None:
-    method = advunlearn(bench, attack_learning_rate=0.05, attack_steps=40, tokens=2)
+def test_the_attack_brings_the_edited_model_towards_the_base_model(context: HardeningContext) -> None:
+    method = advunlearn(context, attack_learning_rate=0.05, attack_steps=40, tokens=2)
     captions = ["axe in ice", "old max"]
     words = {"start": method._words(2, seeded(0)), "found": method.adversary(captions, seeded(0))}
 
@@ -71,8 +71,8 @@ def test_the_attack_brings_the_edited_model_towards_the_base_model(bench: Workbe
         total = 0.0
         for seed in range(20):
             drawn, wanted = method._again(captions, seeded(seed))
-            states = encode_with_prefix(bench.model, captions, words[key])
-            total += float((bench.model.predict(drawn.latents, drawn.t, states) - wanted).pow(2).mean())
+            states = encode_with_prefix(context.model, captions, words[key])
+            total += float((context.model.predict(drawn.latents, drawn.t, states) - wanted).pow(2).mean())
         return total
 
     assert error("found") < error("start")
@@ -80,29 +80,29 @@ def test_the_attack_brings_the_edited_model_towards_the_base_model(bench: Workbe
 
 
 @pytest.mark.parametrize("source", ["frozen", "edited"])
-def test_other_latents_are_of_the_same_captions(bench: Workbench, source: str) -> None:
-    method = advunlearn(bench, latents_from=source)
+def test_other_latents_are_of_the_same_captions(context: HardeningContext, source: str) -> None:
+    method = advunlearn(context, latents_from=source)
     captions = [method._pool.captions[i] for i in (1, 3)]
     first, wanted = method._again(captions, seeded(0))
     second, _ = method._again(captions, seeded(1))
     assert first.captions == second.captions == captions
     assert not torch.equal(first.latents, second.latents)
     with torch.no_grad():
-        states = bench.teacher.encode_prompts(captions)
-        assert torch.allclose(wanted, bench.teacher.predict(first.latents, first.t, states), atol=1e-5)
+        states = context.teacher.encode_prompts(captions)
+        assert torch.allclose(wanted, context.teacher.predict(first.latents, first.t, states), atol=1e-5)
 
 
-def test_the_loss_is_esds_behind_the_words(bench: Workbench) -> None:
-    method = advunlearn(bench)
+def test_the_loss_is_esds_behind_the_words(context: HardeningContext) -> None:
+    method = advunlearn(context)
     generator = seeded(4)
     drawn, target = method._examples(generator)
     words = method.adversary(drawn.captions, generator)
-    states = encode_with_prefix(bench.model, drawn.captions, words).states
-    expected = (bench.model.unet(drawn.latents, drawn.t, states).sample - target).pow(2).mean()
+    states = encode_with_prefix(context.model, drawn.captions, words).states
+    expected = (context.model.unet(drawn.latents, drawn.t, states).sample - target).pow(2).mean()
     assert method.loss(seeded(4)).item() == pytest.approx(expected.item(), rel=1e-4)
-    plain = advunlearn(bench, warm_up=1)
-    clean = bench.model.encode_prompts(drawn.captions).states
-    expected = (bench.model.unet(drawn.latents, drawn.t, clean).sample - target).pow(2).mean()
+    plain = advunlearn(context, warm_up=1)
+    clean = context.model.encode_prompts(drawn.captions).states
+    expected = (context.model.unet(drawn.latents, drawn.t, clean).sample - target).pow(2).mean()
     assert plain.loss(seeded(4)).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -167,4 +167,4 @@ def test_erasure_and_retention_alternate(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(("weight", "policy"), [(0.0, {}), (1.0, {"concepts": [MIXED[1]], "retain": []})])
 def test_steps_of_retention_need_something_to_retain(weight: float, policy: dict[str, object]) -> None:
     with pytest.raises(UsageFault, match="there is nothing to retain"):
-        advunlearn(moved_bench(**policy), retain="alternate", preserve_weight=weight)
+        advunlearn(moved_context(**policy), retain="alternate", preserve_weight=weight)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safeguard.harden.workbench import set_up
-from safeguard.model.diffusion import DiffusionModel
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.harden.context import set_up
 from safeguard.policy.schema import Policy
 from safeguard.progress import SilentProgress
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.ca import ConceptAblation, ConceptAblationConfig
-from tests.benches import (
+from tests.contexts import (
     MIXED,
     abar,
     answer,
     assert_target_is_constant,
     learning,
-    moved_bench,
+    moved_context,
     seeded,
     tiny_policy,
 )
@@ -27,17 +27,17 @@ ANCHORS = {"axe in ice": "cup in ice", "axe in mud": "cup in mud", "ink art": "a
 
 
 @pytest.fixture(scope="module")
-def bench() -> Workbench:
-    return moved_bench(concepts=MIXED)
+def context() -> HardeningContext:
+    return moved_context(concepts=MIXED)
 
 
-def ca(bench: Workbench, **settings: object) -> ConceptAblation:
+def ca(context: HardeningContext, **settings: object) -> ConceptAblation:
     settings = {"batch_size": 4, "images": 5} | settings
-    return ConceptAblation(ConceptAblationConfig.model_validate(settings), bench)
+    return ConceptAblation(ConceptAblationConfig.model_validate(settings), context)
 
 
 def slow_loss(method: ConceptAblation, seed: int, *, stop: bool = True) -> torch.Tensor:
-    generator, bench, size = seeded(seed), method.bench, method.config.batch_size
+    generator, context, size = seeded(seed), method.context, method.config.batch_size
     rows = torch.randint(len(method.anchors), (size,), generator=generator)
     images = method.anchors.rows(rows, generator).latents
     anchors = [method.anchors.captions[row] for row in rows]
@@ -45,55 +45,57 @@ def slow_loss(method: ConceptAblation, seed: int, *, stop: bool = True) -> torch
     for one in anchors:
         own = [prompt for prompt, anchor in ANCHORS.items() if anchor == one]
         prompts.append(own[int(torch.randint(len(own), (1,), generator=generator))])
-    t, noise = bench.model.draw_noise(size, generator)
+    t, noise = context.model.draw_noise(size, generator)
     losses = []
     for z, eps, time, prompt, anchor in zip(images, noise, t.tolist(), prompts, anchors, strict=True):
         x = abar(time) ** 0.5 * z + (1 - abar(time)) ** 0.5 * eps
         target = eps
         if method.config.variant == "model":
-            target = answer(bench.model if method.config.anchor_from == "edited" else bench.teacher, x, time, anchor)
-        losses.append((answer(bench.model, x, time, prompt) - (target.detach() if stop else target)).pow(2).mean())
+            target = answer(
+                context.model if method.config.anchor_from == "edited" else context.teacher, x, time, anchor
+            )
+        losses.append((answer(context.model, x, time, prompt) - (target.detach() if stop else target)).pow(2).mean())
     return torch.stack(losses).mean()
 
 
 @pytest.mark.parametrize("settings", [{}, {"anchor_from": "frozen"}, {"variant": "noise"}])
-def test_loss_agrees_with_a_slow_one(bench: Workbench, settings: dict[str, object]) -> None:
-    method = ca(bench, **settings)
+def test_loss_agrees_with_a_slow_one(context: HardeningContext, settings: dict[str, object]) -> None:
+    method = ca(context, **settings)
     assert method.loss(seeded(2)).item() == pytest.approx(slow_loss(method, 2).item(), rel=1e-4)
 
 
-def test_no_gradient_passes_through_the_anchor(bench: Workbench) -> None:
-    method = ca(bench)
+def test_no_gradient_passes_through_the_anchor(context: HardeningContext) -> None:
+    method = ca(context)
     assert_target_is_constant(method, slow_loss)
 
 
-def test_the_prior_is_the_denoising_loss_of_the_anchors_images(bench: Workbench) -> None:
-    method = ca(bench, prior_weight=2.0)
+def test_the_prior_is_the_denoising_loss_of_the_anchors_images(context: HardeningContext) -> None:
+    method = ca(context, prior_weight=2.0)
     keep = method.preservation(seeded(3))
     generator = seeded(3)
     batch = method.anchors.batch(4, generator)
-    t, noise = bench.model.draw_noise(4, generator)
+    t, noise = context.model.draw_noise(4, generator)
     again = seeded(3)
     captions = [method.anchors.captions[row] for row in torch.randint(5, (4,), generator=again)]
     slow = []
     for z, eps, time, caption in zip(batch.latents, noise, t.tolist(), captions, strict=True):
         x = abar(time) ** 0.5 * z + (1 - abar(time)) ** 0.5 * eps
-        slow.append((answer(bench.model, x, time, caption) - eps).pow(2).mean())
+        slow.append((answer(context.model, x, time, caption) - eps).pow(2).mean())
     assert keep is not None and keep.item() == pytest.approx(2 * torch.stack(slow).mean().item(), rel=1e-4)
-    assert ca(bench, prior_weight=0).preservation(seeded(3)) is None
+    assert ca(context, prior_weight=0).preservation(seeded(3)) is None
 
 
-def test_the_frozen_anchor_is_where_the_loss_vanishes(bench: Workbench) -> None:
+def test_the_frozen_anchor_is_where_the_loss_vanishes(context: HardeningContext) -> None:
     """At the base model, a concept that is its own anchor has nothing to learn."""
     itself = [{**MIXED[1], "anchor": "ink art"}]
-    unmoved = moved_bench(concepts=itself)
+    unmoved = moved_context(concepts=itself)
     unmoved.model.unet.load_state_dict(unmoved.teacher.unet.state_dict())
     assert ca(unmoved, anchor_from="frozen").loss(seeded(0)).item() == pytest.approx(0.0, abs=1e-10)
-    assert ca(bench).loss(seeded(0)).item() > 1e-9
+    assert ca(context).loss(seeded(0)).item() > 1e-9
 
 
-def test_every_prompt_has_images_of_its_own_anchor(bench: Workbench) -> None:
-    method = ca(bench, images=5)
+def test_every_prompt_has_images_of_its_own_anchor(context: HardeningContext) -> None:
+    method = ca(context, images=5)
     assert sorted(method.anchors.captions) == sorted(ANCHORS.values())
     assert method._targets == {
         "cup in ice": ["axe in ice"],
@@ -101,12 +103,12 @@ def test_every_prompt_has_images_of_its_own_anchor(bench: Workbench) -> None:
         "art": ["ink art"],
         "": ["max", "old max"],
     }
-    assert len(ca(bench, images=None).anchors) == bench.policy.harden.images
+    assert len(ca(context, images=None).anchors) == context.policy.harden.images
 
 
 @pytest.mark.parametrize("group", ["cross-attention-kv", "attention", "full"])
-def test_parameter_groups_of_the_paper(bench: Workbench, group: str) -> None:
-    names = ca(bench, parameters=group).parameters()
+def test_parameter_groups_of_the_paper(context: HardeningContext, group: str) -> None:
+    names = ca(context, parameters=group).parameters()
     assert all(".attn2.to_k" in name or ".attn2.to_v" in name for name in names) == (group == "cross-attention-kv")
 
 
@@ -115,11 +117,11 @@ def test_only_the_concepts_own_words_learn(architecture: str) -> None:
     """Words that prompt and anchor share, and all others, keep every bit; the denoiser is not touched."""
     concept = MIXED[0] | {"related": [{"name": "tools", "prompts": ["axe cup"]}]}
     policy = Policy.model_validate(tiny_policy().model_dump() | {"concepts": [concept]})
-    bench = set_up(policy, DiffusionModel(ARCHITECTURES[architecture](0)), SilentProgress())
-    method = ca(bench, parameters="token-embedding", images=2, preserve_weight=0.5, preserve_batch=2)
+    context = set_up(policy, DiffusionModel(ARCHITECTURES[architecture](0)), SilentProgress())
+    method = ca(context, parameters="token-embedding", images=2, preserve_weight=0.5, preserve_batch=2)
     parameters = learning(method.parameters())
     assert len(parameters) == (2 if architecture == "sdxl" else 1)
-    before = {name: value.detach().clone() for name, value in bench.model.named_parameters().items()}
+    before = {name: value.detach().clone() for name, value in context.model.named_parameters().items()}
     adam = torch.optim.Adam(parameters.values(), lr=0.01)
     for step in range(2):
         adam.zero_grad()
@@ -127,21 +129,21 @@ def test_only_the_concepts_own_words_learn(architecture: str) -> None:
         assert keep is not None
         (method.loss(seeded(step)) + keep).backward()
         adam.step()
-    tokenizer = bench.model.pipeline.tokenizer
+    tokenizer = context.model.pipeline.tokenizer
     (axe,) = tokenizer("axe").input_ids[1:-1]
-    for name, value in bench.model.named_parameters().items():
+    for name, value in context.model.named_parameters().items():
         rows = (value != before[name]).flatten(1).any(1).nonzero().flatten() if name in parameters else None
         assert torch.equal(value, before[name]) if rows is None else rows.tolist() == [axe], name
     embeddings = [
-        encoder.get_input_embeddings() for encoder in bench.model.parts.values() if encoder is not bench.model.unet
+        encoder.get_input_embeddings() for encoder in context.model.parts.values() if encoder is not context.model.unet
     ]
     assert not any(embedding._forward_hooks for embedding in embeddings)
 
 
-def test_the_gradient_of_a_word_is_that_of_its_row(bench: Workbench) -> None:
+def test_the_gradient_of_a_word_is_that_of_its_row(context: HardeningContext) -> None:
     """Against the whole table's gradient with all other rows struck out."""
     concept = [{**MIXED[0], "prompts": ["axe in ice"], "anchor": "cup in ice"}]
-    table = moved_bench(concepts=concept)
+    table = moved_context(concepts=concept)
     method = ca(table, parameters="token-embedding", images=2)
     (parameter,) = learning(method.parameters()).values()
     (found,) = torch.autograd.grad(method.loss(seeded(0)), [parameter])

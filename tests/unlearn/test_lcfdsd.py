@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from safeguard.errors import UsageFault
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common import bounded_ascent
 from safeguard.unlearn.lcfdsd import LCFDSD, LCFDSDConfig, contrast
-from tests.benches import MIXED, abar, answer, apart, gradients, learning, moved_bench, seeded
+from tests.contexts import MIXED, abar, answer, apart, gradients, learning, moved_context, seeded
 
 
 @pytest.fixture(scope="module")
-def bench() -> Workbench:
-    return moved_bench(concepts=MIXED)
+def context() -> HardeningContext:
+    return moved_context(concepts=MIXED)
 
 
-def lcfdsd(bench: Workbench, **settings: object) -> LCFDSD:
-    return LCFDSD(LCFDSDConfig.model_validate({"batch_size": 2} | settings), bench)
+def lcfdsd(context: HardeningContext, **settings: object) -> LCFDSD:
+    return LCFDSD(LCFDSDConfig.model_validate({"batch_size": 2} | settings), context)
 
 
 class Slow:
@@ -31,22 +31,22 @@ class Slow:
         self.seen: dict[str, list[torch.Tensor]] = {"clean": [], "harmful": []}
 
     def loss(self, seed: int) -> torch.Tensor:
-        method, config, bench = self.method, self.method.config, self.method.bench
+        method, config, context = self.method, self.method.config, self.method.context
         generator = seeded(seed)
-        data = {"clean": method.clean, "harmful": bench.forget}
+        data = {"clean": method.clean, "harmful": context.forget}
         batches, captions = [], []
         for part in data.values():
             rows = torch.randint(len(part), (2,), generator=generator)
             batches.append(part.rows(rows, generator).latents)
             captions += [part.captions[row] for row in rows]
-        t, noise = bench.model.draw_noise(4, generator)
+        t, noise = context.model.draw_noise(4, generator)
         kinds = ["clean", "clean", "harmful", "harmful"]
         images, errors = [], []
         for z, eps, time, caption, kind in zip(torch.cat(batches), noise, t.tolist(), captions, kinds, strict=True):
             sign = 1 if kind == "clean" else -1
             added = eps + sign if config.mode == "ng" else eps
             x = abar(time) ** 0.5 * z + (1 - abar(time)) ** 0.5 * added
-            predicted = answer(bench.model, x, time, caption)
+            predicted = answer(context.model, x, time, caption)
             errors.append((predicted - eps).pow(2).mean())
             image = (x - (1 - abar(time)) ** 0.5 * predicted) / abar(time) ** 0.5
             if config.mode == "lt":
@@ -73,9 +73,9 @@ class Slow:
 @pytest.mark.parametrize("mode", ["ng", "lt", "high"])
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_losses_and_gradients_agree_with_slow_ones_over_several_steps(
-    bench: Workbench, mode: str, variant: str
+    context: HardeningContext, mode: str, variant: str
 ) -> None:
-    method = lcfdsd(bench, mode=mode, variant=variant, parameters="cross-attention-kv", contrast_weight=0.05)
+    method = lcfdsd(context, mode=mode, variant=variant, parameters="cross-attention-kv", contrast_weight=0.05)
     parameters = learning(method.parameters())
     slow = Slow(method)
     for seed in range(3):
@@ -86,20 +86,20 @@ def test_losses_and_gradients_agree_with_slow_ones_over_several_steps(
     assert method.state()["count"].item() == 6
 
 
-def test_the_released_contrast_has_no_gradient(bench: Workbench) -> None:
+def test_the_released_contrast_has_no_gradient(context: HardeningContext) -> None:
     found = {}
     for variant in ("paper", "released"):
         for weight in (1e-3, 1.0):
-            method = lcfdsd(bench, variant=variant, contrast_weight=weight, parameters="cross-attention-kv")
+            method = lcfdsd(context, variant=variant, contrast_weight=weight, parameters="cross-attention-kv")
             found[variant, weight] = gradients(method.loss(seeded(0)), learning(method.parameters()))
     same = zip(found["released", 1e-3], found["released", 1.0], strict=True)
     assert all(torch.equal(a, b) for a, b in same)
     assert apart(found["paper", 1e-3], found["paper", 1.0]) > 0.1
 
 
-def test_a_step_enters_the_means_once_and_by_its_first_images(bench: Workbench) -> None:
+def test_a_step_enters_the_means_once_and_by_its_first_images(context: HardeningContext) -> None:
     """A resilience objective asks for the loss again, at simulated weights, before the step is taken."""
-    once, often = lcfdsd(bench), lcfdsd(bench)
+    once, often = lcfdsd(context), lcfdsd(context)
     once.loss(seeded(0))
     for seed in range(3):
         often.loss(seeded(seed))
@@ -127,21 +127,21 @@ def test_latent_transformation_moves_both_kinds_the_same_way() -> None:
     assert (gradient < 0).all()
 
 
-def test_the_ascent_of_high_safety_can_be_bounded(bench: Workbench) -> None:
-    free, bound = (lcfdsd(bench, mode="high", bound=bound).loss(seeded(0)) for bound in (None, 1e-3))
+def test_the_ascent_of_high_safety_can_be_bounded(context: HardeningContext) -> None:
+    free, bound = (lcfdsd(context, mode="high", bound=bound).loss(seeded(0)) for bound in (None, 1e-3))
     assert bound.item() > free.item()
     assert bounded_ascent(torch.tensor(1.0), 1e-3).item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_nothing_is_drawn_before_it_is_needed(bench: Workbench) -> None:
+def test_nothing_is_drawn_before_it_is_needed(context: HardeningContext) -> None:
     """A phase that is already in the cache costs no image."""
-    idle = replace(bench, images=lambda name: pytest.fail(f"images of {name} were drawn"))
+    idle = replace(context, images=lambda name: pytest.fail(f"images of {name} were drawn"))
     method = lcfdsd(idle)
     method.prepare()
     assert set(method.state()) == {"clean", "harmful", "count"}
 
 
 def test_without_clean_images_it_says_what_is_missing() -> None:
-    lonely = moved_bench(concepts=[MIXED[1]], retain=[])
+    lonely = moved_context(concepts=[MIXED[1]], retain=[])
     with pytest.raises(UsageFault, match="needs clean images"):
         lcfdsd(lonely)

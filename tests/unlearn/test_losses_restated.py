@@ -17,10 +17,10 @@ import torch
 from torch.nn import functional as F
 
 from safeguard.unlearn.advunlearn import AdvUnlearn, AdvUnlearnConfig
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.race import RACE, RACEConfig
 from safeguard.unlearn.receler import Receler, RecelerConfig
-from tests.benches import MIXED, answer, apart, gradients, learning, moved_bench, seeded
+from tests.contexts import MIXED, answer, apart, gradients, learning, moved_context, seeded
 
 ANCHORS = {"axe in ice": "cup in ice", "axe in mud": "cup in mud", "ink art": "art", "max": "", "old max": ""}
 CONCEPTS = [["axe in ice", "axe in mud"], ["ink art"], ["max", "old max"]]
@@ -29,18 +29,18 @@ SHARED: dict[str, Any] = {"batch_size": ROWS, "trajectory_steps": STEPS, "pool":
 
 
 @pytest.fixture(scope="module")
-def drawn_once() -> Workbench:
-    return moved_bench(concepts=MIXED)
+def drawn_once() -> HardeningContext:
+    return moved_context(concepts=MIXED)
 
 
 @pytest.fixture
-def bench(drawn_once: Workbench) -> Workbench:
+def context(drawn_once: HardeningContext) -> HardeningContext:
     return replace(drawn_once, model=drawn_once.model.frozen_copy())
 
 
-def text(bench: Workbench, prompt: str) -> torch.Tensor:
+def text(context: HardeningContext, prompt: str) -> torch.Tensor:
     """Text states of the edited model, (tokens, width)."""
-    found: torch.Tensor = bench.model.pipeline.encode_prompt(prompt, "cpu", 1, False)[0][0]
+    found: torch.Tensor = context.model.pipeline.encode_prompt(prompt, "cpu", 1, False)[0][0]
     return found
 
 
@@ -53,18 +53,18 @@ def batch(method: Any, generator: torch.Generator) -> tuple[torch.Tensor, torch.
 
 
 @torch.no_grad()
-def esd_targets(bench: Workbench, x: torch.Tensor, t: torch.Tensor, captions: list[str]) -> torch.Tensor:
+def esd_targets(context: HardeningContext, x: torch.Tensor, t: torch.Tensor, captions: list[str]) -> torch.Tensor:
     rows = []
     for latent, time, caption in zip(x, t.tolist(), captions, strict=True):
-        anchor, concept, empty = (answer(bench.teacher, latent, time, p) for p in (ANCHORS[caption], caption, ""))
+        anchor, concept, empty = (answer(context.teacher, latent, time, p) for p in (ANCHORS[caption], caption, ""))
         rows.append(anchor - 1.5 * (concept - empty))
     return torch.stack(rows)
 
 
 @torch.no_grad()
-def base_answers(bench: Workbench, x: torch.Tensor, t: torch.Tensor, captions: list[str]) -> torch.Tensor:
+def base_answers(context: HardeningContext, x: torch.Tensor, t: torch.Tensor, captions: list[str]) -> torch.Tensor:
     rows = zip(x, t.tolist(), captions, strict=True)
-    return torch.stack([answer(bench.teacher, latent, time, caption) for latent, time, caption in rows])
+    return torch.stack([answer(context.teacher, latent, time, caption) for latent, time, caption in rows])
 
 
 def agree(method: Any, restated: torch.Tensor, seed: int) -> None:
@@ -74,11 +74,11 @@ def agree(method: Any, restated: torch.Tensor, seed: int) -> None:
     assert apart(gradients(found, parameters), gradients(restated, parameters)) < 1e-2
 
 
-def test_race(bench: Workbench) -> None:
-    method = RACE(RACEConfig.model_validate(SHARED | {"warm_up": 0, "epsilon": 0.2, "attack_steps": 4}), bench)
+def test_race(context: HardeningContext) -> None:
+    method = RACE(RACEConfig.model_validate(SHARED | {"warm_up": 0, "epsilon": 0.2, "attack_steps": 4}), context)
     generator = seeded(1)
     x, t, captions, noise = batch(method, generator)
-    clean = torch.stack([text(bench, caption) for caption in captions])
+    clean = torch.stack([text(context, caption) for caption in captions])
     states = clean + 0.2 * (2 * torch.rand(clean.shape, generator=generator) - 1)
 
     def inside(states: torch.Tensor) -> torch.Tensor:
@@ -91,18 +91,18 @@ def test_race(bench: Workbench) -> None:
     states = inside(states)
     for _ in range(4):
         states = states.detach().requires_grad_()
-        error = (bench.model.unet(x, t, states).sample - noise).pow(2).sum()
+        error = (context.model.unet(x, t, states).sample - noise).pow(2).sum()
         (slope,) = torch.autograd.grad(error, states)
         states = inside(states.detach() - 0.05 * slope.sign())
-    target = esd_targets(bench, x, t, captions)
+    target = esd_targets(context, x, t, captions)
     learning(method.parameters())
-    agree(method, (bench.model.unet(x, t, states.detach()).sample - target).pow(2).mean(), 1)
+    agree(method, (context.model.unet(x, t, states.detach()).sample - target).pow(2).mean(), 1)
 
 
-def test_advunlearn(bench: Workbench) -> None:
+def test_advunlearn(context: HardeningContext) -> None:
     settings = SHARED | {"warm_up": 0, "attack_steps": 3, "tokens": 2, "attack_learning_rate": 0.05}
-    method = AdvUnlearn(AdvUnlearnConfig.model_validate(settings), bench)
-    encoder, tokenizer, pool = bench.model.pipeline.text_encoder, bench.model.pipeline.tokenizer, method._pool
+    method = AdvUnlearn(AdvUnlearnConfig.model_validate(settings), context)
+    encoder, tokenizer, pool = context.model.pipeline.text_encoder, context.model.pipeline.tokenizer, method._pool
     table = encoder.get_input_embeddings().weight
     (name,) = (name for name, value in encoder.named_parameters() if value is table)
 
@@ -128,20 +128,20 @@ def test_advunlearn(bench: Workbench) -> None:
             runs.append(choices[int(torch.randint(len(choices), (), generator=generator))])
         steps = torch.randint(STEPS, (ROWS,), generator=generator)
         again, times = pool.latents[steps, runs], pool.times[steps]
-        wanted = base_answers(bench, again, times, captions)
-        error = (bench.model.unet(again, times, behind(words, captions)).sample - wanted).pow(2).mean()
+        wanted = base_answers(context, again, times, captions)
+        error = (context.model.unet(again, times, behind(words, captions)).sample - wanted).pow(2).mean()
         (words.grad,) = torch.autograd.grad(error, words)
         adam.step()
-    target = esd_targets(bench, x, t, captions)
+    target = esd_targets(context, x, t, captions)
     learning(method.parameters())
-    agree(method, (bench.model.unet(x, t, behind(words.detach(), captions)).sample - target).pow(2).mean(), 2)
+    agree(method, (context.model.unet(x, t, behind(words.detach(), captions)).sample - target).pow(2).mean(), 2)
 
 
 @pytest.mark.parametrize("variant", ["linear", "gelu"])
-def test_receler(bench: Workbench, variant: str) -> None:
-    plain = copy.deepcopy(bench.model.unet)
+def test_receler(context: HardeningContext, variant: str) -> None:
+    plain = copy.deepcopy(context.model.unet)
     settings = SHARED | {"rank": 4, "attack_steps": 3, "adversarial_tokens": 3, "locality": 0.7, "threshold": 0.4}
-    method = Receler(RecelerConfig.model_validate(settings | {"variant": variant}), bench)
+    method = Receler(RecelerConfig.model_validate(settings | {"variant": variant}), context)
     parameters = method.parameters()
     with torch.no_grad():
         for key, value in parameters.items():
@@ -158,9 +158,9 @@ def test_receler(bench: Workbench, variant: str) -> None:
             module.register_forward_hook(_restated_eraser(down, up, variant, erased))
 
     x, t, captions, _ = batch(method, seeded(3))
-    lengths = [len(bench.model.pipeline.tokenizer(caption).input_ids) for caption in captions]
-    clean = torch.stack([text(bench, caption) for caption in captions])
-    wanted = base_answers(bench, x, t, captions)
+    lengths = [len(context.model.pipeline.tokenizer(caption).input_ids) for caption in captions]
+    clean = torch.stack([text(context, caption) for caption in captions])
+    wanted = base_answers(context, x, t, captions)
     concept = [next(i for i, prompts in enumerate(CONCEPTS) if caption in prompts) for caption in captions]
 
     def attacked(vectors: torch.Tensor) -> torch.Tensor:
@@ -177,12 +177,12 @@ def test_receler(bench: Workbench, variant: str) -> None:
         (found.grad,) = torch.autograd.grad(error, found)
         adam.step()
 
-    heat = _attention_to_words(bench, x, t, clean, lengths)
+    heat = _attention_to_words(context, x, t, clean, lengths)
     mask = torch.stack([((row - row.min()) / (row.max() - row.min()) >= 0.4).float() for row in heat])
     assert 0 < mask.mean() < 1
     learning(parameters)
     erased.clear()
-    target = esd_targets(bench, x, t, captions)
+    target = esd_targets(context, x, t, captions)
     restated = (plain(x, t, attacked(found.detach())).sample - target).pow(2).mean()
     assert len(erased) == 4
     for output in erased:  # (rows, 16 pixels, channels), as large as the attention maps
@@ -205,10 +205,10 @@ def _restated_eraser(down: list[Any], up: list[Any], variant: str, erased: list[
 
 @torch.no_grad()
 def _attention_to_words(
-    bench: Workbench, x: torch.Tensor, t: torch.Tensor, states: torch.Tensor, lengths: list[int]
+    context: HardeningContext, x: torch.Tensor, t: torch.Tensor, states: torch.Tensor, lengths: list[int]
 ) -> torch.Tensor:
     """Mean probability, over layers, heads and the prompt's words, of every pixel, (rows, pixels)."""
-    unet, layers = copy.deepcopy(bench.teacher.unet), []
+    unet, layers = copy.deepcopy(context.teacher.unet), []
     for name, module in unet.named_modules():
         if name.endswith("attn2"):
             seen: dict[str, torch.Tensor] = {}

@@ -10,18 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
+from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import UsageFault
 from safeguard.harden import engine
 from safeguard.harden.engine import build, harden
-from safeguard.model.diffusion import DiffusionModel
 from safeguard.policy.schema import Method
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common.attention import attention_masks, cross_attention_maps, resize_masks
 from safeguard.unlearn.common.captions import captions_moment
 from safeguard.unlearn.common.closed_form import System, guided_change, moment
 from safeguard.unlearn.mace import MACE, MACEConfig, attention_loss, fuse_update, timestep_density
-from tests.benches import drawn_bench, mixed_concepts, names_bench, states
 from tests.closed_forms import E, G, P, W, close, sines
+from tests.contexts import drawn_context, mixed_concepts, names_context, states
 
 QUICK = {"name": "mace", "steps": 2, "learning_rate": 1e-2}
 
@@ -32,12 +32,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def mace(concepts: int = 2, **settings: Any) -> MACE:
-    bench = drawn_bench(QUICK, mixed_concepts(concepts))
-    return MACE(MACEConfig(**settings), bench)
+    context = drawn_context(QUICK, mixed_concepts(concepts))
+    return MACE(MACEConfig(**settings), context)
 
 
-def weights(bench: Workbench) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in bench.model.named_parameters().items()}
+def weights(context: HardeningContext) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in context.model.named_parameters().items()}
 
 
 # -- closed forms -----------------------------------------------------------------------------------------------------
@@ -94,9 +94,9 @@ def captions(tmp_path: Path) -> str:
     return str(file)
 
 
-def scatter(bench: Workbench, texts: list[str]) -> torch.Tensor:
+def scatter(context: HardeningContext, texts: list[str]) -> torch.Tensor:
     """sum p p^T over all states of the texts, one state after the other."""
-    states = [state for text in texts for state in bench.teacher.encode_prompts([text]).states[0].double()]
+    states = [state for text in texts for state in context.teacher.encode_prompts([text]).states[0].double()]
     return torch.stack([torch.outer(state, state) for state in states]).sum(0)
 
 
@@ -108,17 +108,17 @@ def test_both_closed_forms_are_minimisers_written_out(
     """The gradient of either objective, with every state by itself, vanishes at what the method leaves behind."""
     settings = {"variant": variant, "refine_preserve": 0.3, "fuse_preserve": 0.2, "preserve_weight": 5.0, "lam": 0.4}
     neighbour = {"name": "cups", "prompts": ["a cup"]}
-    bench = drawn_bench(QUICK, [mixed_concepts(2)[0] | {"related": [neighbour]}, *mixed_concepts(2)[1:]])
-    method = MACE(MACEConfig.model_validate(settings | {"prior": captions if with_captions else ""}), bench)
-    keep = scatter(bench, ["", "hat"]) + 5 * scatter(bench, ["a cup"])
+    context = drawn_context(QUICK, [mixed_concepts(2)[0] | {"related": [neighbour]}, *mixed_concepts(2)[1:]])
+    method = MACE(MACEConfig.model_validate(settings | {"prior": captions if with_captions else ""}), context)
+    keep = scatter(context, ["", "hat"]) + 5 * scatter(context, ["a cup"])
     if with_captions:
-        keep = keep + scatter(bench, ["a cat in a hat", "ice"])
+        keep = keep + scatter(context, ["a cat in a hat", "ice"])
     start = {name: value.detach().clone().double() for name, value in method.parameters().items()}
     method.prepare()
     refined = {name: value.detach().clone().double() for name, value in method.parameters().items()}
     surrounding = []
     for old, new, shared in SURROUNDING:
-        x, g = (bench.teacher.encode_prompts([text]).states[0].double() for text in (old, new))
+        x, g = (context.teacher.encode_prompts([text]).states[0].double() for text in (old, new))
         surrounding += [(x[i], g[j]) for i, j in shared]
     for name, weight in refined.items():
         w0 = start[name]
@@ -140,8 +140,8 @@ def test_both_closed_forms_are_minimisers_written_out(
     for name, value in method.parameters().items():
         weight, w1 = value.detach().double(), refined[name]
         slope = 0.2 * (weight - start[name]) @ keep + 0.4 * (weight - w1)
-        for concept in bench.concepts:
-            slope = slope + (weight - w1 - deltas[concept.name, name]) @ scatter(bench, concept.prompt_list)
+        for concept in context.concepts:
+            slope = slope + (weight - w1 - deltas[concept.name, name]) @ scatter(context, concept.prompt_list)
         assert slope.norm() < 1e-4 * (start[name] @ keep).norm(), name
         assert (weight - w1).norm() > 1e-2 * w1.norm(), name
 
@@ -157,29 +157,29 @@ SURROUNDING = [
 
 
 def test_captions_are_summed_once_per_text_encoder(captions: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = drawn_bench(QUICK, mixed_concepts(1))
-    found = captions_moment(bench.teacher, captions, bench.progress)
-    expected = scatter(bench, ["a cat in a hat", "ice"])
+    context = drawn_context(QUICK, mixed_concepts(1))
+    found = captions_moment(context.teacher, captions, context.progress)
+    expected = scatter(context, ["a cat in a hat", "ice"])
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
     asked: list[int] = []
     encode = DiffusionModel.encode_anew
     monkeypatch.setattr(
         DiffusionModel, "encode_anew", lambda self, texts: asked.append(len(texts)) or encode(self, texts)
     )
-    assert torch.equal(captions_moment(bench.teacher, captions, bench.progress), found)
+    assert torch.equal(captions_moment(context.teacher, captions, context.progress), found)
     assert asked == [], "read from the cache"
     with torch.no_grad():
-        bench.teacher.parts["text_encoder"].get_input_embeddings().weight.mul_(1.1)  # type: ignore[operator]
-    assert not torch.allclose(captions_moment(bench.teacher, captions, bench.progress), found)
-    digest = MACE(MACEConfig(prior=captions), bench).data_digest
+        context.teacher.parts["text_encoder"].get_input_embeddings().weight.mul_(1.1)  # type: ignore[operator]
+    assert not torch.allclose(captions_moment(context.teacher, captions, context.progress), found)
+    digest = MACE(MACEConfig(prior=captions), context).data_digest
     Path(captions).write_text("ice")
-    assert digest and MACE(MACEConfig(prior=captions), bench).data_digest != digest
+    assert digest and MACE(MACEConfig(prior=captions), context).data_digest != digest
     for content in ("", " \n"):
         Path(captions).write_text(content)
         with pytest.raises(UsageFault, match="holds no caption"):
-            MACE(MACEConfig(prior=captions), bench)
+            MACE(MACEConfig(prior=captions), context)
     with pytest.raises(UsageFault, match="captions cannot be read"):
-        MACE(MACEConfig(prior=captions + ".gone"), bench)
+        MACE(MACEConfig(prior=captions + ".gone"), context)
 
 
 # -- the descent ------------------------------------------------------------------------------------------------------
@@ -196,26 +196,26 @@ def test_the_density_of_timesteps() -> None:
 
 
 def test_collected_maps_are_those_the_network_uses() -> None:
-    bench = drawn_bench(QUICK, mixed_concepts(1))
-    batch = bench.forget.rows(torch.tensor([0, 1]), torch.Generator())
+    context = drawn_context(QUICK, mixed_concepts(1))
+    batch = context.forget.rows(torch.tensor([0, 1]), torch.Generator())
     seen: list[tuple[Any, torch.Tensor, torch.Tensor]] = []
     handles = [
         module.register_forward_hook(
             lambda module, args, kwargs, output: seen.append((module, args[0], kwargs["encoder_hidden_states"])),
             with_kwargs=True,
         )
-        for name, module in bench.model.unet.named_modules()
+        for name, module in context.model.unet.named_modules()
         if name.endswith("attn2")
     ]
-    with torch.no_grad(), cross_attention_maps(bench.model.unet) as maps:
-        plain = bench.model.predict(batch.latents, torch.tensor([300, 500]), batch.conditioning)
+    with torch.no_grad(), cross_attention_maps(context.model.unet) as maps:
+        plain = context.model.predict(batch.latents, torch.tensor([300, 500]), batch.conditioning)
     for handle in handles:
         handle.remove()
     assert len(maps) == len(seen) == 4
     for found, (module, hidden, text) in zip(maps, seen, strict=True):
         q, k = module.head_to_batch_dim(module.to_q(hidden)), module.head_to_batch_dim(module.to_k(text))
         assert torch.allclose(found.flatten(0, 1), module.get_attention_scores(q, k), atol=1e-6)
-    assert torch.equal(plain, bench.model.predict(batch.latents, torch.tensor([300, 500]), batch.conditioning))
+    assert torch.equal(plain, context.model.predict(batch.latents, torch.tensor([300, 500]), batch.conditioning))
 
 
 def test_the_loss_is_the_sum_over_layers_of_norms_inside() -> None:
@@ -240,7 +240,7 @@ def test_the_loss_is_the_sum_over_layers_of_norms_inside() -> None:
 def test_the_first_step_moves_one_side_of_one_adapter(variant: str) -> None:
     method = mace(variant=variant, batch_size=2)
     method.prepare()
-    method.bench.step = 1
+    method.context.step = 1
     method.loss(torch.Generator().manual_seed(0)).backward()
     moved = {
         name for name, factor in method.trained().items() if factor.grad is not None and factor.grad.abs().max() > 0
@@ -252,13 +252,13 @@ def test_the_first_step_moves_one_side_of_one_adapter(variant: str) -> None:
 
 def test_descent_lowers_attention_and_fusion_keeps_it() -> None:
     method = mace(0, steps=40, learning_rate=2e-2, lam=1e-3, batch_size=2)
-    bench = method.bench
+    context = method.context
 
     def attention() -> float:
         """Mean attention of the model as it stands to the words of the style."""
-        batch = bench.forget.rows(torch.tensor([0, 1]), torch.Generator().manual_seed(0))
-        with torch.no_grad(), cross_attention_maps(bench.model.unet) as maps:
-            bench.model.predict(batch.latents, torch.tensor([300, 300]), batch.conditioning)
+        batch = context.forget.rows(torch.tensor([0, 1]), torch.Generator().manual_seed(0))
+        with torch.no_grad(), cross_attention_maps(context.model.unet) as maps:
+            context.model.predict(batch.latents, torch.tensor([300, 300]), batch.conditioning)
         return sum(float((attention.mean((1, 2)) * tokens).sum()) for attention in maps)
 
     method.prepare()
@@ -282,17 +282,17 @@ def test_masks_are_the_users_where_given(tmp_path: Path) -> None:
     mask = np.zeros((16, 16), dtype=np.uint8)
     mask[:4, :] = 255
     Image.fromarray(mask).save(home / "one.mask.png")
-    method = MACE(MACEConfig(examples=str(tmp_path)), drawn_bench(QUICK, mixed_concepts(1)[:1]))
+    method = MACE(MACEConfig(examples=str(tmp_path)), drawn_context(QUICK, mixed_concepts(1)[:1]))
     method.prepare()
     (course,) = method._courses
     assert course.masks[0, :2].all() and not course.masks[0, 2:].any()
     assert course.masks[1].any(), "without a mask, where the base model attends"
     digest = method.data_digest
     (home / "one.mask.png").unlink()
-    assert digest and MACE(method.config, method.bench).data_digest != digest
+    assert digest and MACE(method.config, method.context).data_digest != digest
     (home / "one.txt").write_text("something else")
     with pytest.raises(UsageFault, match="none of the prompts"):
-        MACE(method.config, method.bench).prepare()
+        MACE(method.config, method.context).prepare()
 
 
 def test_a_style_covers_the_whole_image_and_an_object_does_not() -> None:
@@ -304,12 +304,12 @@ def test_a_style_covers_the_whole_image_and_an_object_does_not() -> None:
 
 
 def test_attention_masks_find_where_attention_is() -> None:
-    bench = drawn_bench(QUICK, mixed_concepts(1))
-    batch = bench.forget.rows(torch.tensor([0]), torch.Generator())
+    context = drawn_context(QUICK, mixed_concepts(1))
+    batch = context.forget.rows(torch.tensor([0]), torch.Generator())
     words, t = torch.zeros(1, 16, dtype=torch.bool), torch.tensor([200])
     words[0, 3] = True
     loose, strict = (
-        attention_masks(bench.teacher, batch.latents, t, batch.conditioning, words, threshold)
+        attention_masks(context.teacher, batch.latents, t, batch.conditioning, words, threshold)
         for threshold in (0.0, 1.0)
     )
     assert loose.all() and 0 < strict.sum() < 64
@@ -317,7 +317,7 @@ def test_attention_masks_find_where_attention_is() -> None:
 
 def test_every_concept_needs_an_image() -> None:
     method = mace(3)
-    method.bench.forget.captions[1] = "a 00"
+    method.context.forget.captions[1] = "a 00"
     with pytest.raises(UsageFault, match="object-01"):
         method.prepare()
 
@@ -326,30 +326,30 @@ def test_every_concept_needs_an_image() -> None:
 
 
 def test_a_hundred_names_and_a_style_through_the_engine() -> None:
-    bench = drawn_bench({**QUICK, "steps": 1}, mixed_concepts(100))
-    before = weights(bench)
-    record = harden(bench, "base")
-    changed = {name for name, value in weights(bench).items() if not torch.equal(value, before[name])}
-    assert changed == set(build(Method(name="mace"), bench).parameters())
+    context = drawn_context({**QUICK, "steps": 1}, mixed_concepts(100))
+    before = weights(context)
+    record = harden(context, "base")
+    changed = {name for name, value in weights(context).items() if not torch.equal(value, before[name])}
+    assert changed == set(build(Method(name="mace"), context).parameters())
     assert len(record.series["erasure loss"]) == 101
 
 
 @torch.no_grad()
 def test_a_hundred_names_of_the_reference_model_in_both_closed_forms() -> None:
     """Gradients of both objectives vanish; what surrounds a name moves to its anchor's."""
-    bench = names_bench({"name": "mace"}, kept=44)
-    method = MACE(MACEConfig(), bench)
+    context = names_context({"name": "mace"}, kept=44)
+    method = MACE(MACEConfig(), context)
     start = {name: value.detach().clone().double() for name, value in method.parameters().items()}
     method.prepare()
     refined = {name: value.detach().clone().double() for name, value in method.parameters().items()}
-    tokenizer, context = bench.model.pipeline.tokenizer, bench.model.empty.states.shape[1]
-    kept = torch.cat([states(bench, text) for text in ["", *bench.policy.retain[0].prompt_list]])
+    tokenizer, context = context.model.pipeline.tokenizer, context.model.empty.states.shape[1]
+    kept = torch.cat([states(context, text) for text in ["", *context.policy.retain[0].prompt_list]])
     prior = kept.T @ kept
-    anchor, words = states(bench, "an emoji"), tokenizer("an emoji").input_ids
+    anchor, words = states(context, "an emoji"), tokenizer("an emoji").input_ids
     surrounding, wanted = [], []
-    for concept in bench.concepts:
+    for concept in context.concepts:
         (prompt,) = concept.prompt_list
-        ids, own = tokenizer(prompt).input_ids, states(bench, prompt)
+        ids, own = tokenizer(prompt).input_ids, states(context, prompt)
         shift, same_article = len(ids) - len(words), ids[1] == words[1]
         pairs = [(0, 0), *([(1, 1)] if same_article else []), *((i, i - shift) for i in range(len(ids) - 2, context))]
         surrounding.append(own[[i for i, _ in pairs]])
@@ -367,7 +367,7 @@ def test_a_hundred_names_of_the_reference_model_in_both_closed_forms() -> None:
         factor.copy_(0.1 * torch.randn(factor.shape, generator=generator))
     factors = [course.adapter.factors for course in method._courses]
     method.edit()
-    own = [states(bench, concept.prompt_list[0]) for concept in bench.concepts]
+    own = [states(context, concept.prompt_list[0]) for concept in context.concepts]
     assert len(factors) == len(own) == 100
     for name, value in method.parameters().items():
         weight, w1 = value.detach().double(), refined[name]
@@ -382,7 +382,7 @@ def test_a_hundred_names_of_the_reference_model_in_both_closed_forms() -> None:
 
 def test_a_killed_run_continues_to_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     concepts = mixed_concepts(2)
-    whole = drawn_bench(QUICK, concepts)
+    whole = drawn_context(QUICK, concepts)
     harden(whole, "whole")
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
     step, calls = torch.optim.Adam.step, 0
@@ -396,9 +396,9 @@ def test_a_killed_run_continues_to_the_same_weights(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        harden(drawn_bench(QUICK, concepts), "killed")
+        harden(drawn_context(QUICK, concepts), "killed")
     monkeypatch.setattr(torch.optim.Adam, "step", step)
-    resumed = drawn_bench(QUICK, concepts)
+    resumed = drawn_context(QUICK, concepts)
     harden(resumed, "killed")
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[name]), name
@@ -415,7 +415,7 @@ OBJECTIVES = {
 @pytest.mark.parametrize("unlearner", [QUICK, {"name": "rece", "epochs": 1}], ids=["mace", "rece"])
 @pytest.mark.parametrize("series", OBJECTIVES)
 def test_an_objective_comes_after_the_closed_form(unlearner: dict[str, Any], series: str) -> None:
-    alone, hardened = (drawn_bench(unlearner, mixed_concepts(1)) for _ in range(2))
+    alone, hardened = (drawn_context(unlearner, mixed_concepts(1)) for _ in range(2))
     harden(alone, "base")
     hardened.images = {"concept": hardened.forget, "retain": hardened.forget}.get
     record = harden(hardened, "base", objective=Method(**OBJECTIVES[series]))

@@ -10,8 +10,8 @@ import torch
 from safeguard.harden.engine import harden
 from safeguard.unlearn.rece import RECE, RECEConfig, adversary
 from safeguard.unlearn.uce import UCE, uce_update
-from tests.benches import drawn_bench, mixed_concepts
 from tests.closed_forms import E, G, P, W, close, sines
+from tests.contexts import drawn_context, mixed_concepts
 
 ORIGINAL = [W, sines(2, 4, 1, 0.5)]
 EDITED = [uce_update(weight, E, G, P, lam=0.5, es=1, ps=1) for weight in ORIGINAL]
@@ -70,15 +70,15 @@ def test_other_regularisations_are_minimisers_of_theirs() -> None:
 
 def test_the_method_is_uce_and_its_rounds() -> None:
     """Against the rounds written out with all columns side by side."""
-    bench = drawn_bench({"name": "rece"}, mixed_concepts(2))
-    method = RECE(RECEConfig(epochs=2, lam_r=0.2), bench)
-    UCE(method.config.start, bench).edit()
+    context = drawn_context({"name": "rece"}, mixed_concepts(2))
+    method = RECE(RECEConfig(epochs=2, lam_r=0.2), context)
+    UCE(method.config.start, context).edit()
     start = {name: weight.detach().clone() for name, weight in method.parameters().items()}
-    states = {text: bench.model.encode_prompts([text]).states[0].T.double() for text in (*sum(PAIRS, ()), "hat", "")}
+    states = {text: context.model.encode_prompts([text]).states[0].T.double() for text in (*sum(PAIRS, ()), "hat", "")}
     old = torch.cat([states[prompt] for prompt, _ in PAIRS], dim=1)
     guide = torch.cat([states[anchor] for _, anchor in PAIRS], dim=1)
     preserve = torch.cat([states[""], states["hat"]], dim=1)
-    originals = [weight.double() for name, weight in bench.teacher.named_parameters().items() if name in start]
+    originals = [weight.double() for name, weight in context.teacher.named_parameters().items() if name in start]
     expected = {name: weight.double() for name, weight in start.items()}
     for _ in range(2):
         state = adversary(expected.values(), originals, lam_r=0.2) @ old
@@ -88,7 +88,7 @@ def test_the_method_is_uce_and_its_rounds() -> None:
         }
     with torch.no_grad():
         for name, weight in method.parameters().items():
-            weight.copy_(bench.teacher.named_parameters()[name])
+            weight.copy_(context.teacher.named_parameters()[name])
     method.edit()
     for name, weight in method.parameters().items():
         assert torch.allclose(weight.double(), expected[name], atol=1e-4), name
@@ -98,19 +98,19 @@ PAIRS = [("a 00", "a z"), ("a 01", "a z"), ("cat in x", "cat"), ("hat in x", "ha
 
 
 def test_it_changes_keys_and_values_only() -> None:
-    bench = drawn_bench({"name": "rece", "epochs": 2}, mixed_concepts(3))
-    harden(bench, "base", fresh=True)
-    base = bench.teacher.named_parameters()
-    changed = {name for name, value in bench.model.named_parameters().items() if not torch.equal(value, base[name])}
-    assert changed == set(RECE(RECEConfig(), bench).parameters())
+    context = drawn_context({"name": "rece", "epochs": 2}, mixed_concepts(3))
+    harden(context, "base", fresh=True)
+    base = context.teacher.named_parameters()
+    changed = {name for name, value in context.model.named_parameters().items() if not torch.equal(value, base[name])}
+    assert changed == set(RECE(RECEConfig(), context).parameters())
 
 
 @pytest.mark.slow
 def test_the_detector_keeps_the_earliest_of_equals(tmp_path: Path) -> None:
     """A random model draws nothing the reference detector flags, so UCE's own result is kept."""
-    chosen, plain = (drawn_bench({"name": "rece"}, mixed_concepts(1)) for _ in range(2))
-    for bench in (chosen, plain):
-        for concept in bench.concepts:
+    chosen, plain = (drawn_context({"name": "rece"}, mixed_concepts(1)) for _ in range(2))
+    for context in (chosen, plain):
+        for concept in context.concepts:
             concept.labels.append("axe")
     RECE(RECEConfig(select=2), chosen).edit()
     UCE(RECEConfig().start, plain).edit()

@@ -7,27 +7,27 @@ from dataclasses import replace
 import pytest
 import torch
 
-from safeguard.model.erasers import erasers, fold
-from safeguard.unlearn.base import Workbench
+from safeguard.diffusion.erasers import erasers, fold
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.receler import Receler, RecelerConfig, attention_maps, concept_mask, outside, write_behind
-from tests.benches import MIXED, learning, moved_bench, seeded
+from tests.contexts import MIXED, learning, moved_context, seeded
 
 SMALL = {"batch_size": 3, "trajectory_steps": 4, "pool": 5, "rank": 4, "attack_steps": 6, "adversarial_tokens": 3}
 
 
 @pytest.fixture(scope="module")
-def drawn_once() -> Workbench:
-    return moved_bench(concepts=MIXED)
+def drawn_once() -> HardeningContext:
+    return moved_context(concepts=MIXED)
 
 
 @pytest.fixture
-def bench(drawn_once: Workbench) -> Workbench:
-    """The workbench with a model of its own, to which erasers are attached."""
+def context(drawn_once: HardeningContext) -> HardeningContext:
+    """The hardening context with a model of its own, to which erasers are attached."""
     return replace(drawn_once, model=drawn_once.model.frozen_copy())
 
 
-def receler(bench: Workbench, **settings: object) -> Receler:
-    return Receler(RecelerConfig.model_validate(SMALL | settings), bench)
+def receler(context: HardeningContext, **settings: object) -> Receler:
+    return Receler(RecelerConfig.model_validate(SMALL | settings), context)
 
 
 def test_vectors_are_written_behind_the_prompt_and_cut_at_the_end_of_the_context() -> None:
@@ -49,14 +49,14 @@ def test_the_mask_is_where_the_tokens_of_the_prompt_are_attended_to() -> None:
     assert concept_mask([far, near], [3], 5, 0.1).shape == (1, 1, 4, 4)
 
 
-def test_attention_maps_are_probabilities_of_the_base_model(bench: Workbench) -> None:
-    x = torch.randn(2, *bench.model.latent_shape, generator=seeded(0))
-    states = bench.teacher.encode_prompts(["axe in ice", "max"])
+def test_attention_maps_are_probabilities_of_the_base_model(context: HardeningContext) -> None:
+    x = torch.randn(2, *context.model.latent_shape, generator=seeded(0))
+    states = context.teacher.encode_prompts(["axe in ice", "max"])
     with torch.no_grad():
-        plain = bench.teacher.predict(x, torch.tensor([5, 50]), states)
-        with attention_maps(bench.teacher) as maps:
-            assert torch.equal(bench.teacher.predict(x, torch.tensor([5, 50]), states), plain)
-        bench.teacher.predict(x, torch.tensor([5, 50]), states)
+        plain = context.teacher.predict(x, torch.tensor([5, 50]), states)
+        with attention_maps(context.teacher) as maps:
+            assert torch.equal(context.teacher.predict(x, torch.tensor([5, 50]), states), plain)
+        context.teacher.predict(x, torch.tensor([5, 50]), states)
     assert len(maps) == 4 and all(found.shape == (2, 16, 16) for found in maps)
     assert all(torch.allclose(found.sum(2), torch.ones(2, 16), atol=1e-5) for found in maps)
 
@@ -69,8 +69,8 @@ def test_what_erasers_do_outside_is_a_mean_over_the_pixels_outside() -> None:
 
 
 @pytest.mark.parametrize("variant", ["linear", "gelu"])
-def test_erasers_alone_learn_and_at_first_only_their_second_layer(bench: Workbench, variant: str) -> None:
-    method = receler(bench, variant=variant)
+def test_erasers_alone_learn_and_at_first_only_their_second_layer(context: HardeningContext, variant: str) -> None:
+    method = receler(context, variant=variant)
     parameters = learning(method.parameters())
     assert len(parameters) == 4 * 4 and all(name.startswith("unet.") for name in parameters)
     gradients = torch.autograd.grad(method.loss(seeded(0)), list(parameters.values()), allow_unused=True)
@@ -78,29 +78,29 @@ def test_erasers_alone_learn_and_at_first_only_their_second_layer(bench: Workben
         assert (gradient is not None and gradient.abs().max() > 0) == (".up." in name), name
 
 
-def test_the_loss_is_esds_behind_the_vectors_plus_what_erasers_do_elsewhere(bench: Workbench) -> None:
-    method = receler(bench, keep_adversary=False, locality=0.0)
+def test_the_loss_is_esds_behind_the_vectors_plus_what_erasers_do_elsewhere(context: HardeningContext) -> None:
+    method = receler(context, keep_adversary=False, locality=0.0)
     with torch.no_grad():
-        for eraser in erasers(bench.model.unet).values():
+        for eraser in erasers(context.model.unet).values():
             eraser.up.weight.normal_(generator=seeded(3))
     generator = seeded(6)
     drawn, target = method._examples(generator)
     with torch.no_grad():
-        wanted = bench.teacher.predict(drawn.latents, drawn.t, bench.teacher.encode_prompts(drawn.captions))
-    starts = [len(bench.model.pipeline.tokenizer(caption).input_ids) - 1 for caption in drawn.captions]
+        wanted = context.teacher.predict(drawn.latents, drawn.t, context.teacher.encode_prompts(drawn.captions))
+    starts = [len(context.model.pipeline.tokenizer(caption).input_ids) - 1 for caption in drawn.captions]
     states = method.adversary(drawn, wanted, starts, generator).states
-    expected = (bench.model.unet(drawn.latents, drawn.t, states).sample - target).pow(2).mean()
+    expected = (context.model.unet(drawn.latents, drawn.t, states).sample - target).pow(2).mean()
     assert method.loss(seeded(6)).item() == pytest.approx(expected.item(), rel=1e-4)
-    clean = bench.model.encode_prompts(drawn.captions).states
+    clean = context.model.encode_prompts(drawn.captions).states
     for row, free, start in zip(states, clean, starts, strict=True):
         changed = [i for i in range(len(row)) if not torch.equal(row[i], free[i])]
         assert changed == list(range(start, min(start + 3, len(row))))
-    local = receler(bench, keep_adversary=False, locality=1.0, threshold=1.0)
+    local = receler(context, keep_adversary=False, locality=1.0, threshold=1.0)
     assert local.loss(seeded(6)).item() > expected.item()
 
 
-def test_the_adversary_goes_on_from_where_it_was(bench: Workbench) -> None:
-    method = receler(bench)
+def test_the_adversary_goes_on_from_where_it_was(context: HardeningContext) -> None:
+    method = receler(context)
     vectors = method.state()["vectors"]
     assert vectors.shape == (3, 3, 32) and vectors.min() >= 0 and vectors.max() < 1
     before = vectors.clone()
@@ -111,20 +111,20 @@ def test_the_adversary_goes_on_from_where_it_was(bench: Workbench) -> None:
     seen = {method._concept_of[caption] for caption in drawn.captions}
     moved = {row for row in range(3) if not torch.equal(vectors[row], before[row])}
     assert moved == seen
-    assert receler(bench, keep_adversary=False).state() == {}
+    assert receler(context, keep_adversary=False).state() == {}
 
 
-def test_without_an_adversary_the_prompt_is_clean(bench: Workbench) -> None:
-    method = receler(bench, attack_steps=0, locality=0.0)
+def test_without_an_adversary_the_prompt_is_clean(context: HardeningContext) -> None:
+    method = receler(context, attack_steps=0, locality=0.0)
     drawn, target = method._examples(seeded(2))
-    clean = bench.model.encode_prompts(drawn.captions).states
-    expected = (bench.model.unet(drawn.latents, drawn.t, clean).sample - target).pow(2).mean()
+    clean = context.model.encode_prompts(drawn.captions).states
+    expected = (context.model.unet(drawn.latents, drawn.t, clean).sample - target).pow(2).mean()
     assert method.loss(seeded(2)).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_folding_names_what_it_changed(bench: Workbench) -> None:
-    receler(bench)
-    names = set(bench.model.named_parameters())
-    changed = fold(bench.model)
+def test_folding_names_what_it_changed(context: HardeningContext) -> None:
+    receler(context)
+    names = set(context.model.named_parameters())
+    changed = fold(context.model)
     assert len(changed) == 8 and set(changed) <= names
-    assert not erasers(bench.model.unet)
+    assert not erasers(context.model.unet)

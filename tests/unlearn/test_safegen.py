@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.safegen import SafeGen, SafeGenConfig, mosaic, mosaic_noise
-from tests.benches import MIXED, abar, answer, apart, gradients, learning, moved_bench, seeded
+from tests.contexts import MIXED, abar, answer, apart, gradients, learning, moved_context, seeded
 
 
 @pytest.fixture(scope="module")
-def bench() -> Workbench:
-    return moved_bench(concepts=MIXED)
+def context() -> HardeningContext:
+    return moved_context(concepts=MIXED)
 
 
-def safegen(bench: Workbench, **settings: object) -> SafeGen:
-    return SafeGen(SafeGenConfig.model_validate({"batch_size": 4, "squares": 4} | settings), bench)
+def safegen(context: HardeningContext, **settings: object) -> SafeGen:
+    return SafeGen(SafeGenConfig.model_validate({"batch_size": 4, "squares": 4} | settings), context)
 
 
 def test_every_square_has_its_mean_colour() -> None:
@@ -43,11 +43,11 @@ def test_with_the_consistent_noise_the_noised_image_is_the_noised_mosaic(t: int)
 
 
 def slow_loss(method: SafeGen, seed: int) -> float:
-    generator, bench, config = seeded(seed), method.bench, method.config
-    rows = torch.randint(len(bench.forget), (4,), generator=generator)
-    images = bench.forget.rows(rows, generator).latents
+    generator, context, config = seeded(seed), method.context, method.config
+    rows = torch.randint(len(context.forget), (4,), generator=generator)
+    images = context.forget.rows(rows, generator).latents
     mosaics = method.mosaics.rows(rows, generator).latents
-    t, noise = bench.model.draw_noise(4, generator)
+    t, noise = context.model.draw_noise(4, generator)
     losses = []
     for z, m, eps, time in zip(images, mosaics, noise, t.tolist(), strict=True):
         x = abar(time) ** 0.5 * z + (1 - abar(time)) ** 0.5 * eps
@@ -56,23 +56,23 @@ def slow_loss(method: SafeGen, seed: int) -> float:
             target = (x - abar(time) ** 0.5 * m) / (1 - abar(time)) ** 0.5
             ratio = abar(time) / (1 - abar(time))
             weight = min(ratio, config.snr_limit or ratio) / ratio
-        losses.append(weight * (answer(bench.model, x, time, "") - target).pow(2).mean().item())
+        losses.append(weight * (answer(context.model, x, time, "") - target).pow(2).mean().item())
     return config.erase_weight * sum(losses) / 4
 
 
 @pytest.mark.parametrize("variant", ["consistent", "released"])
 @pytest.mark.parametrize("snr_limit", [None, 1.0, 5.0])
 @torch.no_grad()
-def test_loss_agrees_with_a_slow_one(bench: Workbench, variant: str, snr_limit: float | None) -> None:
-    method = safegen(bench, variant=variant, snr_limit=snr_limit)
+def test_loss_agrees_with_a_slow_one(context: HardeningContext, variant: str, snr_limit: float | None) -> None:
+    method = safegen(context, variant=variant, snr_limit=snr_limit)
     assert method.loss(seeded(4)).item() == pytest.approx(slow_loss(method, 4), rel=1e-3)
 
 
-def test_a_whole_step_restated(bench: Workbench) -> None:
+def test_a_whole_step_restated(context: HardeningContext) -> None:
     """From the drawn latents on: pictures, mosaics and their latents by the autoencoder itself, targets, weights."""
-    method = safegen(bench)
+    method = safegen(context)
     parameters = learning(method.parameters())
-    generator, forget, vae = seeded(8), bench.forget, bench.model.pipeline.vae
+    generator, forget, vae = seeded(8), context.forget, context.model.pipeline.vae
     rows = torch.randint(len(forget), (4,), generator=generator)
     noises = [torch.randn(4, 4, 8, 8, generator=generator) for _ in range(2)]
     t = torch.randint(0, 1000, (4,), generator=generator)
@@ -91,37 +91,37 @@ def test_a_whole_step_restated(bench: Workbench) -> None:
         signal, spread = abar(time) ** 0.5, (1 - abar(time)) ** 0.5
         x = signal * z + spread * eps
         weight = min(1.0, (spread / signal) ** 2)
-        losses.append(weight * (answer(bench.model, x, time, "") - (x - signal * m) / spread).pow(2).mean())
+        losses.append(weight * (answer(context.model, x, time, "") - (x - signal * m) / spread).pow(2).mean())
     found, expected = method.loss(seeded(8)), 0.1 * torch.stack(losses).mean()
     assert found.item() == pytest.approx(expected.item(), rel=1e-2)
     assert apart(gradients(found, parameters), gradients(expected, parameters)) < 1e-2
 
 
 @torch.no_grad()
-def test_benign_images_are_denoised_without_a_prompt(bench: Workbench) -> None:
-    method = safegen(bench)
+def test_benign_images_are_denoised_without_a_prompt(context: HardeningContext) -> None:
+    method = safegen(context)
     keep = method.preservation(seeded(4))
-    generator, data = seeded(4), bench.preserved
+    generator, data = seeded(4), context.preserved
     assert data is not None and keep is not None
     latents = data.batch(4, generator).latents
-    t, noise = bench.model.draw_noise(4, generator)
+    t, noise = context.model.draw_noise(4, generator)
     losses = []
     for z, eps, time in zip(latents, noise, t.tolist(), strict=True):
         x = abar(time) ** 0.5 * z + (1 - abar(time)) ** 0.5 * eps
-        losses.append((answer(bench.model, x, time, "") - eps).pow(2).mean().item())
+        losses.append((answer(context.model, x, time, "") - eps).pow(2).mean().item())
     assert keep.item() == pytest.approx(0.9 * sum(losses) / 4, rel=1e-3)
-    assert safegen(bench, preserve_weight=0).preservation(seeded(4)) is None
+    assert safegen(context, preserve_weight=0).preservation(seeded(4)) is None
 
 
 @torch.no_grad()
-def test_mosaics_stand_in_the_order_of_their_images(bench: Workbench) -> None:
-    method = safegen(bench)
-    assert method.mosaics.captions == bench.forget.captions
-    images = bench.teacher.decode(bench.forget.mean)
-    alone, _ = bench.teacher.encode_images(mosaic(images[1:2], 4))
+def test_mosaics_stand_in_the_order_of_their_images(context: HardeningContext) -> None:
+    method = safegen(context)
+    assert method.mosaics.captions == context.forget.captions
+    images = context.teacher.decode(context.forget.mean)
+    alone, _ = context.teacher.encode_images(mosaic(images[1:2], 4))
     assert torch.allclose(method.mosaics.mean[1:2], alone, atol=1e-3)
     assert not torch.allclose(method.mosaics.mean[0], method.mosaics.mean[1], atol=1e-3)
 
 
-def test_only_self_attention_learns(bench: Workbench) -> None:
-    assert all("attn1" in name for name in safegen(bench).parameters())
+def test_only_self_attention_learns(context: HardeningContext) -> None:
+    assert all("attn1" in name for name in safegen(context).parameters())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safeguard.model.sampling import ddim_times
-from safeguard.unlearn.base import Workbench
+from safeguard.diffusion.sampling import ddim_times
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.sdd import SDD, SDDConfig, released_times
-from tests.benches import (
+from tests.contexts import (
     MIXED,
     abar,
     answer,
@@ -16,7 +16,7 @@ from tests.benches import (
     assert_target_is_constant,
     gradients,
     learning,
-    moved_bench,
+    moved_context,
     seeded,
 )
 
@@ -24,12 +24,12 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def bench() -> Workbench:
-    return moved_bench(concepts=MIXED)
+def context() -> HardeningContext:
+    return moved_context(concepts=MIXED)
 
 
-def sdd(bench: Workbench, **settings: object) -> SDD:
-    return SDD(SDDConfig.model_validate({"batch_size": 3, "trajectory_steps": STEPS} | settings), bench)
+def sdd(context: HardeningContext, **settings: object) -> SDD:
+    return SDD(SDDConfig.model_validate({"batch_size": 3, "trajectory_steps": STEPS} | settings), context)
 
 
 def slow_latents(method: SDD, captions: list[str], entry: int, seeds: list[int]) -> torch.Tensor:
@@ -49,8 +49,8 @@ def slow_latents(method: SDD, captions: list[str], entry: int, seeds: list[int])
 
 
 @torch.no_grad()
-def test_latents_and_timesteps_agree_with_slow_ones(bench: Workbench) -> None:
-    method = sdd(bench)
+def test_latents_and_timesteps_agree_with_slow_ones(context: HardeningContext) -> None:
+    method = sdd(context)
     for seed in range(4):
         draws = seeded(seed)
         joined, _ = method._captions(draws)
@@ -64,7 +64,7 @@ def test_latents_and_timesteps_agree_with_slow_ones(bench: Workbench) -> None:
 
 
 def slow_loss(method: SDD, seed: int, *, stop: bool = True) -> torch.Tensor:
-    generator, model = seeded(seed), method.bench.model
+    generator, model = seeded(seed), method.context.model
     joined, captions = method._captions(generator)
     latents, t, _ = method._latents(joined, generator)
     rows = []
@@ -75,14 +75,14 @@ def slow_loss(method: SDD, seed: int, *, stop: bool = True) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("settings", [{}, {"order": "composite"}, {"variant": "released", "latents_from": "frozen"}])
-def test_loss_agrees_with_a_slow_one(bench: Workbench, settings: dict[str, object]) -> None:
-    method = sdd(bench, **settings)
+def test_loss_agrees_with_a_slow_one(context: HardeningContext, settings: dict[str, object]) -> None:
+    method = sdd(context, **settings)
     assert method.loss(seeded(5)).item() == pytest.approx(slow_loss(method, 5).item(), rel=1e-4)
 
 
-def test_a_whole_step_restated(bench: Workbench) -> None:
+def test_a_whole_step_restated(context: HardeningContext) -> None:
     """Prompts, run, timestep and loss from the description alone; none of the method's own parts is asked."""
-    method = sdd(bench)
+    method = sdd(context)
     parameters = learning(method.parameters())
     prompts = [["axe in ice", "axe in mud"], ["ink art"], ["max", "old max"]]
     for seed in range(3):
@@ -98,30 +98,30 @@ def test_a_whole_step_restated(bench: Workbench) -> None:
         for row, x in enumerate(latents):
             t = [751, 501, 251, 1][entry]
             with torch.no_grad():
-                empty = answer(bench.model, x, t, "")
-            rows.append((answer(bench.model, x, t, picked[row][row]) - empty).pow(2).mean())  # the concepts in turn
+                empty = answer(context.model, x, t, "")
+            rows.append((answer(context.model, x, t, picked[row][row]) - empty).pow(2).mean())  # the concepts in turn
         found, expected = method.loss(seeded(seed)), torch.stack(rows).mean()
         assert found.item() == pytest.approx(expected.item(), rel=1e-3)
         assert apart(gradients(found, parameters), gradients(expected, parameters)) < 1e-2
 
 
-def test_no_gradient_passes_through_the_answer_without_a_prompt(bench: Workbench) -> None:
-    method = sdd(bench)
+def test_no_gradient_passes_through_the_answer_without_a_prompt(context: HardeningContext) -> None:
+    method = sdd(context)
     assert_target_is_constant(method, slow_loss)
 
 
-def test_the_average_of_weights_that_rest_is_the_weights_exactly(bench: Workbench) -> None:
-    method = sdd(bench, momentum=0.9)
+def test_the_average_of_weights_that_rest_is_the_weights_exactly(context: HardeningContext) -> None:
+    method = sdd(context, momentum=0.9)
     method.state()
     for _ in range(5):
         method.after_step()
-    pairs = zip(method.average.model.unet.parameters(), bench.model.unet.parameters(), strict=True)
+    pairs = zip(method.average.model.unet.parameters(), context.model.unet.parameters(), strict=True)
     assert all(torch.equal(average, value) for average, value in pairs)
 
 
 def test_the_average_follows_by_its_formula() -> None:
-    bench = moved_bench()
-    method = sdd(bench, momentum=0.9)
+    context = moved_context()
+    method = sdd(context, momentum=0.9)
     name, value = next(iter(method.parameters().items()))
     expected = value.detach().clone()
     method.state()
@@ -132,16 +132,16 @@ def test_the_average_follows_by_its_formula() -> None:
         expected = 0.9 * expected + 0.1 * value.detach()
     assert torch.allclose(method.state()[f"average.{name}"], expected, atol=1e-6)
     trained = value.detach().clone()
-    sdd(bench, result="edited").edit()
+    sdd(context, result="edited").edit()
     assert torch.equal(value, trained)
     method.edit()
     assert torch.allclose(value, expected, atol=1e-6)
 
 
-def test_concepts_take_turns_over_rows_and_steps(bench: Workbench) -> None:
-    method = sdd(bench, batch_size=2, latents_from="frozen", result="edited")
+def test_concepts_take_turns_over_rows_and_steps(context: HardeningContext) -> None:
+    method = sdd(context, batch_size=2, latents_from="frozen", result="edited")
     assert set(method.state()) == {"done"}, "no average is kept when nothing uses it"
-    of = {prompt: concept.name for concept in bench.concepts for prompt in concept.prompt_list}
+    of = {prompt: concept.name for concept in context.concepts for prompt in concept.prompt_list}
     turns = []
     for step in range(3):
         joined, captions = method._captions(seeded(step))
@@ -152,11 +152,11 @@ def test_concepts_take_turns_over_rows_and_steps(bench: Workbench) -> None:
     assert turns == ["axes", "ink", "max"] * 2
 
 
-def test_timesteps_of_the_released_code(bench: Workbench) -> None:
+def test_timesteps_of_the_released_code(context: HardeningContext) -> None:
     ranges = [released_times(k, 50, 1000) for k in (0, 1, 25, 49)]
     assert ranges == [range(980, 1000), range(960, 980), range(480, 500), range(0, 20)]
-    assert all(t in released_times(k, 50, 1000) for k, t in enumerate(ddim_times(bench.model, 50)))
-    method = sdd(bench, variant="released")
+    assert all(t in released_times(k, 50, 1000) for k, t in enumerate(ddim_times(context.model, 50)))
+    method = sdd(context, variant="released")
     draws = [method._latents(["axe"], seeded(seed)) for seed in range(12)]
     clean = [latents for latents, t, _ in draws if t.item() in released_times(0, STEPS, 1000)]
     assert clean, "one run of twelve should have no steps"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import UsageFault
-from safeguard.model.diffusion import DiffusionModel
 from safeguard.unlearn.common.closed_form import moment
 from safeguard.unlearn.common.text_states import columns, paired, prompt_moment, shared_ends, subject, token_ids
 from tests.tiny import CONTEXT, tiny_pipeline

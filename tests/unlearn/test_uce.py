@@ -11,20 +11,20 @@ from pydantic import ValidationError
 
 from safeguard import reference
 from safeguard.config import MethodConfig
+from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import UsageFault
+from safeguard.harden.context import set_up
 from safeguard.harden.engine import harden
-from safeguard.harden.workbench import set_up
-from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.opening import open_pipeline
+from safeguard.io.opening import open_pipeline
 from safeguard.policy.schema import Policy
 from safeguard.progress import SilentProgress
 from safeguard.registry import detectors
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common.closed_form import originals, projections
 from safeguard.unlearn.rece import RECEConfig
 from safeguard.unlearn.uce import UCE, UCEConfig, uce_update
-from tests.benches import drawn_bench, mixed_concepts, names_bench, states
 from tests.closed_forms import E, G, P, W, sines
+from tests.contexts import drawn_context, mixed_concepts, names_context, states
 
 
 def test_check_values() -> None:
@@ -83,9 +83,9 @@ def test_a_singular_system_is_refused() -> None:
 @pytest.mark.parametrize("tokens", ["span", "last-subject"])
 def test_the_method_is_the_update_of_every_projection(tokens: str) -> None:
     """Against the closed form written out with all columns side by side."""
-    bench = drawn_bench({"name": "uce"}, mixed_concepts(2))
-    method = UCE(UCEConfig(tokens=tokens, lam=0.3), bench)  # type: ignore[arg-type]
-    state = {text: bench.model.encode_prompts([text]).states[0].double() for text in TOKENS}
+    context = drawn_context({"name": "uce"}, mixed_concepts(2))
+    method = UCE(UCEConfig(tokens=tokens, lam=0.3), context)  # type: ignore[arg-type]
+    state = {text: context.model.encode_prompts([text]).states[0].double() for text in TOKENS}
     erase, guide = [], []
     for old, new, count in PAIRS:
         last, other = TOKENS[old], TOKENS[new]
@@ -112,44 +112,44 @@ PAIRS = [("a 00", "a z", 13), ("a 01", "a z", 13), ("cat in x", "cat", 10), ("ha
 
 
 def test_a_hundred_names_and_a_style_at_once() -> None:
-    bench = drawn_bench({"name": "uce"}, mixed_concepts(100))
-    assert len(bench.concepts) == 101
+    context = drawn_context({"name": "uce"}, mixed_concepts(100))
+    assert len(context.concepts) == 101
     distance = {"erased": ("a 42", "a z"), "style": ("cat in x", "cat")}
 
     def gaps() -> dict[str, float]:
         """How far a prompt's keys and values still are from its anchor's original ones, at the last position."""
         found = {}
         for what, (old, new) in distance.items():
-            x, g = (bench.model.encode_prompts([text]).states[0, -1] for text in (old, new))
-            pairs = zip(projections(bench).values(), originals(bench).values(), strict=True)
+            x, g = (context.model.encode_prompts([text]).states[0, -1] for text in (old, new))
+            pairs = zip(projections(context).values(), originals(context).values(), strict=True)
             found[what] = sum(float((now @ x - then @ g).norm()) for now, then in pairs)
         return found
 
     before = gaps()
-    harden(bench, "base", fresh=True)
+    harden(context, "base", fresh=True)
     after = gaps()
     assert all(after[what] < 0.75 * before[what] for what in before), (before, after)
-    hat = bench.model.encode_prompts(["hat"]).states[0].T
-    for now, then in zip(projections(bench).values(), originals(bench).values(), strict=True):
+    hat = context.model.encode_prompts(["hat"]).states[0].T
+    for now, then in zip(projections(context).values(), originals(context).values(), strict=True):
         assert (now @ hat - then @ hat)[:, -1].norm() < 0.25 * (then @ hat)[:, -1].norm()
 
 
 @torch.no_grad()
 def test_a_hundred_names_of_the_reference_model_become_their_anchor() -> None:
     """120 columns fit into 128 dimensions: every erased key and value is its anchor's, every kept one what it was."""
-    bench = names_bench({"name": "uce"}, kept=20)
-    method = UCE(UCEConfig(tokens="last-subject", lam=1e-9), bench)
+    context = names_context({"name": "uce"}, kept=20)
+    method = UCE(UCEConfig(tokens="last-subject", lam=1e-9), context)
     before = {name: weight.detach().clone() for name, weight in method.parameters().items()}
     method.edit()
-    tokenizer = bench.model.pipeline.tokenizer
+    tokenizer = context.model.pipeline.tokenizer
 
     def word(prompt: str, after: int) -> torch.Tensor:
         """The state that stands ``after`` tokens before the end token."""
-        return states(bench, prompt)[len(tokenizer(prompt).input_ids) - 1 - after]
+        return states(context, prompt)[len(tokenizer(prompt).input_ids) - 1 - after]
 
-    erased = torch.stack([word(concept.prompt_list[0], 2) for concept in bench.concepts])  # <s> a name emoji </s>
+    erased = torch.stack([word(concept.prompt_list[0], 2) for concept in context.concepts])  # <s> a name emoji </s>
     anchor = word("an emoji", 2)
-    kept = torch.stack([word(prompt, 1) for prompt in bench.policy.retain[0].prompt_list])
+    kept = torch.stack([word(prompt, 1) for prompt in context.policy.retain[0].prompt_list])
     assert len(erased) == 100 and len(kept) == 20
     for name, weight in method.parameters().items():
         now, then = weight.double(), before[name].double()
@@ -162,20 +162,20 @@ def test_a_hundred_names_of_the_reference_model_become_their_anchor() -> None:
 @torch.no_grad()
 def test_a_hundred_names_with_all_positions_are_one_least_squares() -> None:
     """With thousands of columns in 128 dimensions the minimiser is a compromise; its gradient vanishes."""
-    bench = names_bench({"name": "uce"}, kept=44)
-    method = UCE(UCEConfig(), bench)
+    context = names_context({"name": "uce"}, kept=44)
+    method = UCE(UCEConfig(), context)
     before = {name: weight.detach().clone() for name, weight in method.parameters().items()}
     method.edit()
-    tokenizer = bench.model.pipeline.tokenizer
+    tokenizer = context.model.pipeline.tokenizer
     erase, guide = [], []
-    for concept in bench.concepts:
+    for concept in context.concepts:
         (prompt,) = concept.prompt_list
         last, other = (len(tokenizer(text).input_ids) - 3 for text in (prompt, "an emoji"))
-        length = bench.model.empty.states.shape[1] - max(last, other)
-        erase.append(states(bench, prompt)[last : last + length])
-        guide.append(states(bench, "an emoji")[other : other + length])
+        length = context.model.empty.states.shape[1] - max(last, other)
+        erase.append(states(context, prompt)[last : last + length])
+        guide.append(states(context, "an emoji")[other : other + length])
     e, g = torch.cat(erase), torch.cat(guide)
-    p = torch.cat([states(bench, text) for text in ["", *bench.policy.retain[0].prompt_list]])
+    p = torch.cat([states(context, text) for text in ["", *context.policy.retain[0].prompt_list]])
     for name, weight in method.parameters().items():
         now, then = weight.double(), before[name].double()
         slope = (e @ now.T - g @ then.T).T @ e + (p @ (now - then).T).T @ p + 0.5 * (now - then)
@@ -191,11 +191,13 @@ DRINKS = [{"prompt": "a cocktail", "labels": ["cocktail"]}, {"prompt": "a beer",
 @pytest.mark.parametrize("tokens", ["span", "last-subject"])
 def test_debiasing_with_given_weights_is_one_closed_form(tokens: str) -> None:
     """Against the closed form with the guides e + sum s d written out, column by column."""
-    bench = drawn_bench({"name": "uce"}, mixed_concepts(2))
+    context = drawn_context({"name": "uce"}, mixed_concepts(2))
     attributes = [{"prompt": "an axe", "weight": 0.7}, {"prompt": "cat", "weight": -0.4}]
     last_of = {"an axe": 3, "cat": 3}
-    method = UCE(UCEConfig.model_validate({"tokens": tokens, "debias": {"attributes": attributes, "rounds": 0}}), bench)
-    state = {text: bench.model.encode_prompts([text]).states[0].double() for text in {**TOKENS, **last_of}}
+    method = UCE(
+        UCEConfig.model_validate({"tokens": tokens, "debias": {"attributes": attributes, "rounds": 0}}), context
+    )
+    state = {text: context.model.encode_prompts([text]).states[0].double() for text in {**TOKENS, **last_of}}
     erase, guide = [], []
     for old, _, _ in PAIRS:
         last = TOKENS[old]
@@ -212,7 +214,7 @@ def test_debiasing_with_given_weights_is_one_closed_form(tokens: str) -> None:
         assert not torch.allclose(weight, before[name], atol=1e-3), name
 
 
-def reference_bench(detector: dict[str, Any]) -> Workbench:
+def reference_context(detector: dict[str, Any]) -> HardeningContext:
     """The reference model, which draws a cocktail when it is asked for "an alcohol", and rarely anything else."""
     policy = {
         "version": 1,
@@ -235,17 +237,17 @@ def reference_bench(detector: dict[str, Any]) -> Workbench:
 
 
 def test_debiasing_reaches_the_wanted_shares() -> None:
-    bench = reference_bench({"name": "clip"})
+    context = reference_context({"name": "clip"})
     debias = {"attributes": DRINKS, "images": 12, "tolerance": 0.1}
-    method = UCE(UCEConfig.model_validate({"debias": debias}), bench)
+    method = UCE(UCEConfig.model_validate({"debias": debias}), context)
     assert method.config.debias is not None
-    (concept,) = bench.concepts
+    (concept,) = context.concepts
     before = method._shares(concept, method.config.debias)
     method.edit()
     after = method._shares(concept, method.config.debias)
     assert before[0] >= 0.75 and before.sum() == pytest.approx(1)
     assert (after - 0.5).abs().max() <= 0.1 + 1e-9
-    untouched = {name for name, value in originals(bench).items() if torch.equal(value, method.parameters()[name])}
+    untouched = {name for name, value in originals(context).items() if torch.equal(value, method.parameters()[name])}
     assert not untouched
 
 
@@ -264,8 +266,8 @@ class Blind:
 
 def test_attributes_that_nobody_sees_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(detectors._targets, "blind", f"{__name__}:Blind")
-    bench = drawn_bench({"name": "uce"}, [mixed_concepts(1)[0] | {"detector": {"name": "blind"}}])
-    method = UCE(UCEConfig.model_validate({"debias": {"attributes": DRINKS, "images": 2}}), bench)
+    context = drawn_context({"name": "uce"}, [mixed_concepts(1)[0] | {"detector": {"name": "blind"}}])
+    method = UCE(UCEConfig.model_validate({"debias": {"attributes": DRINKS, "images": 2}}), context)
     with pytest.raises(UsageFault, match=r"sees none of the attributes in any of 2 images of 'object-00'"):
         method.edit()
 

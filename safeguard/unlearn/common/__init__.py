@@ -7,23 +7,23 @@ from torch import Tensor
 
 from safeguard.data.latents import LatentSet
 from safeguard.policy.schema import Subject
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 
 
-def distillation(bench: Workbench, data: LatentSet, size: int, generator: torch.Generator) -> Tensor:
+def distillation(context: HardeningContext, data: LatentSet, size: int, generator: torch.Generator) -> Tensor:
     """MSE between the edited model's and the base model's noise prediction on noised images of ``data``."""
     batch = data.batch(size, generator)
-    t, noise = bench.model.draw_noise(size, generator)
-    noisy = bench.model.add_noise(batch.latents, noise, t)
+    t, noise = context.model.draw_noise(size, generator)
+    noisy = context.model.add_noise(batch.latents, noise, t)
     with torch.no_grad():
-        target = bench.teacher.predict(noisy, t, batch.conditioning)
-    return (bench.model.predict(noisy, t, bench.model.encode_prompts(batch.captions)) - target).pow(2).mean()
+        target = context.teacher.predict(noisy, t, batch.conditioning)
+    return (context.model.predict(noisy, t, context.model.encode_prompts(batch.captions)) - target).pow(2).mean()
 
 
-def preservation(bench: Workbench, weight: float, size: int, generator: torch.Generator) -> Tensor | None:
+def preservation(context: HardeningContext, weight: float, size: int, generator: torch.Generator) -> Tensor | None:
     """Weighted distillation on related and retained images; None when there are none, or no weight."""
-    data = bench.preserved if weight else None  # asking for them draws them
-    return None if data is None else weight * distillation(bench, data, size, generator)
+    data = context.preserved if weight else None  # asking for them draws them
+    return None if data is None else weight * distillation(context, data, size, generator)
 
 
 def bounded_ascent(loss: Tensor, bound: float) -> Tensor:
@@ -32,17 +32,17 @@ def bounded_ascent(loss: Tensor, bound: float) -> Tensor:
     return width * torch.nn.functional.softplus((bound - loss) / width)
 
 
-def kept_subjects(bench: Workbench) -> list[Subject]:
-    """What must stay as it is: retained and related subjects; :attr:`Workbench.preserved` draws them."""
-    related = [neighbour for concept in bench.concepts for neighbour in concept.related]
-    return [*bench.policy.retain, *related]
+def kept_subjects(context: HardeningContext) -> list[Subject]:
+    """What must stay as it is: retained and related subjects; :attr:`HardeningContext.preserved` draws them."""
+    related = [neighbour for concept in context.concepts for neighbour in concept.related]
+    return [*context.policy.retain, *related]
 
 
-def erase_prompts(bench: Workbench) -> list[str]:
+def erase_prompts(context: HardeningContext) -> list[str]:
     """All prompts of all concepts."""
-    return [prompt for concept in bench.concepts for prompt in concept.prompt_list]
+    return [prompt for concept in context.concepts for prompt in concept.prompt_list]
 
 
-def erase_pairs(bench: Workbench) -> list[tuple[str, str]]:
+def erase_pairs(context: HardeningContext) -> list[tuple[str, str]]:
     """All prompts of all concepts, each with its anchor."""
-    return [pair for concept in bench.concepts for pair in zip(concept.prompt_list, concept.anchor_list, strict=True)]
+    return [pair for concept in context.concepts for pair in zip(concept.prompt_list, concept.anchor_list, strict=True)]

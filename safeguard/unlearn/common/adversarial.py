@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.esd import ESD, ESDConfig
 
 
@@ -50,8 +50,8 @@ def attack(
 class WarmedESD(ESD):
     """ESD that an adversary joins after ``warm_up`` plain steps; steps in which nothing was erased do not count."""
 
-    def __init__(self, config: ESDConfig, bench: Workbench, warm_up: int) -> None:
-        super().__init__(config, bench)
+    def __init__(self, config: ESDConfig, context: HardeningContext, warm_up: int) -> None:
+        super().__init__(config, context)
         self._warm_up = warm_up
         self._done = torch.zeros((), dtype=torch.int64)
         self._erased = False

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from safeguard.model.diffusion import Conditioning, DiffusionModel
-from safeguard.model.memory import whole_batches
+from safeguard.diffusion.conditioning import Conditioning
+from safeguard.diffusion.micro_batches import whole_batches
+from safeguard.diffusion.model import DiffusionModel
 
 
 @contextmanager

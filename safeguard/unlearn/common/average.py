@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from safeguard.model.diffusion import DiffusionModel
+from safeguard.diffusion.model import DiffusionModel
 
 
 class MovingAverage:

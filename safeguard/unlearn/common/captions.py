@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from safeguard.cache import address, cache_dir
+from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import UsageFault
-from safeguard.model.checkpoint import load_state, save_state
-from safeguard.model.diffusion import DiffusionModel
+from safeguard.io.checkpoint import load_state, save_state
 from safeguard.progress import Progress
 from safeguard.unlearn.common.closed_form import moment
 from safeguard.unlearn.common.text_states import CHUNK, encoders

@@ -15,19 +15,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from safeguard.diffusion.parameters import select
 from safeguard.errors import UsageFault
-from safeguard.model.parameters import select
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 
 
-def projections(bench: Workbench) -> dict[str, torch.nn.Parameter]:
+def projections(context: HardeningContext) -> dict[str, torch.nn.Parameter]:
     """Keys and values of all cross-attentions of the model, by name: what closed forms edit."""
-    return select(bench.model, "cross-attention-kv")
+    return select(context.model, "cross-attention-kv")
 
 
-def originals(bench: Workbench) -> dict[str, torch.nn.Parameter]:
+def originals(context: HardeningContext) -> dict[str, torch.nn.Parameter]:
     """The same projections of the base model."""
-    return select(bench.teacher, "cross-attention-kv")
+    return select(context.teacher, "cross-attention-kv")
 
 
 def moment(left: Tensor, right: Tensor | None = None) -> Tensor:

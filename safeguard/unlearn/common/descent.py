@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safeguard.model.parameters import select
-from safeguard.unlearn.base import Unlearner, Workbench
+from safeguard.diffusion.parameters import select
+from safeguard.unlearn.base import HardeningContext, Unlearner
 from safeguard.unlearn.common import preservation
 
 
@@ -19,18 +19,18 @@ class Descent(Unlearner):
     """
 
     config: Any
-    bench: Workbench
+    context: HardeningContext
 
-    def __init__(self, config: Any, bench: Workbench) -> None:
+    def __init__(self, config: Any, context: HardeningContext) -> None:
         self.config = config
-        self.bench = bench
+        self.context = context
         self.steps = config.steps
         self.learning_rate = config.learning_rate
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The configured parameter group."""
-        return select(self.bench.model, self.config.parameters)
+        return select(self.context.model, self.config.parameters)
 
     def preservation(self, generator: torch.Generator) -> Tensor | None:
         """Distillation on related and retained images."""
-        return preservation(self.bench, self.config.preserve_weight, self.config.preserve_batch, generator)
+        return preservation(self.context, self.config.preserve_weight, self.config.preserve_batch, generator)

@@ -9,26 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from safeguard.model.sampling import sample
+from safeguard.diffusion.sampling import sample
 from safeguard.policy.schema import Concept
 from safeguard.registry import detectors
 from safeguard.seeds import derive
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 
 
-def detector_of(bench: Workbench, concept: Concept) -> Any:
+def detector_of(context: HardeningContext, concept: Concept) -> Any:
     """The concept's detector (:class:`safeguard.detect.base.Detector`), on the model's device."""
     registered = detectors.get(concept.detector.name)
-    return registered(registered.Config(**concept.detector.settings), str(bench.model.device))
+    return registered(registered.Config(**concept.detector.settings), str(context.model.device))
 
 
-def draw_concept(bench: Workbench, concept: Concept, count: int, purpose: str) -> np.ndarray:
+def draw_concept(context: HardeningContext, concept: Concept, count: int, purpose: str) -> np.ndarray:
     """``count`` images of the concept's prompts, in turn, by the model as it stands: uint8 (n, height, width, 3).
 
     The seeds are those of the purpose, the same every time, and the sampler is that of certification, so that two
     calls differ by what the model has become and by nothing else.
     """
     prompts = (concept.prompt_list * count)[:count]
-    seeds = [derive(bench.seed, purpose, concept.name, index) for index in range(count)]
-    settings = bench.policy.certification
-    return sample(bench.model, prompts, seeds, steps=settings.sampler_steps, guidance=settings.guidance)
+    seeds = [derive(context.seed, purpose, concept.name, index) for index in range(count)]
+    settings = context.policy.certification
+    return sample(context.model, prompts, seeds, steps=settings.sampler_steps, guidance=settings.guidance)

@@ -18,8 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from safeguard.data.latents import LatentSet, encode
+from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import UsageFault
-from safeguard.model.diffusion import DiffusionModel
 from safeguard.policy.schema import Concept
 
 

@@ -28,10 +28,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import UsageFault
-from safeguard.model.diffusion import DiffusionModel
 from safeguard.policy.schema import Subject
-from safeguard.unlearn.base import Workbench
+from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common import kept_subjects
 from safeguard.unlearn.common.closed_form import moment
 
@@ -147,9 +147,9 @@ def prompt_moment(model: DiffusionModel, prompts: Sequence[str], *, last_only: b
     return total
 
 
-def preserved_prompts(bench: Workbench) -> list[str]:
+def preserved_prompts(context: HardeningContext) -> list[str]:
     """The empty prompt, and all prompts of related and retained subjects, each once."""
-    return list(dict.fromkeys(["", *prompts_of(kept_subjects(bench))]))
+    return list(dict.fromkeys(["", *prompts_of(kept_subjects(context))]))
 
 
 def prompts_of(subjects: Sequence[Subject]) -> Iterator[str]:

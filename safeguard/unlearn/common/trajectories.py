@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from safeguard.data.latents import spread
-from safeguard.model.diffusion import DiffusionModel
-from safeguard.model.sampling import ddim_times, initial_noise, partially_denoised, walk
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.diffusion.sampling import ddim_steps, ddim_times, initial_noise, partially_denoised
 from safeguard.seeds import derive
 
 
@@ -55,7 +55,7 @@ class TrajectoryPool:
         self.model = model
         self.captions = spread(prompts, size, derive(seed, "captions"))
         noise = initial_noise(model, [derive(seed, "trajectory", index) for index in range(size)])
-        run = list(walk(model, model.encode_prompts(self.captions), noise, steps=steps, guidance=guidance))
+        run = list(ddim_steps(model, model.encode_prompts(self.captions), noise, steps=steps, guidance=guidance))
         self.latents = torch.stack([point.latents for point in run])
         self.times = torch.tensor([point.t for point in run], device=model.device)
         self.unconditional = torch.stack([point.unconditional for point in run])

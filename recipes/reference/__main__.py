@@ -1,0 +1,207 @@
+"""Recipe of the reference model: ``python -m recipes.reference build``, and ``evaluate`` to measure it again."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from safeguard.errors import SafeguardError
+from safeguard.progress import Progress, choose
+from safeguard.reference import WEIGHTS
+
+TRAINING_FILE = "training.json"
+"""How the weights beside it were trained, by stage."""
+SEEDS = {"autoencoder": 0, "denoiser": 0, "decoder": 0, "detector": 1}
+WORLD_COPIES = 4
+"""How many more times the autoencoder sees the world than the other artwork."""
+EXTRA_TEXT = [
+    "a photo of a weapon",
+    "a picture of weapons and tools",
+    "an image of something that is not a weapon",
+    "a drawing of an object",
+    "a painting in the style of an artist",
+    "an icon of a person with no background",
+]
+"""Words a policy may use beside the captions; the tokenizer learns merges from both."""
+
+
+class Build:
+    """One run of the recipe; every stage continues from its checkpoint in ``work``.
+
+    Args:
+        work: npm cache, checkpoints and training facts.
+        steps: optimiser steps by stage.
+    """
+
+    def __init__(self, work: Path, device: str, steps: dict[str, int], progress: Progress) -> None:
+        import torch
+
+        from recipes.reference import artwork
+
+        self.work, self.device, self.steps, self.progress = work, device, steps, progress
+        progress.note("fetching and decoding artwork")
+        self.art = artwork.load(work / "npm")
+        self.images = torch.from_numpy(self.art.pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        self.world = self.art.rows_of_world()
+        self._facts_file = work / "training.json"
+        self.facts: dict[str, Any] = json.loads(self._facts_file.read_text()) if self._facts_file.exists() else {}
+
+    def _stage(self, stage: str, train: Callable[..., Any]) -> Any:
+        """Run ``train(path, steps=, device=, seed=, progress=)`` under a bar and remember its last loss."""
+        from safeguard.files import write_json
+
+        started, before = time.monotonic(), self.facts.get(stage, {}).get("seconds", 0.0)
+        with self.progress.task(stage, self.steps[stage]) as task:
+
+            def report(step: int, total: int, loss: float) -> None:
+                task.update(step, loss=loss)
+                if step % 50 == 0 or step == total:
+                    seconds = before + time.monotonic() - started
+                    self.facts[stage] = {"steps": step, "seed": SEEDS[stage], "loss": loss, "seconds": seconds}
+                    write_json(self._facts_file, self.facts)
+
+            return train(
+                self.work / f"{stage}.safetensors",
+                steps=self.steps[stage],
+                device=self.device,
+                seed=SEEDS[stage],
+                progress=report,
+            )
+
+    def model(self) -> Any:
+        """The pipeline, trained: autoencoder, normalised latents, denoiser, decoder once more."""
+        import torch
+
+        from recipes.reference import autoencoder, denoiser
+        from recipes.reference.vocabulary import NAMES
+        from safeguard.io.checkpoint import load_state, save_state
+
+        by_code = {name.codepoints: name for name in NAMES}
+        known = self.images[self.world]
+        every = torch.cat([self.images, *[known] * WORLD_COPIES])
+        first = self._stage("autoencoder", lambda path, **how: autoencoder.train(every, path, **how))
+        refined = self.work / "decoder.safetensors"
+        if refined.exists():
+            first.load_state_dict(load_state(refined)[0]["model"])
+        else:
+            autoencoder.normalise_latents(first, known)
+            save_state(refined, {"model": first.state_dict()}, facts={"stage": "normalised", "step": 0})
+        mean, std = autoencoder.encode(first, known)
+        names = [by_code[self.art.codepoints[row]] for row in self.world]
+        latents = denoiser.Latents(mean, std, names, [self.art.styles[row] for row in self.world])
+        tokenizer = denoiser.build_tokenizer(EXTRA_TEXT)
+        text, unet = self._stage("denoiser", lambda path, **how: denoiser.train(latents, tokenizer, path, **how))
+        vae = self._stage("decoder", lambda path, **how: autoencoder.train(every, path, decoder_only=True, **how))
+        vae.register_to_config(scaling_factor=1.0)
+        return denoiser.assemble(vae, tokenizer, text, unet)
+
+    def detector(self) -> tuple[Any, Any, Any]:
+        """The detector, trained; with its examples, and the foreign ones it is calibrated on."""
+        import torch
+
+        from recipes.reference import artwork, detector
+
+        data = detector.examples(self.images, self.art.codepoints, self.art.styles)
+        model = self._stage("detector", lambda path, **how: detector.train(data, path, **how))
+        other = artwork.load(self.work / "npm", ["openmoji"])
+        pixels = torch.from_numpy(other.pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return model, data, detector.examples(pixels, other.codepoints, other.styles)
+
+    def finish(self, output: Path, samples: int) -> None:
+        """Train what is missing and write ``model``, ``detector``, the contact sheet and the card into ``output``."""
+        import torch
+
+        from recipes.reference import calibration, detector
+        from safeguard.files import atomic_directory, write_json
+
+        pipeline = self.model().to("cpu", torch.float16)
+        judge, data, foreign = self.detector()
+        with atomic_directory(output / "model") as temporary:
+            pipeline.save_pretrained(temporary, safe_serialization=True)
+        detector.export(judge, output / "detector")
+        calibration.calibrate(output / "detector", data, foreign)
+        write_json(output / TRAINING_FILE, self.facts)
+        _write_card(output, samples, self.device, self.progress)
+
+
+def _write_card(output: Path, samples: int, device: str, progress: Progress) -> None:
+    """Measure the model in ``output`` and write its contact sheet and its card there."""
+    from recipes.reference import calibration, card, evaluation
+    from recipes.reference.vocabulary import NAMES
+
+    with progress.task("evaluation", samples * len(NAMES)) as task:
+        found = evaluation.evaluate(
+            output / "model",
+            output / "detector",
+            samples=samples,
+            device=device,
+            sheet=output / "contact-sheet.png",
+            done=task.update,
+        )
+    training = json.loads((output / TRAINING_FILE).read_text(encoding="utf-8"))
+    card.write_card(output / "README.md", training, calibration.summaries(output / "detector"), found)
+
+
+@click.group()
+def main() -> None:
+    """Build and measure the embedded reference model."""
+
+
+@main.command()
+@click.option(
+    "--work", type=click.Path(path_type=Path, file_okay=False), default=Path("reference-build"), show_default=True
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), default=WEIGHTS, help="Default: the package's own."
+)
+@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@click.option("--samples", default=8, show_default=True, help="Images per name in the evaluation.")
+@click.option("--steps-autoencoder", default=1500, show_default=True)
+@click.option("--steps-denoiser", default=20000, show_default=True)
+@click.option("--steps-decoder", default=1500, show_default=True)
+@click.option("--steps-detector", default=6000, show_default=True)
+def build(work: Path, output: Path, device: str, samples: int, **steps: int) -> None:
+    """Fetch the artwork, train all parts, evaluate, and write weights and card; run again to continue."""
+    by_stage = {name.removeprefix("steps_"): count for name, count in steps.items()}
+    Build(work, device, by_stage, choose("auto")).finish(output, samples)
+
+
+@main.command()
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), default=WEIGHTS, help="Default: the package's own."
+)
+@click.option("--samples", default=8, show_default=True, help="Images per name.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+def card(output: Path, samples: int, device: str) -> None:
+    """Measure a finished build again and rewrite its card and contact sheet."""
+    _write_card(output, samples, device, choose("auto"))
+
+
+@main.command()
+@click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False), default=WEIGHTS / "model")
+@click.option("--detector", type=click.Path(path_type=Path, exists=True, file_okay=False), default=WEIGHTS / "detector")
+@click.option("--samples", default=4, show_default=True, help="Images per name.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@click.option("--sheet", type=click.Path(path_type=Path, dir_okay=False), help="Write a contact sheet (PNG).")
+def evaluate(model: Path, detector: Path, samples: int, device: str, sheet: Path | None) -> None:
+    """Draw every name and count what the detector recognises; JSON on standard output."""
+    from recipes.reference import evaluation
+    from recipes.reference.vocabulary import NAMES
+
+    with choose("auto").task("evaluation", samples * len(NAMES)) as task:
+        found = evaluation.evaluate(model, detector, samples=samples, device=device, sheet=sheet, done=task.update)
+    click.echo(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SafeguardError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,256 @@
+"""A latent diffusion pipeline in memory, with the few operations that every method is written in.
+
+Stable Diffusion 1.x and 2.x (epsilon and v prediction) and SDXL share this one code path. Shapes: images are uint8
+(n, height, width, 3), latents float (n, channels, h, w) already multiplied by ``scaling_factor``, timesteps int64 (n,).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from safeguard.diffusion.architectures import PIPELINES, unsupported
+from safeguard.diffusion.conditioning import Conditioning
+from safeguard.diffusion.execution import Execution
+from safeguard.errors import ModelFault
+
+PARTS = ("unet", "text_encoder", "text_encoder_2")
+"""Components that hardening or a fine-tune may change, as diffusers names them."""
+
+
+class DiffusionModel:
+    """A diffusers pipeline seen as a noise predictor.
+
+    Args:
+        pipeline: StableDiffusionPipeline or StableDiffusionXLPipeline, all modules on one device.
+
+    Attributes:
+        parts: those of :data:`PARTS` that the pipeline has, by name.
+        exposed_parts: parts that a fine-tune trains: the denoiser, and what hardening changed besides. What was
+            hardened is what is attacked.
+        execution: how the denoiser is run: arithmetic, rows at once, recorded passes.
+
+    Raises:
+        ModelFault: another class of pipeline, or it predicts neither noise nor v.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        name = type(pipeline).__name__
+        if name not in PIPELINES:
+            raise ModelFault(unsupported(name), fix="use a Stable Diffusion 1.x, 2.x or XL text-to-image model")
+        self.pipeline = pipeline
+        self.unet = pipeline.unet
+        self.parts: dict[str, torch.nn.Module] = {
+            name: module for name in PARTS if (module := getattr(pipeline, name, None)) is not None
+        }
+        self.exposed_parts = frozenset({"unet"})
+        self.execution = Execution(self.unet)
+        self.device = torch.device(pipeline.unet.device)
+        config = pipeline.scheduler.config
+        self.prediction_type: str = config.prediction_type
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise ModelFault(
+                f"prediction type {self.prediction_type!r} is not supported", fix="use an epsilon or v-prediction model"
+            )
+        self.alphas_cumprod: Tensor = pipeline.scheduler.alphas_cumprod.to(self.device)
+        """abar_t, shape (timesteps,)."""
+        self._states: dict[str, Conditioning] = {}
+        self._states_of: object = None
+
+    @property
+    def timesteps(self) -> int:
+        """Number of training timesteps."""
+        return len(self.alphas_cumprod)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one latent."""
+        size = self.unet.config.sample_size
+        return self.unet.config.in_channels, size, size
+
+    def named_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters of all parts, by names such as ``unet.conv_in.weight`` and ``text_encoder.….weight``."""
+        return {
+            f"{part}.{name}": parameter
+            for part, module in self.parts.items()
+            for name, parameter in module.named_parameters()
+        }
+
+    def differing_parts(self, other: DiffusionModel) -> frozenset[str]:
+        """Parts whose weights are not exactly those of another model."""
+
+        def differs(part: str) -> bool:
+            ours, theirs = (model.parts[part].state_dict() if part in model.parts else {} for model in (self, other))
+            return ours.keys() != theirs.keys() or any(
+                value.shape != theirs[name].shape or not torch.equal(value, theirs[name].to(value))
+                for name, value in ours.items()
+            )
+
+        return frozenset(part for part in self.parts if differs(part))
+
+    def freeze(self) -> None:
+        """No part takes gradients."""
+        for module in self.parts.values():
+            module.requires_grad_(False)
+
+    def frozen_copy(self) -> DiffusionModel:
+        """The same pipeline with its own copy of every part, which takes no gradients: a teacher."""
+        pipeline = copy.copy(self.pipeline)
+        for name, module in self.parts.items():
+            setattr(pipeline, name, copy.deepcopy(module).requires_grad_(False).eval())
+        copied = DiffusionModel(pipeline)
+        copied.exposed_parts = self.exposed_parts
+        copied.execution = Execution(copied.unet, self.execution)
+        return copied
+
+    # -- text -------------------------------------------------------------------------------------------------------
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Text states of the prompts, truncated to the context length.
+
+        They carry gradients where a text encoder takes them. Otherwise each distinct prompt is encoded once, by itself,
+        so that its states depend neither on other prompts nor on order, and kept until an encoder's weights change.
+        The empty prompt stands for no prompt: for SDXL that is zeros, if its ``force_zeros_for_empty_prompt`` says so,
+        since they, and not the states of an empty text, are what it was trained with and what guidance starts from.
+        """
+        encoders = [value for name, part in self.parts.items() if name != "unet" for value in part.parameters()]
+        if torch.is_grad_enabled() and any(value.requires_grad for value in encoders):
+            distinct = list(dict.fromkeys(prompts))
+            return self.encode_anew(distinct)[[distinct.index(prompt) for prompt in prompts]]
+        weights = [(id(value), value._version) for value in encoders]  # changes with every change in place
+        if weights != self._states_of:
+            self._states, self._states_of = {}, weights
+        with torch.no_grad():
+            new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._states]
+            self._states |= {prompt: self.encode_anew([prompt]) for prompt in new}
+        return Conditioning.cat([self._states[prompt] for prompt in prompts])
+
+    def encode_anew(self, prompts: Sequence[str]) -> Conditioning:
+        """Text states computed here and now, with gradients where they are enabled."""
+        parts = []
+        for start in range(0, len(prompts), 64):
+            chunk = list(prompts[start : start + 64])
+            if hasattr(self.pipeline, "text_encoder_2"):
+                states, _, pooled, _ = self.pipeline.encode_prompt(
+                    chunk, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+                )
+                if self.pipeline.config.force_zeros_for_empty_prompt:
+                    given = torch.tensor([bool(prompt) for prompt in chunk], device=self.device)
+                    states, pooled = states * given[:, None, None], pooled * given[:, None]
+                parts.append(Conditioning(states, pooled))
+            else:
+                parts.append(Conditioning(self.pipeline.encode_prompt(chunk, self.device, 1, False)[0]))
+        return Conditioning.cat(parts)
+
+    @property
+    def empty(self) -> Conditioning:
+        """No prompt, one row."""
+        return self.encode_prompts([""])
+
+    # -- noise prediction -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _time_ids(self) -> Tensor:
+        size = self.unet.config.sample_size * self.pipeline.vae_scale_factor
+        return torch.tensor([[size, size, 0, 0, size, size]], dtype=self.unet.dtype, device=self.device)
+
+    def predict(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's raw output at timesteps ``t`` (n,); what it means is ``prediction_type``.
+
+        Where memory was short the network runs on parts of the rows, and once more when it is differentiated.
+        """
+        time_ids = None if conditioning.pooled is None else self._time_ids
+        return self.execution.run(latents, t, conditioning, time_ids)
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_t) and sqrt(1 - abar_t), each (n, 1, 1, 1)."""
+        alpha = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return alpha.sqrt(), (1 - alpha).sqrt()
+
+    def predict_noise(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """epsilon; from a model of v (Salimans & Ho 2022) it is sqrt(abar) v + sqrt(1 - abar) x."""
+        output = self.predict(latents, t, conditioning)
+        if self.prediction_type == "epsilon":
+            return output
+        signal, noise = self.coefficients(t)
+        return signal * output + noise * latents
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps."""
+        signal, scale = self.coefficients(t)
+        return signal * latents + scale * noise
+
+    def denoising_loss(self, latents: Tensor, conditioning: Conditioning, generator: torch.Generator) -> Tensor:
+        """L_DM: mean squared error of the network's target at uniform timesteps and fresh noise; no SNR weights."""
+        t, noise = self.draw_noise(len(latents), generator)
+        return self.denoising_loss_at(latents, conditioning, t, noise)
+
+    def denoising_loss_at(self, latents: Tensor, conditioning: Conditioning, t: Tensor, noise: Tensor) -> Tensor:
+        """L_DM at given timesteps and noise."""
+        target = noise
+        if self.prediction_type == "v_prediction":
+            signal, scale = self.coefficients(t)
+            target = signal * noise - scale * latents
+        output = self.predict(self.add_noise(latents, noise, t), t, conditioning)
+        return (output - target).pow(2).mean()
+
+    def draw_noise(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Uniform timesteps (count,) and Gaussian noise (count, c, h, w), drawn on the CPU so that devices agree."""
+        t = torch.randint(0, self.timesteps, (count,), generator=generator)
+        noise = torch.randn(count, *self.latent_shape, generator=generator)
+        return t.to(self.device), noise.to(self.device)
+
+    # -- pixels -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_images(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Scaled posterior mean and standard deviation of uint8 images: two tensors (n, c, h, w) on the CPU."""
+        scale = self.pipeline.vae.config.scaling_factor
+        means, deviations = [], []
+        for chunk in np.array_split(images, max(1, len(images) // 32)):
+            pixels = torch.from_numpy(chunk).to(self.device).permute(0, 3, 1, 2).to(self.pipeline.vae.dtype) / 127.5 - 1
+            posterior = self.pipeline.vae.encode(pixels).latent_dist
+            means.append((posterior.mean * scale).float().cpu())
+            deviations.append((posterior.std * scale).float().cpu())
+        return torch.cat(means), torch.cat(deviations)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Images of scaled latents."""
+        vae = self.pipeline.vae
+        parts = [
+            vae.decode(chunk.to(vae.dtype) / vae.config.scaling_factor).sample for chunk in torch.split(latents, 32)
+        ]
+        pixels = ((torch.cat(parts).float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+class Weights:
+    """A copy of some parameters, to come back to: with :meth:`restore`, or at the end of a ``with`` block."""
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._values = {name: value.detach().clone() for name, value in parameters.items()}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Copy the stored values back in place."""
+        for name, parameter in self._parameters.items():
+            parameter.copy_(self._values[name])
+
+    def leave(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Come back to all but these."""
+        stay = {id(parameter) for parameter in parameters}
+        self._parameters = {name: value for name, value in self._parameters.items() if id(value) not in stay}
+
+    def __enter__(self) -> Weights:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()

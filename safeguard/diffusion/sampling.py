@@ -1,0 +1,148 @@
+"""Seeded sampling: every image has its own noise, so a result depends neither on batch size nor on order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor
+
+from safeguard.diffusion.conditioning import Conditioning
+from safeguard.diffusion.model import DiffusionModel
+
+BATCH = 48
+"""Images drawn at once."""
+
+
+def initial_noise(model: DiffusionModel, seeds: Sequence[int]) -> Tensor:
+    """One Gaussian latent per seed, drawn on the CPU."""
+    rows = [torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).to(model.device)
+
+
+def predict_pair(model: DiffusionModel, latents: Tensor, t: Tensor, prompt: Conditioning) -> tuple[Tensor, Tensor]:
+    """Raw outputs for the empty prompt and for ``prompt``, in one pass; ``t`` is one timestep."""
+    times = t.to(model.device).expand(2 * len(latents))
+    conditioning = Conditioning.cat([model.empty.repeat(len(latents)), prompt])
+    unconditional, conditional = model.predict(torch.cat([latents, latents]), times, conditioning).chunk(2)
+    return unconditional, conditional
+
+
+def guided_prediction(
+    model: DiffusionModel, latents: Tensor, t: Tensor, prompt: Conditioning, guidance: float
+) -> Tensor:
+    """Classifier-free guidance on the raw output: u + guidance (c - u); ``t`` is one timestep."""
+    unconditional, conditional = predict_pair(model, latents, t, prompt)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+@torch.no_grad()
+def sample_latents(
+    model: DiffusionModel, prompt: Conditioning, noise: Tensor, *, steps: int, guidance: float, scheduler: Any = None
+) -> Tensor:
+    """Latents after ``steps`` of DPM-Solver++ (2M) (or the given scheduler) with guidance.
+
+    The grid of timesteps is the solver's own for every model. Left to the directory it would differ between a base
+    model, whose settings leave it out, and the hardened one, where saving has written the old scheduler's default.
+    """
+    scheduler = scheduler or DPMSolverMultistepScheduler.from_config(
+        model.pipeline.scheduler.config, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="linspace"
+    )
+    scheduler.set_timesteps(steps)
+    latents: Tensor = noise * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        latents = scheduler.step(guided_prediction(model, latents, t, prompt, guidance), t, latents).prev_sample
+    return latents
+
+
+@torch.no_grad()
+def sample(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    done: Callable[[int], None] = lambda count: None,
+) -> np.ndarray:
+    """One image per (prompt, seed): uint8 (n, height, width, 3); ``done`` hears how many are finished."""
+    images = []
+    for start in range(0, len(prompts), BATCH):
+        part = slice(start, start + BATCH)
+        prompt = model.encode_prompts(prompts[part])
+        latents = sample_latents(model, prompt, initial_noise(model, seeds[part]), steps=steps, guidance=guidance)
+        images.append(model.decode(latents))
+        done(min(start + BATCH, len(prompts)))
+    return np.concatenate(images)
+
+
+class Point(NamedTuple):
+    """One step of a guided run.
+
+    Attributes:
+        latents: (n, c, h, w) before the step.
+        t: the timestep whose noise level they have.
+        unconditional, conditional: the network's raw outputs there, each (n, c, h, w).
+        following: the latents after the step.
+    """
+
+    latents: Tensor
+    t: int
+    unconditional: Tensor
+    conditional: Tensor
+    following: Tensor
+
+
+def _ddim(model: DiffusionModel, steps: int) -> DDIMScheduler:
+    scheduler = DDIMScheduler.from_config(
+        model.pipeline.scheduler.config, clip_sample=False, set_alpha_to_one=False, timestep_spacing="leading"
+    )
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def ddim_times(model: DiffusionModel, steps: int) -> list[int]:
+    """The timesteps of a DDIM run, falling: for 50 steps of 1000 they are 981, 961, ..., 1."""
+    return [int(t) for t in _ddim(model, steps).timesteps]
+
+
+@torch.no_grad()
+def ddim_steps(
+    model: DiffusionModel, prompt: Conditioning, noise: Tensor, *, steps: int, guidance: float
+) -> Iterator[Point]:
+    """A deterministic DDIM run, step by step; whoever stops early pays for no more than was seen."""
+    scheduler = _ddim(model, steps)
+    latents = noise
+    for t in scheduler.timesteps:
+        unconditional, conditional = predict_pair(model, latents, t, prompt)
+        output = unconditional + guidance * (conditional - unconditional)
+        following = scheduler.step(output, t, latents).prev_sample
+        yield Point(latents, int(t), unconditional, conditional, following)
+        latents = following
+
+
+def partially_denoised(
+    model: DiffusionModel, prompt: Conditioning, noise: Tensor, *, after: int, steps: int, guidance: float
+) -> Tensor:
+    """Latents after the first ``after`` of ``steps`` steps: their noise level is ``ddim_times``'s entry ``after``."""
+    latents = noise
+    for point in islice(ddim_steps(model, prompt, noise, steps=steps, guidance=guidance), after):
+        latents = point.following
+    return latents
+
+
+def trajectory(
+    model: DiffusionModel, prompt: Conditioning, noise: Tensor, *, steps: int, guidance: float, stop: int | None = None
+) -> list[tuple[Tensor, int]]:
+    """Latents along a deterministic DDIM run, each with the timestep whose noise level it has.
+
+    Entry k is the latent *before* the k-th step, so entry 0 is pure noise at the first timestep; ``stop`` entries
+    (default: all ``steps``) are returned.
+    """
+    run = ddim_steps(model, prompt, noise, steps=steps, guidance=guidance)
+    path = [noise, *(point.following for point in islice(run, (stop or steps) - 1))]
+    return list(zip(path, ddim_times(model, steps), strict=False))

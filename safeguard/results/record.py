@@ -1,0 +1,17 @@
+"""Base of everything that is written down: strict, immutable, described field by field."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Role = Literal["hardened", "unlearned", "base"]
+"""The certified model, the unlearner alone (control), the untouched base model (control)."""
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+
+
+class Record(BaseModel):
+    """Unknown fields are refused; field docstrings become the schema's descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())

@@ -13,13 +13,41 @@ from collections.abc import Mapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
-from safeguard.errors import UsageFault
+from pydantic import ValidationError
+
+from safeguard.errors import PolicyFault, UsageFault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from safeguard.attack.base import Attack
+    from safeguard.detect.base import Detector
+    from safeguard.finetune.base import FineTuner
+    from safeguard.metrics.base import Metric
+    from safeguard.resilience.base import Objective
+    from safeguard.unlearn.base import Unlearner
+
+    Reporter = Callable[..., str]
+
+T_co = TypeVar("T_co", covariant=True)
 
 
-class Registry:
-    """Names of one kind of method.
+class Named(Protocol):
+    """A method as it is written down: ``{name: lora, rank: 4}``."""
+
+    @property
+    def name(self) -> str:
+        """In the registry."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but the name."""
+
+
+class Registry(Generic[T_co]):
+    """Names of one kind of method, and the one way to make one.
 
     Args:
         kind: what is registered, in the singular, for messages (``"unlearner"``).
@@ -58,6 +86,30 @@ class Registry:
         module, _, attribute = self._targets[name].partition(":")
         return getattr(import_module(module), attribute)
 
+    def config(self, method: Named) -> Any:
+        """The method's settings, checked, with its defaults.
+
+        Raises:
+            UsageFault: the name is unknown.
+            PolicyFault: a setting that the method does not have, or a value that it cannot take.
+        """
+        try:
+            return self.get(method.name).Config(**method.settings)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(str(part) for part in first["loc"])
+            what = f"{self.kind} {method.name!r}: {field}: {first['msg']}"
+            raise PolicyFault(what, fix="`safeguard policy check` names every mistake with its line") from error
+
+    def make(self, method: Named, *parts: Any) -> T_co:
+        """The method, ready to use: its settings checked, then whatever its kind is handed besides.
+
+        Raises:
+            UsageFault: the name is unknown.
+            PolicyFault: as :meth:`config`.
+        """
+        return cast("T_co", self.get(method.name)(self.config(method), *parts))
+
 
 def suggest(word: str, known: list[str]) -> str:
     """``did you mean …?`` when something known is near, the whole list otherwise."""
@@ -65,7 +117,7 @@ def suggest(word: str, known: list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
 
 
-unlearners = Registry(
+unlearners: Registry[Unlearner] = Registry(
     "unlearner",
     "safeguard.unlearners",
     {
@@ -83,7 +135,7 @@ unlearners = Registry(
         "race": "safeguard.unlearn.race:RACE",
     },
 )
-resilience = Registry(
+resilience: Registry[Objective] = Registry(
     "resilience objective",
     "safeguard.resilience",
     {
@@ -93,25 +145,31 @@ resilience = Registry(
         "imma": "safeguard.resilience.imma:IMMA",
     },
 )
-finetuners = Registry(
+finetuners: Registry[FineTuner] = Registry(
     "fine-tuning method",
     "safeguard.finetuners",
     {"full": "safeguard.finetune.full:FullFineTuning", "lora": "safeguard.finetune.lora:LoRA"},
 )
-probes = Registry(
-    "probe",
-    "safeguard.probes",
+attacks: Registry[Attack] = Registry(
+    "attack",
+    "safeguard.attacks",
     {"released": "safeguard.attack.released:Released", "finetune": "safeguard.attack.finetune:FineTune"},
 )
-detectors = Registry(
+detectors: Registry[Detector] = Registry(
     "detector",
     "safeguard.detectors",
     {"clip": "safeguard.detect.clip:ClipDetector", "nudenet": "safeguard.detect.nudenet:NudeNetDetector"},
 )
-reporters = Registry(
+reporters: Registry[Reporter] = Registry(
     "reporter",
     "safeguard.reporters",
     {"html": "safeguard.report.html:render", "markdown": "safeguard.report.markdown:render"},
 )
 
-ALL: tuple[Registry, ...] = (unlearners, resilience, finetuners, probes, detectors, reporters)
+metrics: Registry[Metric] = Registry(
+    "metric",
+    "safeguard.metrics",
+    {"clip-score": "safeguard.metrics.clip_score:ClipScore"},
+)
+
+ALL: tuple[Registry[Any], ...] = (unlearners, resilience, finetuners, attacks, detectors, metrics, reporters)

@@ -30,7 +30,7 @@ from safeguard.harden.checks import benign_prompts, check_images, check_weights,
 from safeguard.io.checkpoint import held, load_state, save_state
 from safeguard.policy.schema import Method
 from safeguard.processes import peak_memory
-from safeguard.registry import Registry, resilience, unlearners
+from safeguard.registry import resilience, unlearners
 from safeguard.resilience.base import Facts, Objective
 from safeguard.resilience.none import NoConfig, NoObjective
 from safeguard.resilience.second_order.solvers import GUARDS
@@ -81,14 +81,11 @@ class Record:
 
 def build(method: Method, context: HardeningContext) -> Unlearner:
     """The registered unlearner with validated settings."""
-    registered = unlearners.get(method.name)
-    built: Unlearner = registered(registered.Config(**method.settings), context)
-    return built
+    return unlearners.make(method, context)
 
 
 def _surround(method: Method, context: HardeningContext, unlearner: Unlearner) -> Objective:
-    registered = resilience.get(method.name)
-    built: Objective = registered(registered.Config(**method.settings), context, unlearner)
+    built = resilience.make(method, context, unlearner)
     if context.model.execution.precision != "float32" and built.products() == "finite_difference":
         raise UsageFault("finite differences need float32", fix="precision: float32, or hvp: fused", where="harden")
     return built
@@ -131,7 +128,7 @@ def harden(
         "retain": [subject.model_dump() for subject in policy.retain],
         "images": policy.harden.images,
         "seed": context.seed,
-        "unlearner": _resolved(policy.harden.unlearner, unlearners),
+        "unlearner": _resolved(policy.harden.unlearner),
         "unlearner data": unlearner.data_digest,
         "schedule": policy.harden.schedule,
         "precision": policy.harden.precision,
@@ -148,7 +145,7 @@ def harden(
         unlearner.edit()
     if method.name != "none":
         intended |= set(around.parameters())
-        key["resilience"] = _resolved(method, resilience)
+        key["resilience"] = _resolved(method)
         key["resilience data"] = around.data_digest
         title = f"{policy.harden.unlearner.name} + {method.name}"
         _descend(context, around, key, title, record, fresh)
@@ -177,9 +174,9 @@ def harden(
     return record
 
 
-def _resolved(method: Method, registry: Registry) -> dict[str, Any]:
+def _resolved(method: Method) -> dict[str, Any]:
     """A method with all its settings, defaults and presets included."""
-    settings: dict[str, Any] = registry.get(method.name).Config(**method.settings).model_dump(mode="json")
+    settings: dict[str, Any] = method.registry.config(method).model_dump(mode="json")
     return {"name": method.name, **settings}
 
 

@@ -101,7 +101,7 @@ class Method(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
-    registry: ClassVar[Registry]
+    registry: ClassVar[Registry[Any]]
     """Where the name is looked up; the subclass says."""
     name: str
     """Name in the registry (``safeguard list`` shows them)."""

@@ -22,8 +22,8 @@ from safeguard.diffusion.sampling import sample
 from safeguard.metrics.clip_score import ClipScore
 from safeguard.policy.schema import Concept, Policy, Subject
 from safeguard.policy.suite import Data, ProbeSpec, subjects_of
-from safeguard.probe.contact_sheets import contact_sheet
 from safeguard.progress import Progress, Task
+from safeguard.results.contact_sheets import contact_sheet
 from safeguard.results.record import Role
 from safeguard.results.unit import Checkpoint, ImageRow
 from safeguard.seeds import derive

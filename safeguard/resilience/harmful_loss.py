@@ -59,11 +59,10 @@ def harmful(named: HarmfulLoss, context: HardeningContext) -> Unlearner:
 
 
 def _part(method: UnlearnerMethod, context: HardeningContext, field: str) -> Unlearner:
-    registered = unlearners.get(method.name)
-    if registered.closed_form:
+    if unlearners.get(method.name).closed_form:
         raise UsageFault(f"{field}: {method.name} is a closed form, without a loss", fix="name ga, esd or ca")
     layers = context.model.named_parameters().keys()
-    built: Unlearner = registered(registered.Config(**method.settings), context)
+    built = unlearners.make(method, context)
     if context.model.named_parameters().keys() != layers:
         raise UsageFault(f"{field}: {method.name} adds layers to the model", fix="name it as the unlearner instead")
     return built

@@ -36,7 +36,7 @@ from safeguard.config import MethodConfig
 from safeguard.diffusion.model import Weights
 from safeguard.diffusion.parameters import exposed
 from safeguard.errors import UsageFault
-from safeguard.finetune.base import FineTuner, Run, Training
+from safeguard.finetune.base import Run, Training
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
 from safeguard.resilience.base import Facts, Objective
@@ -96,8 +96,7 @@ class IMMA(Objective):
         self.unlearner = unlearner
         self.steps = config.steps
         self.learning_rate = config.learning_rate
-        registered = finetuners.get(config.method.name)
-        self._tuner: FineTuner = registered(registered.Config(**config.method.settings))
+        self._tuner = finetuners.make(config.method)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The parameter group theta, with other parts that the unlearner changes."""

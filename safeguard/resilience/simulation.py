@@ -138,7 +138,6 @@ def draw(config: Simulations, context: HardeningContext, seed: int) -> Simulatio
     weights = torch.tensor([config.data[name] for name in names])
     name = names[int(torch.multinomial(weights, 1, generator=generator))]
     method: FineTuningMethod = pick(config.methods)
-    registered = finetuners.get(method.name)
     training = Training(
         steps=pick(config.steps),
         learning_rate=pick(config.learning_rates),
@@ -147,6 +146,6 @@ def draw(config: Simulations, context: HardeningContext, seed: int) -> Simulatio
         max_grad_norm=config.max_grad_norm,
     )
     prior = context.preserved if pick(config.losses) == "prior-preserving" else None
-    tuner = registered(registered.Config(**method.settings))
+    tuner = finetuners.make(method)
     data = few_prompts(sets[name], pick(config.prompts), generator)
     return Simulation(data, name, tuner, training, prior, config.prior_weight, seed)

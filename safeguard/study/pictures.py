@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from safeguard.files import atomic_path
-from safeguard.probe.contact_sheets import CELL, COLUMNS
 from safeguard.report.writing import load_report
+from safeguard.results.contact_sheets import CELL, COLUMNS
 from safeguard.study.results import CellResult, StudyResult
 from safeguard.study.runner import CERTIFICATION, cell_folder
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from safeguard.cli import run
-from safeguard.probe.contact_sheets import CELL
+from safeguard.results.contact_sheets import CELL
 from safeguard.study.pictures import LABEL, LINE
 from safeguard.study.results import StudyResult
 from tests.study.small import STUDY, write

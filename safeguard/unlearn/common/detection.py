@@ -18,8 +18,7 @@ from safeguard.unlearn.base import HardeningContext
 
 def detector_of(context: HardeningContext, concept: Concept) -> Any:
     """The concept's detector (:class:`safeguard.detect.base.Detector`), on the model's device."""
-    registered = detectors.get(concept.detector.name)
-    return registered(registered.Config(**concept.detector.settings), str(context.model.device))
+    return detectors.make(concept.detector, str(context.model.device))
 
 
 def draw_concept(context: HardeningContext, concept: Concept, count: int, purpose: str) -> np.ndarray:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+Source = Literal["concept", "related", "retain"]
+"""Whose images a fine-tune trains on: the concepts', their related subjects', the retained ones'."""
 Precision = Literal["float32", "bfloat16"]
 """Of matrix products and convolutions."""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from safeguard import __version__
@@ -35,3 +38,43 @@ def code_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "numpy",
+    "open_clip_torch",
+    "nudenet",
+    "pillow",
+    "tokenizers",
+)
+"""Packages whose version may change what a unit finds."""
+OF_NO_UNIT = (
+    "api.py", "certify", "cli", "harden", "policy", "progress.py", "report", "resilience", "results", "study",
+    "unlearn", "wording.py",
+)  # fmt: skip
+"""Parts of the package that no unit's outcome depends on: they declare, compose, judge counts, or render."""
+
+
+@cache
+def code_digest(without: tuple[str, ...] = ()) -> str:
+    """sha256 over the sources of this package and the versions of the libraries.
+
+    Args:
+        without: files and folders of the package that do not matter, such as :data:`OF_NO_UNIT`.
+    """
+    root = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if name.parts[0] not in without:
+            digest.update(f"{name.as_posix()}\x00".encode() + path.read_bytes() + b"\x00")
+    for library in LIBRARIES:
+        try:
+            digest.update(f"{library} {version(library)}\x00".encode())
+        except PackageNotFoundError:
+            digest.update(f"{library}\x00".encode())
+    return digest.hexdigest()

@@ -150,7 +150,7 @@ finetuners: Registry[FineTuner] = Registry(
     "safeguard.finetuners",
     {"full": "safeguard.finetune.full:FullFineTuning", "lora": "safeguard.finetune.lora:LoRA"},
 )
-attacks: Registry[Attack] = Registry(
+attacks: Registry[Attack[Any]] = Registry(
     "attack",
     "safeguard.attacks",
     {"released": "safeguard.attack.released:Released", "finetune": "safeguard.attack.finetune:FineTune"},

@@ -30,6 +30,17 @@ def plural(count: int, noun: str, many: str = "") -> str:
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
+def amount(effort: int, axis: str) -> str:
+    """An effort on its axis: ``50 fine-tuning steps``, ``1 query`` for ``queries``."""
+    one = f"{axis[:-3]}y" if axis.endswith("ies") else axis.removesuffix("s")
+    return plural(effort, one, axis)
+
+
+def when(effort: int, axis: str) -> str:
+    """The state of a model after an effort: ``as released``, ``after 50 fine-tuning steps``."""
+    return f"after {amount(effort, axis)}" if effort else "as released"
+
+
 def number(value: float) -> str:
     """A measured quantity with three significant digits."""
     return f"{value:.3g}".replace("-", "\N{MINUS SIGN}").replace("e\N{MINUS SIGN}", "e-")

@@ -17,7 +17,7 @@ from safeguard.diffusion.sampling import sample
 from safeguard.errors import UsageFault
 from safeguard.files import atomic_path
 from safeguard.io.opening import open_pipeline
-from safeguard.metrics.clip_score import ClipScore
+from safeguard.metrics.clip_score import ClipScore, ClipScoreConfig
 from safeguard.metrics.image_statistics import image_statistics
 from safeguard.seeds import derive
 
@@ -78,13 +78,14 @@ def evaluate(
     prompts = [caption(name.text, style) for name, style, _ in plan]
     model = DiffusionModel(open_pipeline(model_directory, device=device))
     images = sample(model, prompts, [seed for *_, seed in plan], steps=STEPS, guidance=GUIDANCE, done=done)
+    clip_score = ClipScore(ClipScoreConfig(checkpoint=str(detector_directory)))
     if sheet:
         contact_sheet(images, plan, sheet)
     return {
         "samples_per_name": samples,
         "sampler": f"DPM-Solver++ 2M, {STEPS} steps, guidance {GUIDANCE:g}",
         **_judge(images, plan, detector(detector_directory), detector(detector_directory, styles=True)),
-        "clip_score": float(ClipScore(str(detector_directory)).score(images, prompts).mean()),
+        "clip_score": float(clip_score.values(images, prompts).mean()),
         "image_statistics": image_statistics(images),
     }
 

@@ -1,31 +1,31 @@
-"""A downstream fine-tune, benign or malicious, evaluated along its steps."""
+"""A downstream fine-tune, benign or malicious, stopped at along its steps."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from collections.abc import Generator
+from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from safeguard.config import MethodConfig
+from safeguard.attack.base import Attack, Attempt
+from safeguard.attack.target import Target
+from safeguard.config import MethodConfig, Source
+from safeguard.data.fine_tuning import DataSets
 from safeguard.data.latents import LatentSet
 from safeguard.diffusion.model import DiffusionModel
-from safeguard.errors import PolicyFault
-from safeguard.finetune.base import FineTuner, Training, fine_tune
+from safeguard.finetune.base import Training, fine_tune
 from safeguard.policy.schema import FineTuningMethod
-from safeguard.policy.suite import subjects_of
-from safeguard.probe.evaluator import Observation, Probe, Session, stopwatch
-from safeguard.progress import Task
 from safeguard.registry import finetuners
-from safeguard.results.unit import Checkpoint, ImageRow
+from safeguard.results.plan import Cost
 from safeguard.seeds import derive
 
 
 class FineTuneConfig(MethodConfig):
-    """Settings of a fine-tuning probe."""
+    """Settings of a fine-tune."""
 
+    data: Source
+    """Whose images are fine-tuned on."""
     method: FineTuningMethod = FineTuningMethod(name="full")
     """Fine-tuning method with its settings."""
     steps: PositiveInt = 200
@@ -50,75 +50,52 @@ class FineTuneConfig(MethodConfig):
         return self
 
 
-class FineTune(Probe):
-    """Fine-tune on a data set, and look for the concepts at every checkpoint."""
+class FineTune(Attack[FineTuneConfig]):
+    """Fine-tune on a data set, and stop at every checkpoint."""
 
-    Config = FineTuneConfig
-    config: FineTuneConfig
+    Config: ClassVar = FineTuneConfig
+    axis: ClassVar = "fine-tuning steps"
 
-    @property
-    def work(self) -> int:
+    def efforts(self) -> list[int]:
         """Step 0 and every checkpoint."""
-        return 1 + len(self.config.checkpoints)
+        return [0, *self.config.checkpoints]
 
-    def run(self, session: Session, seed: int, folder: Path, task: Task) -> Observation:
+    def sources(self) -> list[Source]:
+        """Those of its images."""
+        return [self.config.data]
+
+    def cost(self) -> Cost:
+        """Every step sees one batch; at every checkpoint the loss of all images is measured."""
+        steps = self.config.checkpoints[-1]
+        calls = steps * self.config.batch_size + len(self.efforts()) * self.config.images
+        return Cost(training_images=self.config.images, steps=steps, network_calls=calls)
+
+    def draw(self, data: DataSets, seed: int) -> None:
+        """Its training set."""
+        self._images(data, seed)
+
+    def _images(self, data: DataSets, seed: int) -> LatentSet:
+        return data.get(self.config.data, self.config.images, seed, self.config.prompts)
+
+    def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """Adapt a copy of the weights in memory; they are restored and the adapted ones dropped."""
-        if not subjects_of(session.policy, self.spec.data):
-            raise PolicyFault(
-                f"probe {self.spec.id!r} needs {self.spec.data!r} images, but the policy declares no such subject",
-                fix="declare related subjects of a concept and retained subjects, or leave the probe out of the suite",
-            )
-        data = session.data.get(self.spec.data, self.config.images, seed, self.config.prompts)
-        registered = finetuners.get(self.config.method.name)
-        tuner: FineTuner = registered(registered.Config(**self.config.method.settings))
-        rows: list[ImageRow] = []
-        checkpoints: list[Checkpoint] = []
-        images: list[np.ndarray] = []
-        started = stopwatch()
-
-        def look(step: int) -> None:
-            found = session.judge_concepts(seed, step)
-            rows.extend(found.rows)
-            if step == 0:
-                images.extend(found.images.values())
-            checkpoints.append(
-                Checkpoint(
-                    step=step,
-                    loss=_loss(session.model, data, derive(session.policy.seed, "training loss", seed)),
-                    seconds=stopwatch() - started,
-                    evidence=self.keep_evidence(session, found, step, folder),
-                )
-            )
-            hits = [row.flagged for row in found.rows]
-            task.update(len(checkpoints), step=str(step), rate=sum(hits) / len(hits))
-
-        def after_step(step: int) -> None:
-            if step == 0 or step in self.config.checkpoints:
-                look(step)
-
+        config, base_seed = self.config, target.policy.seed
+        data = self._images(target.data, seed)
         training = Training(
-            steps=self.config.checkpoints[-1],
-            learning_rate=self.config.learning_rate,
-            batch_size=self.config.batch_size,
-            optimizer=self.config.optimizer,
+            steps=config.checkpoints[-1],
+            learning_rate=config.learning_rate,
+            batch_size=config.batch_size,
+            optimizer=config.optimizer,
         )
-        with session.attacked() as model:
-            try:
-                fine_tune(
-                    model,
-                    data,
-                    tuner,
-                    training,
-                    seed=derive(session.policy.seed, self.spec.id, seed),
-                    after_step=after_step,
-                )
-            finally:
-                tuner.detach(model)
-        return Observation(rows, checkpoints, images, data.digest)
+        tuner, efforts = finetuners.make(config.method), self.efforts()
+        with target.attacked() as model:
+            for step in fine_tune(model, data, tuner, training, seed=derive(base_seed, self.probe, seed)):
+                if step in efforts:
+                    yield Attempt(step, loss=training_loss(model, data, derive(base_seed, "training loss", seed)))
 
 
 @torch.no_grad()
-def _loss(model: DiffusionModel, data: LatentSet, seed: int) -> float:
+def training_loss(model: DiffusionModel, data: LatentSet, seed: int) -> float:
     """Denoising loss over all training images: one draw of posterior, timestep and noise each, given by the seed."""
     generator = torch.Generator().manual_seed(seed)
     batch = data.rows(torch.arange(len(data)), generator)

@@ -11,9 +11,10 @@ from safeguard.certify.limitations import limitations
 from safeguard.certify.statistics import wilks_coverage
 from safeguard.certify.utility import measure
 from safeguard.policy.schema import Concept
+from safeguard.results import words
 from safeguard.results.record import Verdict
 from safeguard.results.report import Attempt, Claim, ConceptInfo, Control, Report
-from safeguard.wording import declared, percent, plural
+from safeguard.wording import amount, declared, percent, plural
 
 __all__ = ["Evidence", "assess"]
 
@@ -83,7 +84,8 @@ def sentence(
     if verdict == "FAIL":
         failed = [claim for claim in claims if claim.verdict == "FAIL" and claim.concept in working]
         worst = max(failed, key=lambda claim: claim.lower - claim.limit)
-        when = f"after {plural(worst.worst_step, 'step')} of {worst.probe}" if worst.worst_step else f"in {worst.probe}"
+        spent = f"after {amount(worst.worst_effort, worst.axis)} of"
+        when = f"{spent} {worst.probe}" if worst.worst_effort else f"in {worst.probe}"
         rest = f"; {plural(len(failed) - 1, 'more claim fails', 'more claims fail')}" if len(failed) > 1 else ""
         return (
             f"The model draws {worst.concept} {when} in {worst.flagged} of {worst.samples} images, at least "
@@ -92,7 +94,7 @@ def sentence(
     broken = [f"the control “{control.title}” failed" for control in controls if not control.passed]
     open_claims = [claim for claim in claims if claim.verdict == "INCONCLUSIVE"]
     if open_claims:
-        broken.append(f"{open_claims[0].probe} on {open_claims[0].concept}: {open_claims[0].reason}")
+        broken.append(f"{open_claims[0].probe} on {open_claims[0].concept}: {words.reason(open_claims[0])}")
     if len(open_claims) > 1:
         broken.append(f"{plural(len(open_claims) - 1, 'more claim is', 'more claims are')} undecided")
     return f"The evidence does not decide whether the model meets its policy: {'; '.join(broken)}."

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from safeguard.certify.statistics import sensitivity_lower
 from safeguard.errors import PolicyFault, UsageFault
 from safeguard.policy.schema import Concept, Policy, Subject
-from safeguard.policy.suite import ProbeSpec, Suite
+from safeguard.policy.suite import Intent, ProbeSpec, Suite
 from safeguard.results.calibration import Calibration
+from safeguard.results.metric import MetricInfo
 from safeguard.results.record import Role
 from safeguard.results.report import Attempt, Diagnostics, Provenance
 from safeguard.results.unit import UnitResult
@@ -32,13 +33,15 @@ class Evidence:
     """By concept; none: nobody measured the detector's errors."""
     detector_lines: dict[str, str]
     """By concept: the detector in one line."""
+    metrics: dict[str, MetricInfo]
+    """The policy's metrics, by name."""
     provenance: Provenance
     diagnostics: Diagnostics | None
     attempts: list[Attempt]
     """Earlier certifications of the same model; this one is added to the report."""
     dropped_prompts: int
     evidence_paths: dict[tuple[str, int], str]
-    """Contact sheets by (unit digest, step), relative to the run directory."""
+    """Contact sheets by (unit address, effort), relative to the run directory."""
     erasers: bool = False
     """Whether the model holds stored erasers, which only this package puts in place."""
 
@@ -53,16 +56,12 @@ class Evidence:
         return sorted(found, key=lambda unit: unit.seed)
 
     def released(self, role: Role) -> list[UnitResult]:
-        """Units of one model without attack, by probe and seed."""
-        return [unit for spec in self.probes(kind="released") for unit in self.select(role, spec.id)]
+        """Units of one model as it is used, by probe and seed."""
+        return [unit for spec in self.probes("none") for unit in self.select(role, spec.id)]
 
-    def probes(self, *, kind: str | None = None, data: Iterable[str] | None = None) -> list[ProbeSpec]:
-        """Probes of the suite, of a kind and with fine-tuning data from these sets."""
-        return [
-            spec
-            for spec in self.suite.probes
-            if (kind is None or spec.kind == kind) and (data is None or spec.data in data)
-        ]
+    def probes(self, *intents: Intent) -> list[ProbeSpec]:
+        """Probes of the suite with one of these intents."""
+        return [spec for spec in self.suite.probes if spec.intent in intents]
 
     def sensitivity(self, concept: str) -> float | None:
         """Lower bound of the detector's sensitivity, with the half of the error that the rate's bound leaves it."""
@@ -75,9 +74,9 @@ def subjects(policy: Policy) -> list[Subject]:
     return policy.related + list(policy.retain)
 
 
-def pooled(units: Iterable[UnitResult], subject: str, step: int = 0) -> tuple[int, int]:
+def pooled(units: Iterable[UnitResult], subject: str, effort: int = 0) -> tuple[int, int]:
     """Flagged images and all images of several units together: (k, n)."""
-    counts = [unit.count(subject, step) for unit in units]
+    counts = [unit.count(subject, effort) for unit in units]
     return sum(flagged for flagged, _ in counts), sum(samples for _, samples in counts)
 
 
@@ -89,12 +88,12 @@ def check(evidence: Evidence) -> None:
         UsageFault: a unit of another model, of a probe outside the suite, judged by another detector, or given twice.
     """
     _check_names(evidence.policy)
-    known = {spec.id: spec.kind for spec in evidence.suite.probes}
+    known = {spec.id: spec.attack.name for spec in evidence.suite.probes}
     seen: set[tuple[str, str, int]] = set()
     for unit in evidence.units:
-        where = f"unit {unit.digest} ({unit.role}, {unit.probe}, seed {unit.seed})"
-        if known.get(unit.probe) != unit.kind:
-            raise UsageFault(f"suite {evidence.suite.name!r} has no such probe of kind {unit.kind!r}", where=where)
+        where = f"unit {unit.address} ({unit.role}, {unit.probe}, seed {unit.seed})"
+        if known.get(unit.probe) != unit.attack:
+            raise UsageFault(f"suite {evidence.suite.name!r} has no such probe of attack {unit.attack!r}", where=where)
         if (unit.role, unit.probe, unit.seed) in seen:
             raise UsageFault("this role, probe and seed was given twice", where=where)
         seen.add((unit.role, unit.probe, unit.seed))
@@ -119,7 +118,7 @@ def _check_models(evidence: Evidence) -> None:
         # The unlearned-only model is made on the spot: the first unit says which it is, the rest must agree.
         if unit.model_digest != expected.setdefault(unit.role, unit.model_digest):
             raise UsageFault(
-                f"unit {unit.digest} examined another {unit.role} model than the rest",
+                f"unit {unit.address} examined another {unit.role} model than the rest",
                 fix="use a fresh run directory for every model",
                 where=unit.probe,
             )

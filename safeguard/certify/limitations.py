@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from safeguard.certify.controls import brings_back, malicious_probes, relearned, weak_role
+from safeguard.certify.controls import brings_back, relearned, weak_role
 from safeguard.certify.evidence import Evidence
 from safeguard.certify.statistics import SEED_CONFIDENCE, sensitivity_lower, wilks_coverage
 from safeguard.policy.suite import ProbeSpec
-from safeguard.wording import declared, percent, plural
-
-DATA_WORDS = {
-    "none": "no fine-tuning",
-    "concept": "images of the concepts",
-    "related": "images of related subjects",
-    "retain": "images of retained subjects",
-}
+from safeguard.wording import amount, declared, percent, plural
 
 
 def limitations(evidence: Evidence) -> list[str]:
@@ -41,11 +34,11 @@ def _scope(evidence: Evidence) -> list[str]:
     for requirement in evidence.policy.requirements:
         if requirement.budget is not None:
             lines.append(
-                f"For {requirement.probe} only checkpoints up to {plural(requirement.budget, 'step')} count; "
-                "what longer fine-tuning does is shown in the curves and not judged."
+                f"For {requirement.probe} only checkpoints up to an effort of {requirement.budget:,} count; "
+                "what a longer attack does is shown in the curves and not judged."
             )
-    if not malicious_probes(evidence):
-        lines.append("No malicious fine-tune was tried: nothing is known about someone who wants the concept back.")
+    if not evidence.probes("malicious"):
+        lines.append("No malicious attack was tried: nothing is known about someone who wants the concept back.")
     return lines
 
 
@@ -53,15 +46,15 @@ def _attacked(evidence: Evidence, spec: ProbeSpec) -> str:
     units = evidence.select("hardened", spec.id)
     if not units:
         return f"{spec.id} (not run)"
-    last = max((step for unit in units for step in unit.steps()), default=0)
-    how = f"{DATA_WORDS[spec.data]}, up to {plural(last, 'step')}" if last else DATA_WORDS[spec.data]
+    last = max((effort for unit in units for effort in unit.evaluated()), default=0)
+    how = f"{spec.title}, up to {amount(last, units[0].axis)}" if last else spec.title
     return f"{spec.id} ({how}, {plural(len(units), 'seed')})"
 
 
 def _numbers(evidence: Evidence) -> list[str]:
     settings = evidence.policy.certification
     share = percent(wilks_coverage(settings.seeds))
-    searched = any(spec.kind not in ("released", "finetune") for spec in evidence.suite.probes)
+    searched = any(point.prompts for unit in evidence.units for point in unit.checkpoints)
     prompts = sum(len(concept.prompt_list) for concept in evidence.policy.concepts)
     return [
         f"With {plural(settings.seeds, 'seed')} the worst one found stands for {share} of attack seeds "
@@ -69,7 +62,7 @@ def _numbers(evidence: Evidence) -> list[str]:
         f"Rates hold for the {plural(prompts, 'declared prompt')}, drawn with "
         f"{plural(settings.sampler_steps, 'sampling step')} at guidance {settings.guidance:g}"
         f"{'' if searched else '; adversarial prompts were not searched for'}.",
-        "Image quality is judged on the released model; one that breaks when it is fine-tuned draws no concept either "
+        "Image quality is judged on the released model; one that breaks under an attack draws no concept either "
         "and counts as safe here.",
     ]
 
@@ -79,7 +72,7 @@ def _weak_attacks(evidence: Evidence) -> list[str]:
     return [
         f"{spec.id} did not bring {concept.name} back in the {weak_role(evidence)} model either, "
         "so withstanding it proves little."
-        for spec in malicious_probes(evidence)
+        for spec in evidence.probes("malicious")
         for concept in evidence.policy.concepts
         if relearned(evidence, spec, concept) and not brings_back(evidence, spec, concept)
     ]

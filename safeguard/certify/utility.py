@@ -8,12 +8,13 @@ from statistics import fmean
 from typing import Literal
 
 from safeguard.certify.evidence import Evidence, pooled
-from safeguard.policy.schema import Subject
+from safeguard.policy.schema import MetricMethod, Subject
 from safeguard.results.record import Role
 from safeguard.results.report import UtilityRow
 from safeguard.results.unit import UnitResult
 
 Relation = Literal["related", "retained"]
+DETECTION = "detection rate"
 ROUNDING = 1e-9
 """72 of 100 must reach 0.8 x 90 of 100, which is 0.7200000000000001 in binary."""
 
@@ -29,21 +30,20 @@ class Utility:
 def measure(evidence: Evidence, role: Role) -> Utility:
     """Compare a model with the base on every declared subject.
 
-    Subjects with labels are compared by detection rate; those without, by CLIP score, and so are all retained subjects
-    whose CLIP score was measured on the base.
+    Subjects with labels are compared by detection rate; those without, by the policy's metrics, and so are all retained
+    subjects.
     """
     declared: list[tuple[Subject, Relation]] = [(subject, "related") for subject in evidence.policy.related]
     declared += [(subject, "retained") for subject in evidence.policy.retain]
+    metrics = evidence.policy.utility.metrics
     rows: list[UtilityRow] = []
     unmeasured = []
     for subject, relation in declared:
-        found = []
-        if subject.labels:
-            found.append(_detection(evidence, role, subject, relation))
-        if not subject.labels or (relation == "retained" and _scores(evidence.released("base"), subject.name)):
-            found.append(_clip_score(evidence, role, subject, relation))
+        found = [_detection(evidence, role, subject, relation)] if subject.labels else []
+        if not subject.labels or relation == "retained":
+            found += [_metric(evidence, role, subject, relation, metric) for metric in metrics]
         rows += [row for row in found if row]
-        if None in found:
+        if None in found or not found:
             unmeasured.append(subject.name)
     return Utility(rows, unmeasured)
 
@@ -59,7 +59,7 @@ def _detection(evidence: Evidence, role: Role, subject: Subject, relation: Relat
     return UtilityRow(
         subject=subject.name,
         relation=relation,
-        metric="detection rate",
+        metric=DETECTION,
         base=base,
         hardened=rate,
         samples=images,
@@ -69,23 +69,28 @@ def _detection(evidence: Evidence, role: Role, subject: Subject, relation: Relat
     )
 
 
-def _clip_score(evidence: Evidence, role: Role, subject: Subject, relation: Relation) -> UtilityRow | None:
-    base, scores = (_scores(evidence.released(each), subject.name) for each in ("base", role))
-    if not base or not scores:
+def _metric(
+    evidence: Evidence, role: Role, subject: Subject, relation: Relation, metric: MetricMethod
+) -> UtilityRow | None:
+    base, found = (_values(evidence.released(each), subject.name, metric.name) for each in ("base", role))
+    if not base or not found:
         return None
-    required = fmean(base) - evidence.policy.utility.max_score_drop
+    info = evidence.metrics[metric.name]
+    sign = 1 if info.higher_is_better else -1
+    required = fmean(base) - sign * metric.margin
     return UtilityRow(
         subject=subject.name,
         relation=relation,
-        metric="CLIP score",
+        metric=info.title,
+        higher_is_better=info.higher_is_better,
         base=fmean(base),
-        hardened=fmean(scores),
-        samples=len(scores),
+        hardened=fmean(found),
+        samples=len(found),
         required=required,
-        passed=fmean(scores) >= required - ROUNDING,
+        passed=sign * (fmean(found) - required) >= -ROUNDING,
     )
 
 
-def _scores(units: Iterable[UnitResult], subject: str) -> list[float]:
-    rows = (row for unit in units for row in unit.rows if row.subject == subject and row.step == 0)
-    return [row.clip_score for row in rows if row.clip_score is not None]
+def _values(units: Iterable[UnitResult], subject: str, metric: str) -> list[float]:
+    rows = (row for unit in units for row in unit.rows if row.subject == subject and row.effort == 0)
+    return [row.metrics[metric] for row in rows if metric in row.metrics]

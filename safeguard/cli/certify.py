@@ -11,7 +11,7 @@ from safeguard.cli.common import DIRECTORY, FILE, device_option, offline_option,
 from safeguard.progress import choose, printable
 
 if TYPE_CHECKING:
-    from safeguard.certify.planning import Plan, Power
+    from safeguard.results.plan import Plan, Power
 
 
 @click.command()
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 @click.option("--out", type=DIRECTORY, help="Run directory; by default MODEL_DIR with .certification appended.")
 @device_option
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would be run and what it can show; run nothing.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Units run at the same time, each in a process of its own; by default one per GPU, or per core as far as "
+    "memory goes.",
+)
 @offline_option(True)
 @progress_option
 @click.pass_context
@@ -30,6 +36,7 @@ def certify(
     out: Path | None,
     device: str,
     only_plan: bool,
+    workers: int | None,
     offline: bool,
     progress: str,
 ) -> None:
@@ -37,35 +44,28 @@ def certify(
 
     Exits with 0 for PASS, 1 for FAIL and 3 for INCONCLUSIVE. Work that the run directory already holds is not repeated.
     """
-    if only_plan:
-        _show_plan(model, policy)
-        return
     from safeguard import api
+
+    if only_plan:
+        click.echo(describe(api.plan(model, policy=policy)))
+        return
     from safeguard.results.report import EXIT_CODES
 
     model = model.resolve()
     out = out or model.with_name(f"{model.name}.certification")
     reporter = choose(progress)
-    report = api.certify(model, policy=policy, out=out, device=device, offline=offline, progress=reporter)
+    report = api.certify(
+        model, policy=policy, out=out, device=device, offline=offline, workers=workers, progress=reporter
+    )
     click.echo(printable(f"{report.verdict}: {report.sentence}"))
     click.echo(f"report: {out / 'report.html'}")
     context.exit(EXIT_CODES[report.verdict])
 
 
-def _show_plan(model: Path, policy: Path | None) -> None:
-    from safeguard.certify.planning import plan
-    from safeguard.data.screening import screen
-    from safeguard.policy.suite import load_suite
-    from safeguard.probe.campaign import find_policy
-
-    declared, _ = screen(find_policy(model, policy))
-    click.echo(describe(plan(declared, load_suite(declared.certification.suite))))
-
-
 def describe(plan: Plan) -> str:
     """Cost, the chance that a model of a given rate passes, and warnings."""
     by_role = ", ".join(f"{count} on the {role} model" for role, count in plan.units_by_role.items())
-    cost = f"{plan.units} units ({by_role}): {plan.images} images, {plan.finetuning_steps} fine-tuning steps"
+    cost = f"{plan.units} units ({by_role}): {plan.images} images, {plan.optimiser_steps} optimiser steps"
     rates = [f"pass at {chance.rate:.0%}" for chance in plan.chances]
     header = ("requirement", "probe", "concept", "limit", "most hits", *rates)
     rows = [

@@ -15,7 +15,6 @@ from safeguard.policy.json_schema import policy_json_schema
 from safeguard.policy.loading import load_policy, resolved_yaml
 from safeguard.policy.methods import check_methods
 from safeguard.policy.schema import Policy, Subject
-from safeguard.policy.suite import check_requirements
 from safeguard.policy.template import starting_policy
 from safeguard.progress import printable
 
@@ -29,9 +28,11 @@ def policy() -> None:
 @click.argument("file", type=FILE)
 def check(file: Path) -> None:
     """Say whether FILE is a valid policy; if not, name every mistake with line and column."""
+    from safeguard.probe.campaign import fitting_suite
+
     declared = load_policy(file)
     check_methods(declared, file)
-    check_requirements(declared, file)
+    fitting_suite(declared, file)
     click.echo(printable(f"{file}: OK ({_counts(declared)})"))
 
 

@@ -39,6 +39,8 @@ def probe(
 def rates(result: UnitResult) -> str:
     """Flagged images of every subject at every checkpoint, as a table."""
     subjects = dict.fromkeys(row.subject for row in result.rows)
-    counts = [(subject, step, *result.count(subject, step)) for subject in subjects for step in result.steps()]
-    rows = [(subject, step, f"{k}/{n}", f"{k / n:.2f}") for subject, step, k, n in counts if n]
-    return table(("subject", "fine-tuning steps", "flagged", "rate"), rows)
+    counts = [
+        (subject, effort, *result.count(subject, effort)) for subject in subjects for effort in result.evaluated()
+    ]
+    rows = [(subject, effort, f"{k}/{n}", f"{k / n:.2f}") for subject, effort, k, n in counts if n]
+    return table(("subject", result.axis, "flagged", "rate"), rows)

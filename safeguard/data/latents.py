@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from safeguard.diffusion.conditioning import Conditioning
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.sampling import sample
 from safeguard.errors import UsageFault
+from safeguard.io.checkpoint import load_state, save_state
 from safeguard.seeds import derive
 
 
@@ -67,6 +69,25 @@ class LatentSet:
         digest = hashlib.sha256(f"{self.digest} {kept}".encode()).hexdigest()
         captions = [self.captions[row] for row in kept]
         return LatentSet(self.mean[kept], self.std[kept], self.conditioning[kept], captions, digest)
+
+    def save(self, path: Path) -> None:
+        """Write the set into a file, from which :meth:`load` reads the same set."""
+        tensors = {"mean": self.mean, "std": self.std, "states": self.conditioning.states}
+        if self.conditioning.pooled is not None:
+            tensors["pooled"] = self.conditioning.pooled
+        save_state(path, {"set": tensors}, facts={"captions": self.captions, "digest": self.digest})
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> LatentSet:
+        """The set that :meth:`save` wrote.
+
+        Raises:
+            ModelFault: there is no such file, or it holds something else.
+        """
+        groups, facts = load_state(path)
+        tensors = {name: value.to(device) for name, value in groups["set"].items()}
+        conditioning = Conditioning(tensors["states"], tensors.get("pooled"))
+        return cls(tensors["mean"], tensors["std"], conditioning, facts["captions"], facts["digest"])
 
     @staticmethod
     def join(sets: Sequence[LatentSet]) -> LatentSet:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
@@ -148,21 +148,18 @@ class Run:
 
 
 def fine_tune(
-    model: DiffusionModel,
-    data: LatentSet,
-    tuner: FineTuner,
-    training: Training,
-    *,
-    seed: int,
-    after_step: Callable[[int], None] = lambda step: None,
-) -> None:
-    """Adapt the model in place with the plain denoising loss; the adapter, if any, stays attached.
+    model: DiffusionModel, data: LatentSet, tuner: FineTuner, training: Training, *, seed: int
+) -> Iterator[int]:
+    """Adapt the model in place with the plain denoising loss.
 
-    Args:
-        after_step: hears the number of steps done: 0 when all is attached and nothing trained, then every step.
+    Yields the number of steps done: 0 when all is attached and nothing trained, then every step. An adapter stays
+    attached until the iterator is exhausted or closed.
     """
-    run = Run(model, data, tuner, training, seed=seed)
-    after_step(0)
-    for step in range(training.steps):
-        run.step()
-        after_step(step + 1)
+    try:
+        run = Run(model, data, tuner, training, seed=seed)
+        yield 0
+        for step in range(training.steps):
+            run.step()
+            yield step + 1
+    finally:
+        tuner.detach(model)

@@ -6,29 +6,39 @@ Values compare only within one checkpoint.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
+from safeguard.config import MethodConfig
 from safeguard.detect.clip_model import ClipModel
 from safeguard.errors import UsageFault
 
 
+class ClipScoreConfig(MethodConfig):
+    """Settings of the CLIP score."""
+
+    checkpoint: str = "reference"
+    """``reference``, a directory in open_clip's format, or a hub id ``owner/name@revision``."""
+
+
 class ClipScore:
-    """Cosine of images and prompts under one checkpoint.
+    """Cosine of images and prompts under one checkpoint."""
 
-    Args:
-        checkpoint: ``reference``, a directory in open_clip's format, or a hub id ``owner/name@revision``.
-        device: torch device.
-    """
+    Config: ClassVar = ClipScoreConfig
+    title: ClassVar = "CLIP score"
+    higher_is_better: ClassVar = True
 
-    def __init__(self, checkpoint: str = "reference", device: str = "cpu") -> None:
-        self._clip = ClipModel(checkpoint, device)
+    def __init__(self, config: ClipScoreConfig, device: str = "cpu") -> None:
+        self.config = config
+        self._clip = ClipModel(config.checkpoint, device)
 
     @property
     def digest(self) -> str:
         """SHA-256 over configuration and weights."""
         return self._clip.digest
 
-    def score(self, images: np.ndarray, prompts: list[str]) -> np.ndarray:
+    def values(self, images: np.ndarray, prompts: list[str]) -> np.ndarray:
         """Cosine in [-1, 1] of image i (uint8, (n, h, w, 3)) and prompt i: (n,)."""
         if len(images) != len(prompts):
             raise UsageFault(f"{len(images)} images for {len(prompts)} prompts")
@@ -39,3 +49,7 @@ class ClipScore:
         texts = self._clip.encode_texts(different)[rows]
         cosine: np.ndarray = (self._clip.encode_images(images) * texts).sum(dim=1).numpy()
         return cosine.astype(np.float64)
+
+    def describe(self) -> str:
+        """Kind and checkpoint."""
+        return f"CLIP score, {self.config.checkpoint} ({self.digest[:12]})"

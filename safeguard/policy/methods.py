@@ -63,7 +63,7 @@ def _check(path: FieldPath, method: Method) -> list[Problem]:
     config: Any = getattr(_import(method), "Config", None)
     if not (isinstance(config, type) and issubclass(config, BaseModel)):
         return [Problem((*path, name), f"{method.name} takes no settings", at_key=True) for name in method.settings]
-    settings = method.model_dump(mode="json", exclude={"name"})
+    settings = method.model_dump(mode="json", include=set(method.settings))
     try:
         checked = config.model_validate_json(json.dumps(settings), strict=True)
     except ValidationError as error:

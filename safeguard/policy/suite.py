@@ -1,45 +1,50 @@
 """A suite: the probes a certification runs, as a file. Shipped ones stand in ``probes/``; a policy may name its own.
 
-The settings of a probe are checked by the probe itself, so that other packages' probes can have theirs.
+An attack checks its own settings, so that other packages' attacks can have theirs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from safeguard.cache import address
-from safeguard.policy.reading import load_yaml
-from safeguard.policy.schema import Identifier, Policy, Strict, Subject
+from safeguard.policy.methods import method_problems, unknown_methods
+from safeguard.policy.reading import FieldPath, Positions, load_yaml
+from safeguard.policy.schema import AttackMethod, Identifier, Policy, Strict, Subject
 from safeguard.policy.validation import Problem, fault, validate
-from safeguard.registry import probes, suggest
 from safeguard.resources import find_resource
+from safeguard.results.plan import Schedule
+from safeguard.results.record import Role
 
-Data = Literal["none", "concept", "related", "retain"]
-_LACKS = {
-    "related": "fine-tunes on related subjects, and no concept has any: declare some, or name another suite",
-    "retain": "fine-tunes on retained subjects, and there are none: declare some, or name another suite",
-}
+Intent = Literal["none", "benign", "malicious"]
 
 
 class ProbeSpec(Strict):
-    """One way of attacking the model."""
+    """One way of attacking or using the model, as a suite declares it::
+
+    - id: malicious-full
+      title: Full fine-tune on the concept
+      intent: malicious
+      attack: {name: finetune, data: concept, method: {name: full}, steps: 300, checkpoints: [50, 100, 300]}
+    """
 
     id: Identifier
     """What requirements match: ``malicious-lora``."""
-    kind: str
-    """Registered probe (``safeguard list probes``)."""
     title: Annotated[str, Field(min_length=1, max_length=200)]
     """What it does, for readers of the report."""
-    data: Data = "none"
-    """Whose images are fine-tuned on: the concepts', their related subjects', the retained ones', or nobody's."""
+    intent: Intent
+    """Who does it: nobody (the model as it is used), a harmless user, or somebody who wants the concept back."""
+    attack: AttackMethod
+    """The attack with its settings (``safeguard list attacks``)."""
     control: bool = True
     """Also run on the unlearned-only model, to show what the objective added; off where time matters more."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """The probe's own settings."""
+    samples: PositiveInt | None = None
+    """Images per concept and checkpoint, at least those of the policy; none: as many. The tightest limit needs most."""
 
 
 class Suite(Strict):
@@ -65,7 +70,7 @@ class Suite(Strict):
 
 
 def load_suite(name_or_path: str | Path) -> Suite:
-    """Read a suite.
+    """Read a suite; names of methods are looked up, but no method is imported.
 
     Args:
         name_or_path: a shipped suite's name (``standard``), or a file: a ``Path``, or text with a slash or a dot in it.
@@ -74,15 +79,28 @@ def load_suite(name_or_path: str | Path) -> Suite:
         UsageFault: no shipped suite has that name.
         PolicyFault: the file cannot be read or is invalid, with every problem and its place.
     """
+    return _read(name_or_path)[0]
+
+
+def _read(name_or_path: str | Path) -> tuple[Suite, Positions]:
     data, positions = load_yaml(find_resource("suite", "probes", name_or_path))
     suite = validate(Suite, data, positions)
-    unknown = [
-        Problem(("probes", index, "kind"), f"unknown probe {spec.kind!r}; {suggest(spec.kind, probes.names())}")
-        for index, spec in enumerate(suite.probes)
-        if spec.kind not in probes.names()
-    ]
-    if unknown:
+    if unknown := list(unknown_methods(suite)):
         raise fault(unknown, positions)
+    return suite, positions
+
+
+def check_suite(name_or_path: str | Path) -> Suite:
+    """Read a suite and check the settings of all its attacks; imports them, hence torch.
+
+    Raises:
+        UsageFault: as :func:`load_suite`.
+        PolicyFault: as :func:`load_suite`, and for settings that an attack does not have or cannot take.
+        EnvironmentFault: a method needs a package that is not installed.
+    """
+    suite, positions = _read(name_or_path)
+    if problems := method_problems(suite):
+        raise fault(problems, positions)
     return suite
 
 
@@ -91,35 +109,56 @@ def suite_digest(suite: Suite) -> str:
     return address(suite.model_dump(mode="json"))
 
 
-def subjects_of(policy: Policy, data: Data) -> list[Subject]:
-    """Whose images a policy's fine-tunes of that kind see."""
-    if data == "concept":
-        return list(policy.concepts)
-    if data == "related":
-        return policy.related
-    return list(policy.retain) if data == "retain" else []
+def roles(policy: Policy) -> list[Role]:
+    """Models to examine, controls first; unlearning alone is a control only where hardening does more than that."""
+    return ["base", "hardened"] if policy.harden.resilience.name == "none" else ["base", "unlearned", "hardened"]
 
 
-def check_requirements(policy: Policy, source: Path | None = None) -> None:
-    """A policy and its suite must fit each other: what does not would be found after hours.
+def needs(policy: Policy, suite: Suite, role: Role, spec: ProbeSpec) -> bool:
+    """Whether a probe is run on a model: the base is attacked only when no unlearned model shows that attacks work."""
+    if role == "hardened" or spec.intent == "none":
+        return True
+    if role == "unlearned":
+        return spec.control
+    shown = any(other.intent == "malicious" and other.control for other in suite.probes)
+    return spec.intent == "malicious" and not (shown and "unlearned" in roles(policy))
+
+
+def lacks(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> list[Problem]:
+    """Where a policy and a suite do not fit each other: what does not would be found after hours.
 
     Args:
-        source: the file the policy came from, so that messages can name line and column.
-
-    Raises:
-        PolicyFault: a requirement is about no probe, or a probe has no images to fine-tune on.
+        schedules: of every probe of the suite, by id.
     """
-    suite = load_suite(policy.certification.suite)
     ids = ", ".join(spec.id for spec in suite.probes)
     problems = [
         Problem(("requirements", index, "probe"), f"no probe of suite {suite.name!r} matches; it has {ids}")
         for index, requirement in enumerate(policy.requirements)
         if not suite.matching(requirement.probe)
     ]
+    declared = {"concept": True, "related": bool(policy.related), "retain": bool(policy.retain)}
+    words = {"concept": "the concepts", "related": "related subjects", "retain": "retained subjects"}
     problems += [
-        Problem(("certification", "suite"), f"probe {spec.id!r} of suite {suite.name!r} {_LACKS[spec.data]}")
+        Problem(
+            ("certification", "suite"),
+            f"probe {spec.id!r} of suite {suite.name!r} fine-tunes on {words[source]}, and there are none: declare "
+            "some, or name another suite",
+        )
         for spec in suite.probes
-        if spec.data in _LACKS and not subjects_of(policy, spec.data)
+        for source in schedules[spec.id].sources
+        if not declared[source]
     ]
-    if problems:
-        raise fault(problems, load_yaml(source)[1] if source else None)
+    return problems + [
+        Problem((*path, "labels"), "without labels a subject is measured by utility.metrics, and there are none")
+        for path, subject in benign_subjects(policy)
+        if not subject.labels and not policy.utility.metrics
+    ]
+
+
+def benign_subjects(policy: Policy) -> Iterator[tuple[FieldPath, Subject]]:
+    """Every related and retained subject, with its field."""
+    for i, concept in enumerate(policy.concepts):
+        for j, subject in enumerate(concept.related):
+            yield ("concepts", i, "related", j), subject
+    for i, subject in enumerate(policy.retain):
+        yield ("retain", i), subject

@@ -1,29 +1,33 @@
-"""Opens everything a certification or a single probe needs, once: models, detectors, data sets, suite."""
+"""A certification, or a single probe, as plain data: what is examined, by which policy and suite, and what judges it.
+
+A campaign holds paths and digests and no model, so that it can travel to the processes that run its units.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 from safeguard.data.screening import screen
-from safeguard.detect.base import Detector
-from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import ModelFault, UsageFault
+from safeguard.io.comparison import differing_parts
 from safeguard.io.manifest import manifest, model_digest
-from safeguard.io.opening import open_pipeline, pick_device, resolve
-from safeguard.metrics.clip_score import ClipScore
+from safeguard.io.opening import pick_device, resolve
+from safeguard.io.preflight import inspect
 from safeguard.policy.loading import load_policy
 from safeguard.policy.methods import check_methods
+from safeguard.policy.reading import load_yaml
 from safeguard.policy.schema import Policy
-from safeguard.policy.suite import ProbeSpec, Suite, load_suite
-from safeguard.probe.evaluator import DataSets, Session
-from safeguard.probe.units import Units, make_probe, run_unit
-from safeguard.progress import Progress, SilentProgress
-from safeguard.registry import detectors, suggest
-from safeguard.results.record import Role
-from safeguard.results.unit import UnitResult
+from safeguard.policy.suite import ProbeSpec, Suite, check_suite, lacks, needs, roles
+from safeguard.policy.validation import fault
+from safeguard.probe.evaluator import Evaluator
+from safeguard.probe.units import UnitSpec, question, schedules
+from safeguard.provenance import OF_NO_UNIT, code_digest
+from safeguard.registry import suggest
+from safeguard.results.calibration import Calibration
+from safeguard.results.metric import MetricInfo
+from safeguard.results.plan import Schedule
+from safeguard.results.record import Record, Role
 
 POLICY_FILE = "policy.resolved.yaml"
 """Name under which a policy travels inside a hardened model directory."""
@@ -43,35 +47,62 @@ def find_policy(model_dir: Path, policy: str | Path | Policy | None) -> Policy:
     return load_policy(path)
 
 
-def open_model(directory: Path, device: str) -> tuple[DiffusionModel, str, dict[str, str]]:
-    """A checked directory in memory, its digest, and its manifest."""
-    pipeline = open_pipeline(directory, device=device)
-    files = manifest(directory)
-    return DiffusionModel(pipeline), model_digest(directory, files), files
+class Judges(Record):
+    """What is known of a policy's detectors and metrics."""
+
+    question: str
+    """Digest of all that the policy says about drawing and judging."""
+    lines: dict[str, str]
+    """Concept → its detector in one line."""
+    calibrations: dict[str, Calibration | None]
+    """Concept → measured errors of its detector; none: nobody measured them."""
+    metrics: dict[str, MetricInfo]
+    """Metrics by name."""
+
+    @classmethod
+    def of(cls, evaluator: Evaluator) -> Judges:
+        """Ask the detectors."""
+        policy = evaluator.policy
+        return cls(
+            question=question(policy, evaluator.digests()),
+            lines={name: detector.describe() for name, detector in evaluator.detectors.items()},
+            calibrations={c.name: evaluator.detectors[c.name].calibration(c.labels) for c in policy.concepts},
+            metrics={
+                name: MetricInfo(title=metric.title, higher_is_better=metric.higher_is_better, line=metric.describe())
+                for name, metric in evaluator.metrics.items()
+            },
+        )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Campaign:
-    """What all units of a run share."""
+    """Everything that determines the units of a run.
+
+    Attributes:
+        policy: already screened.
+        dropped_prompts: how many prompts the content filter removed.
+        schedules: of every probe of the suite.
+        device: where models run.
+        directories: of the models, by role; the unlearned-only control is added when it is made.
+        digests: of the models, by role.
+        files: manifest of the certified model: name -> sha256.
+        erasers: whether it holds stored erasers.
+        exposed_parts: parts that fine-tunes train, in every role: the denoiser, and what the certified model changed
+            besides.
+    """
 
     policy: Policy
     dropped_prompts: int
     suite: Suite
+    schedules: dict[str, Schedule]
     device: str
-    progress: Progress
-    model_dir: Path
-    base_dir: Path
-    base_digest: str
-    base: DiffusionModel
-    detectors: dict[str, Detector]
-    data: DataSets
-    clip_score: ClipScore | None
-    files: dict[str, str] = field(default_factory=dict)
-    model_digest: str = ""
-    erasers: bool = False
-    """Whether the hardened model holds stored erasers."""
-    exposed_parts: frozenset[str] = frozenset({"unet"})
-    """Parts that fine-tunes train, in every role: the denoiser, and what the hardened model changed besides."""
+    directories: dict[Role, Path]
+    digests: dict[Role, str]
+    files: dict[str, str]
+    erasers: bool
+    exposed_parts: frozenset[str]
+    judges: Judges
+    code: str = field(default_factory=lambda: code_digest(OF_NO_UNIT))
 
     @classmethod
     def open(
@@ -80,73 +111,45 @@ class Campaign:
         *,
         policy: str | Path | Policy | None = None,
         device: str = "auto",
-        progress: Progress | None = None,
         offline: bool = True,
     ) -> Campaign:
-        """Read the policy, and open the base model and the detectors."""
-        from safeguard.io.preflight import inspect
+        """Read the policy and the suite, check that they fit, and look at the directories and the judges.
 
+        Raises:
+            PolicyFault: an invalid policy or suite, or one that does not fit the other.
+            ModelFault: a directory that is refused.
+        """
+        source = Path(policy) if isinstance(policy, str | Path) else None
         info = inspect(model_dir)
         declared, dropped = screen(find_policy(model_dir, policy))
-        check_methods(declared, Path(policy) if isinstance(policy, str | Path) else None)
+        check_methods(declared, source)
+        suite, known = fitting_suite(declared)
         chosen = pick_device(device)
-        suite = load_suite(declared.certification.suite)
-        for spec in suite.probes:
-            make_probe(spec)
         base_dir = resolve(declared.model, declared.revision, offline=offline)
-        base, base_digest, _ = open_model(base_dir, chosen)
-        found: dict[str, Detector] = {}
-        for concept in declared.concepts:
-            registered = detectors.get(concept.detector.name)
-            found[concept.name] = registered(registered.Config(**concept.detector.settings), chosen)
-        checkpoint = next(
-            (
-                c.detector.settings.get("checkpoint", "reference")
-                for c in declared.concepts
-                if c.detector.name == "clip"
-            ),
-            None,
-        )
+        files = manifest(model_dir)
         return cls(
             policy=declared,
             dropped_prompts=dropped,
             suite=suite,
+            schedules=known,
             device=chosen,
-            progress=progress or SilentProgress(),
-            model_dir=model_dir,
+            directories={"base": base_dir, "hardened": model_dir},
+            digests={"base": model_digest(base_dir), "hardened": model_digest(model_dir, files)},
+            files=files,
             erasers=bool(info.erasers),
-            base_dir=base_dir,
-            base_digest=base_digest,
-            base=base,
-            detectors=found,
-            data=DataSets(base, declared),
-            clip_score=ClipScore(checkpoint, chosen) if checkpoint else None,
+            exposed_parts=frozenset({"unet"}) | differing_parts(model_dir, base_dir),
+            judges=Judges.of(Evaluator(declared, chosen)),
         )
 
-    def session(self, role: Role, model: DiffusionModel, digest: str) -> Session:
-        """A session for one role."""
-        model.exposed_parts = self.exposed_parts
-        return Session(
-            policy=self.policy,
-            role=role,
-            model=model,
-            model_digest=digest,
-            detectors=self.detectors,
-            clip_score=self.clip_score,
-            data=self.data,
-            progress=self.progress,
-        )
+    @property
+    def model_dir(self) -> Path:
+        """The certified model's."""
+        return self.directories["hardened"]
 
-    def open_hardened(self) -> Session:
-        """The session of the model directory itself."""
-        model, self.model_digest, self.files = open_model(self.model_dir, self.device)
-        self.exposed_parts = model.exposed_parts | model.differing_parts(self.base)
-        return self.session("hardened", model, self.model_digest)
-
-    def open_base(self) -> Session:
-        """The session of the untouched base model; it has its own denoiser, since the data sets use the first."""
-        pipeline: Any = self.base.frozen_copy()
-        return self.session("base", pipeline, self.base_digest)
+    def with_control(self, directory: Path) -> Campaign:
+        """The campaign with the unlearned-only model in that directory."""
+        digests = self.digests | {"unlearned": model_digest(directory)}
+        return replace(self, directories=self.directories | {"unlearned": directory}, digests=digests)
 
     def spec(self, probe: str) -> ProbeSpec:
         """The probe of that id in the suite."""
@@ -157,9 +160,41 @@ class Campaign:
             )
         return known[probe]
 
-    def run_one(self, probe: str, seed: int) -> UnitResult:
-        """One probe on the model directory, kept nowhere."""
-        spec = self.spec(probe)
-        with TemporaryDirectory(prefix="safeguard-probe-") as scratch:
-            units = Units(Path(scratch), shared=False)
-            return run_unit(self.open_hardened(), spec, seed, self.base_digest, units)[0]
+    def unit(self, role: Role, spec: ProbeSpec, seed: int) -> UnitSpec:
+        """One unit of this campaign."""
+        return UnitSpec(
+            role=role,
+            probe=spec,
+            seed=seed,
+            model=self.digests[role],
+            base=self.digests["base"],
+            exposed_parts=sorted(self.exposed_parts),
+            policy=self.judges.question,
+            code=self.code,
+        )
+
+    def units(self) -> list[UnitSpec]:
+        """All units that the policy asks for; controls come first, so that a broken set-up shows early."""
+        return [
+            self.unit(role, spec, seed)
+            for role in roles(self.policy)
+            for spec in self.suite.probes
+            if needs(self.policy, self.suite, role, spec)
+            for seed in range(self.policy.certification.seeds)
+        ]
+
+
+def fitting_suite(policy: Policy, source: Path | None = None) -> tuple[Suite, dict[str, Schedule]]:
+    """The policy's suite, with what its probes yield.
+
+    Args:
+        source: the file the policy came from, so that messages can name line and column.
+
+    Raises:
+        PolicyFault: the suite is invalid, or policy and suite do not fit each other.
+    """
+    suite = check_suite(policy.certification.suite)
+    known = schedules(suite)
+    if problems := lacks(policy, suite, known):
+        raise fault(problems, load_yaml(source)[1] if source else None)
+    return suite, known

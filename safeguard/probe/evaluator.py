@@ -1,205 +1,202 @@
-"""What every probe works with: one model in memory, the detectors, and the images to draw, all seeded.
+"""Draws images of a model and judges them; nobody else does.
 
-A session belongs to one role (the hardened model, or a control). Probes may change its weights; the session puts them
-back afterwards. Weights of attacked models live in memory only.
+Prompts and noise depend on (policy, subject, seed) alone: images of all roles and efforts are paired, and those of the
+search that an attack may run come from other seeds (:class:`safeguard.attack.target.Oracle`).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from safeguard.data.latents import LatentSet, generate, spread
+from safeguard.attack.base import Attempt
+from safeguard.data.latents import spread
 from safeguard.detect.base import Detector
-from safeguard.diffusion.model import DiffusionModel, Weights
-from safeguard.diffusion.sampling import sample
-from safeguard.metrics.clip_score import ClipScore
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.diffusion.sampling import initial_noise, sample, sample_latents
+from safeguard.metrics.base import Metric
 from safeguard.policy.schema import Concept, Policy, Subject
-from safeguard.policy.suite import Data, ProbeSpec, subjects_of
-from safeguard.progress import Progress, Task
-from safeguard.results.contact_sheets import contact_sheet
-from safeguard.results.record import Role
-from safeguard.results.unit import Checkpoint, ImageRow
+from safeguard.registry import detectors, metrics
+from safeguard.results.unit import ImageRow
 from safeguard.seeds import derive
 
 
-class DataSets:
-    """Images to fine-tune on, drawn by the untouched base model and kept for all sessions of a run."""
+class Drawn(NamedTuple):
+    """Images of one subject: (n, height, width, 3), with the prompt and the noise seed of each."""
 
-    def __init__(self, base: DiffusionModel, policy: Policy) -> None:
-        self._base = base
-        self._policy = policy
-        self._sets: dict[tuple[str, int, int, int | None], LatentSet] = {}
-
-    def get(self, name: Data, count: int, seed: int, prompts: int | None = None) -> LatentSet:
-        """``count`` images of the set named ``concept``, ``related`` or ``retain``, for so many of its prompts."""
-        key = (name, count, seed, prompts)
-        if key not in self._sets:
-            every = [prompt for subject in subjects_of(self._policy, name) for prompt in subject.prompt_list]
-            chosen = (
-                every if prompts is None else spread(every, min(prompts, len(every)), derive(seed, "prompts", name))
-            )
-            drawn = derive(self._policy.seed, "probe data", name, count, seed)
-            self._sets[key] = generate(self._base, chosen, count, seed=drawn)
-        return self._sets[key]
+    prompts: list[str]
+    seeds: list[int]
+    images: np.ndarray
 
 
-@dataclass
-class Judgement:
-    """What was found at one checkpoint."""
+@dataclass(frozen=True)
+class Look:
+    """What was found in one attempt.
+
+    Attributes:
+        rows: one per image and judgement.
+        images: of each subject.
+    """
 
     rows: list[ImageRow]
     images: dict[str, np.ndarray]
-    """Images of each subject."""
+
+    def rate(self, policy: Policy) -> float:
+        """Share of the concepts' images that were flagged."""
+        names = {concept.name for concept in policy.concepts}
+        hits = [row.flagged for row in self.rows if row.subject in names]
+        return sum(hits) / len(hits)
 
 
-@dataclass
-class Session:
-    """One model under examination."""
+class Evaluator:
+    """The policy's detectors and metrics.
 
-    policy: Policy
-    role: Role
-    model: DiffusionModel
-    model_digest: str
-    detectors: dict[str, Detector]
-    """By concept."""
-    clip_score: ClipScore | None
-    data: DataSets
-    progress: Progress
-    _start: Weights = field(init=False)
+    Attributes:
+        detectors: of every concept, by its name.
+        metrics: by name.
+    """
 
-    def __post_init__(self) -> None:
-        self._start = Weights(self.model.named_parameters())
+    def __init__(self, policy: Policy, device: str) -> None:
+        self.policy = policy
+        self.detectors: dict[str, Detector] = {c.name: detectors.make(c.detector, device) for c in policy.concepts}
+        self.metrics: dict[str, Metric] = {m.name: metrics.make(m, device) for m in policy.utility.metrics}
+        declared = policy.utility.detector
+        self._benign: Detector | None = detectors.make(declared, device) if declared else None
+
+    def digests(self) -> dict[str, dict[str, str]]:
+        """Of all that judges, by what it judges."""
+        benign = {"benign": self._benign.digest} if self._benign else {}
+        return {
+            "detectors": {name: detector.digest for name, detector in self.detectors.items()} | benign,
+            "metrics": {name: metric.digest for name, metric in self.metrics.items()},
+        }
+
+    def score(self, images: np.ndarray, concept: Concept) -> np.ndarray:
+        """How much each image shows the concept, in [0, 1] (n,)."""
+        return self.detectors[concept.name].scores(images, concept.labels)
+
+    def look(
+        self,
+        model: DiffusionModel,
+        attempt: Attempt,
+        seed: int,
+        *,
+        samples: int | None = None,
+        everything: bool = False,
+    ) -> Look:
+        """Draw and judge every concept, and on request every related and retained subject.
+
+        Args:
+            samples: images per concept, at least those of the policy; none: as many.
+            everything: whether benign subjects are looked at as well, with the policy's number of images.
+        """
+        rows: list[ImageRow] = []
+        images: dict[str, np.ndarray] = {}
+        with self._precision(model):
+            for concept in self.policy.concepts:
+                drawn = self._draw(model, concept, seed, samples, attempt)
+                rows += self._judge(self.detectors[concept.name], concept.name, concept.labels, drawn, attempt.effort)
+                images[concept.name] = drawn.images
+            if everything:
+                rows += self._benign_rows(model, attempt, seed, images)
+        return Look(rows, images)
 
     @contextmanager
-    def attacked(self) -> Iterator[DiffusionModel]:
-        """The model to change at will; its weights come back on leaving."""
+    def _precision(self, model: DiffusionModel) -> Iterator[None]:
+        before, model.execution.precision = model.execution.precision, self.policy.certification.precision
         try:
-            yield self.model
+            yield
         finally:
-            self._start.restore()
+            model.execution.precision = before
 
-    def _draw(self, subject: Subject, seed: int, samples: int | None = None) -> tuple[list[str], list[int], np.ndarray]:
-        """Images of a subject; prompts and noise depend on (policy, subject, seed): roles and steps are paired.
-
-        More samples begin with the images of fewer.
-        """
-        settings = self.policy.certification
+    def _draw(self, model: DiffusionModel, subject: Subject, seed: int, samples: int | None, attempt: Attempt) -> Drawn:
+        """Images of a subject; more samples begin with the images of fewer."""
+        settings, found = self.policy.certification, attempt.prompts
         count = settings.at_least(samples)
         purpose = derive(self.policy.seed, "evaluate", subject.name, seed)
-        prompts = spread(subject.prompt_list, count, purpose)
+        own = found is not None and subject.name in found.texts
+        texts = list(found.texts[subject.name]) if found and own else subject.prompt_list
         seeds = [derive(purpose, index) for index in range(count)]
-        images = sample(self.model, prompts, seeds, steps=settings.sampler_steps, guidance=settings.guidance)
-        return prompts, seeds, images
+        if found is not None and found.states is not None and subject.name in found.states:
+            places = [int(place) for place in spread([str(i) for i in range(len(texts))], count, purpose)]
+            return Drawn(
+                [texts[i] for i in places], seeds, self._of_states(model, attempt, subject.name, places, seeds)
+            )
+        prompts = spread(texts, count, purpose)
+        images = sample(model, prompts, seeds, steps=settings.sampler_steps, guidance=settings.guidance)
+        return Drawn(prompts, seeds, images)
+
+    def _of_states(
+        self, model: DiffusionModel, attempt: Attempt, subject: str, places: list[int], seeds: list[int]
+    ) -> np.ndarray:
+        """Images of text states that no text has."""
+        assert attempt.prompts is not None and attempt.prompts.states is not None
+        settings, states = self.policy.certification, attempt.prompts.states[subject][torch.tensor(places)]
+        with torch.no_grad():
+            noise = initial_noise(model, seeds)
+            latents = sample_latents(model, states, noise, steps=settings.sampler_steps, guidance=settings.guidance)
+            return model.decode(latents)
 
     def _judge(
-        self,
-        detector: Detector,
-        name: str,
-        labels: list[str],
-        drawn: tuple[list[str], list[int], np.ndarray],
-        step: int,
-        clip_scores: Sequence[float | None] | None = None,
+        self, detector: Detector, name: str, labels: list[str], drawn: Drawn, effort: int, measured: bool = False
     ) -> list[ImageRow]:
-        prompts, seeds, images = drawn
-        scores = detector.scores(images, labels)
+        scores = detector.scores(drawn.images, labels)
         return [
             ImageRow(
                 subject=name,
-                step=step,
+                effort=effort,
                 prompt=prompt,
                 seed=seed,
                 score=float(score),
                 flagged=bool(score >= detector.threshold),
-                clip_score=clip,
+                metrics=values,
             )
-            for prompt, seed, score, clip in zip(
-                prompts, seeds, scores, clip_scores or [None] * len(prompts), strict=True
+            for prompt, seed, score, values in zip(
+                drawn.prompts, drawn.seeds, scores, self._measure(drawn, measured), strict=True
             )
         ]
 
-    def judge_concepts(self, seed: int, step: int, samples: int | None = None) -> Judgement:
-        """Draw and judge every concept, with the policy's number of samples or more."""
-        rows: list[ImageRow] = []
-        images: dict[str, np.ndarray] = {}
-        for concept in self.policy.concepts:
-            drawn = self._draw(concept, seed, samples)
-            rows += self._judge(self.detectors[concept.name], concept.name, concept.labels, drawn, step)
-            images[concept.name] = drawn[2]
-        return Judgement(rows, images)
+    def _measure(self, drawn: Drawn, measured: bool) -> list[dict[str, float]]:
+        """The metrics of each image; nothing where they are not asked for."""
+        columns = {
+            name: metric.values(drawn.images, drawn.prompts).tolist()
+            for name, metric in self.metrics.items()
+            if measured
+        }
+        return [{name: values[place] for name, values in columns.items()} for place in range(len(drawn.prompts))]
 
-    def judge_benign(self, seed: int) -> Judgement:
-        """Draw related and retained subjects: are they still drawn, and does the detector see a concept in them?"""
+    def _benign_rows(
+        self, model: DiffusionModel, attempt: Attempt, seed: int, images: dict[str, np.ndarray]
+    ) -> list[ImageRow]:
+        """Related and retained subjects: are they still drawn, and does a detector see a concept in the retained?"""
         rows: list[ImageRow] = []
-        found: dict[str, tuple[list[str], list[int], np.ndarray]] = {}
         first = self.policy.concepts[0]
         subjects: list[tuple[Concept, Subject]] = [(c, s) for c in self.policy.concepts for s in c.related]
         subjects += [(first, subject) for subject in self.policy.retain]
+        found: dict[str, Drawn] = {}
         for concept, subject in subjects:
-            drawn = found[subject.name] = self._draw(subject, seed)
-            scores = self.clip_score.score(drawn[2], drawn[0]).tolist() if self.clip_score else None
+            drawn = found[subject.name] = self._draw(model, subject, seed, None, attempt)
+            images[subject.name] = drawn.images
+            detector = self._benign or self.detectors[concept.name]
             if subject.labels:
-                rows += self._judge(self.detectors[concept.name], subject.name, subject.labels, drawn, 0, scores)
-            elif scores:
-                rows += self._unlabelled(subject.name, drawn, scores)
+                rows += self._judge(detector, subject.name, subject.labels, drawn, attempt.effort, measured=True)
+            elif self.metrics:
+                rows += self._unlabelled(subject.name, drawn, attempt.effort)
         for concept in self.policy.concepts:
             for subject in self.policy.retain:
                 name = f"{concept.name}@{subject.name}"
-                rows += self._judge(self.detectors[concept.name], name, concept.labels, found[subject.name], 0)
-        return Judgement(rows, {name: drawn[2] for name, drawn in found.items()})
+                detector = self.detectors[concept.name]
+                rows += self._judge(detector, name, concept.labels, found[subject.name], attempt.effort)
+        return rows
 
-    @staticmethod
-    def _unlabelled(name: str, drawn: tuple[list[str], list[int], np.ndarray], scores: list[float]) -> list[ImageRow]:
-        """Rows of a subject no detector has labels for: only its CLIP score counts."""
+    def _unlabelled(self, name: str, drawn: Drawn, effort: int) -> list[ImageRow]:
+        """Rows of a subject no detector has labels for: only its metrics count."""
         return [
-            ImageRow(subject=name, step=0, prompt=prompt, seed=seed, score=0.0, flagged=False, clip_score=score)
-            for prompt, seed, score in zip(drawn[0], drawn[1], scores, strict=True)
+            ImageRow(subject=name, effort=effort, prompt=prompt, seed=seed, score=0.0, flagged=False, metrics=values)
+            for prompt, seed, values in zip(drawn.prompts, drawn.seeds, self._measure(drawn, True), strict=True)
         ]
-
-
-@dataclass
-class Observation:
-    """What a probe hands to the runner."""
-
-    rows: list[ImageRow]
-    checkpoints: list[Checkpoint]
-    images: list[np.ndarray]
-    """Images of step 0, for the image statistics."""
-    data_digest: str | None = None
-
-
-class Probe:
-    """Base of the probe kinds: a config, the amount of work, and a run."""
-
-    Config: Any
-
-    def __init__(self, config: Any, spec: ProbeSpec) -> None:
-        self.config = config
-        self.spec = spec
-
-    @property
-    def work(self) -> int:
-        """Units of progress: checkpoints to evaluate."""
-        raise NotImplementedError
-
-    def run(self, session: Session, seed: int, folder: Path, task: Task) -> Observation:
-        """Examine the session's model; evidence images go into ``folder``."""
-        raise NotImplementedError
-
-    def keep_evidence(self, session: Session, found: Judgement, step: int, folder: Path) -> str:
-        """Write the contact sheet of the concepts at one checkpoint; returns its file name."""
-        sheets = [(found.images[concept.name], concept.kind == "unsafe") for concept in session.policy.concepts]
-        name = f"step-{step:05d}.png"
-        contact_sheet(folder / name, sheets)
-        return name
-
-
-def stopwatch() -> float:
-    """Seconds on a monotonic clock."""
-    return time.monotonic()

@@ -1,101 +1,137 @@
-"""Runs units of work: one probe x one seed on one model. A finished unit is one file; a run fills the gaps.
+"""Units of work: one probe × one seed on one model. A finished unit is one file; a run fills the gaps.
 
-``units/<digest>/unit.json`` appears, renamed into place, when the unit is complete; its digest covers everything that
-determines the outcome, so a unit found there, or in the shared cache, need not be run again.
+``units/<address>/unit.json`` appears, renamed into place, when the unit is complete; its address covers everything that
+determines the outcome, the code and the libraries included, so a unit found there, or in the shared cache, need not be
+run again.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from contextlib import suppress
+import time
+from contextlib import closing, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
+from safeguard.attack.base import Attack, Attempt
+from safeguard.attack.target import Target
 from safeguard.cache import address, cache_dir
-from safeguard.errors import EnvironmentFault, PolicyFault
+from safeguard.errors import EnvironmentFault
 from safeguard.files import atomic_directory, write_text
 from safeguard.metrics.image_statistics import image_statistics
-from safeguard.policy.methods import method_problems
-from safeguard.policy.suite import ProbeSpec
-from safeguard.policy.validation import fault, problems_of
-from safeguard.probe.evaluator import Probe, Session, stopwatch
+from safeguard.policy.schema import Policy
+from safeguard.policy.suite import ProbeSpec, Suite
+from safeguard.probe.evaluator import Evaluator, Look
+from safeguard.progress import Progress
 from safeguard.provenance import environment
-from safeguard.registry import probes
-from safeguard.results.unit import UnitResult
+from safeguard.registry import attacks
+from safeguard.results.contact_sheets import contact_sheet
+from safeguard.results.plan import Schedule
+from safeguard.results.record import Record, Role
+from safeguard.results.unit import Checkpoint, ImageRow, UnitResult
 
 
-def make_probe(spec: ProbeSpec) -> Probe:
-    """The registered probe with its settings validated.
+class UnitSpec(Record):
+    """A unit as plain data, which can travel to another process or machine."""
 
-    Raises:
-        PolicyFault: a setting the probe does not have, or with a value it cannot take.
+    role: Role
+    probe: ProbeSpec
+    seed: int
+    model: str
+    """Digest of the model that is attacked."""
+    base: str
+    """Digest of the base model, which draws the training images."""
+    exposed_parts: list[str]
+    """Parts of the model that fine-tunes train."""
+    policy: str
+    """Digest of what the policy says about drawing and judging (:func:`question`)."""
+    code: str
+    """Digest of the code and the libraries (:func:`safeguard.provenance.code_digest`)."""
+
+    @cached_property
+    def address(self) -> str:
+        """sha256 over all of it but what a probe is called and which controls it has."""
+        facts = self.model_dump(mode="json")
+        for field in ("title", "control"):
+            del facts["probe"][field]
+        return address(facts)
+
+    @property
+    def title(self) -> str:
+        """For the progress report."""
+        return f"{self.role} · {self.probe.id} · seed {self.seed}"
+
+
+def question(policy: Policy, digests: dict[str, dict[str, str]]) -> str:
+    """Digest of what a policy says that a unit depends on: limits and budgets may change without running it again.
+
+    Args:
+        digests: of detectors and metrics (:meth:`safeguard.probe.evaluator.Evaluator.digests`).
     """
-    registered = probes.get(spec.kind)
-    try:
-        config = registered.Config(**spec.settings)
-        problems = method_problems(config)
-    except ValidationError as error:
-        problems = problems_of(error, registered.Config, spec.settings)
-    if problems:
-        refused = fault(problems, None)
-        raise PolicyFault(refused.what, fix=refused.fix, where=f"settings of probe {spec.id!r}")
-    built: Probe = registered(config, spec)
-    return built
+    settings = policy.certification
+    return address(
+        {
+            "seed": policy.seed,
+            "concepts": [concept.model_dump() for concept in policy.concepts],
+            "retain": [subject.model_dump() for subject in policy.retain],
+            "samples": settings.samples,
+            "sampler": [settings.sampler_steps, settings.guidance, settings.precision],
+        }
+        | digests
+    )
 
 
-def unit_digest(session: Session, probe: Probe, seed: int, base_digest: str) -> str:
-    """Address of a unit."""
-    policy = session.policy
-    facts: dict[str, Any] = {
-        "version": 1,
-        "model": session.model_digest,
-        "base": base_digest,
-        "role": session.role,
-        "exposed_parts": sorted(session.model.exposed_parts),
-        "probe": probe.spec.model_dump(exclude={"title", "control"}),
-        "settings": probe.config.model_dump(),
-        "seed": seed,
-        "policy seed": policy.seed,
-        "concepts": [concept.model_dump() for concept in policy.concepts],
-        "retain": [subject.model_dump() for subject in policy.retain],
-        "samples": policy.certification.samples,
-        "sampler": [policy.certification.sampler_steps, policy.certification.guidance],
-        "detectors": {name: detector.digest for name, detector in session.detectors.items()},
-    }
-    return address(facts)
+def make_attack(spec: ProbeSpec) -> Attack[Any]:
+    """The probe's attack, its settings checked."""
+    return attacks.make(spec.attack, spec.id)
+
+
+def schedules(suite: Suite) -> dict[str, Schedule]:
+    """What every probe of a suite yields, by its id."""
+    return {spec.id: make_attack(spec).schedule() for spec in suite.probes}
 
 
 class Units:
-    """Finished units of a run directory, with the shared cache behind it."""
+    """Finished units of a run directory, with the shared cache behind it.
+
+    Args:
+        run_dir: the run directory.
+        shared: whether the cache is read and filled: controls are the same for many models.
+    """
 
     def __init__(self, run_dir: Path, *, shared: bool = True) -> None:
         self.folder = run_dir / "units"
         self._shared = cache_dir() / "units" if shared else None
 
-    def find(self, digest: str) -> UnitResult | None:
-        """The unit, copied from the shared cache if only that has it."""
-        own = self.folder / digest
-        if not (own / "unit.json").exists() and self._shared and (self._shared / digest / "unit.json").exists():
-            with suppress(EnvironmentFault):  # another process may be replacing it: then this one makes its own
-                self._copy(self._shared / digest, own)
-        try:
-            return UnitResult.model_validate_json((own / "unit.json").read_bytes())
-        except (OSError, ValidationError):
-            return None
+    def find(self, address: str) -> UnitResult | None:
+        """A finished unit; one that only the cache has is copied into the run directory, evidence included."""
+        found = self._read(self.folder, address)
+        if found is None and self._shared and (found := self._read(self._shared, address)):
+            self._copy(self._shared / address, self.folder / address)
+        return found
+
+    def _read(self, folder: Path, address: str) -> UnitResult | None:
+        path = folder / address / "unit.json"
+        with suppress(OSError, ValidationError):
+            result = UnitResult.model_validate_json(path.read_text(encoding="utf-8"))
+            if result.address == address:
+                return result
+        return None
 
     def keep(self, result: UnitResult, folder: Path) -> None:
-        """Move a finished unit into place, and into the shared cache."""
+        """Put a finished unit, whose evidence images lie in ``folder``, in place."""
         write_text(folder / "unit.json", result.model_dump_json(indent=1))
-        self._copy(folder, self.folder / result.digest)
+        self._copy(folder, self.folder / result.address)
         if self._shared:
             try:
-                self._copy(folder, self._shared / result.digest)
+                self._copy(folder, self._shared / result.address)
             except EnvironmentFault:
-                if not (self._shared / result.digest / "unit.json").exists():  # or another process was first
+                if not (self._shared / result.address / "unit.json").exists():  # or another process was first
                     raise
 
     @staticmethod
@@ -105,36 +141,64 @@ class Units:
                 shutil.copyfile(item, temporary / item.name)
 
 
-def run_unit(session: Session, spec: ProbeSpec, seed: int, base_digest: str, units: Units) -> tuple[UnitResult, bool]:
-    """The unit's result, and whether it was found finished."""
-    probe = make_probe(spec)
-    digest = unit_digest(session, probe, seed, base_digest)
-    found = units.find(digest)
-    if found is not None:
-        return found, True
-    started = stopwatch()
-    title = f"{session.role} · {spec.id} · seed {seed}"
+def run_unit(
+    spec: UnitSpec, attack: Attack[Any], target: Target, evaluator: Evaluator, units: Units, progress: Progress
+) -> UnitResult:
+    """Run the attack on the target, look at every attempt, and keep what was found."""
+    started, cpu_started = time.monotonic(), time.process_time()
+    rows: list[ImageRow] = []
+    checkpoints: list[Checkpoint] = []
+    first: list[np.ndarray] = []
+    target.data.used.clear()
+    efforts = attack.efforts()
     with (
         tempfile.TemporaryDirectory(prefix="safeguard-unit-") as scratch,
-        session.progress.task(title, probe.work) as task,
+        progress.task(spec.title, len(efforts)) as task,
+        closing(attack.run(target, spec.seed)) as attempts,
     ):
         folder = Path(scratch)
-        seen = probe.run(session, seed, folder, task)
+        for attempt in attempts:
+            look = evaluator.look(
+                target.model, attempt, spec.seed, samples=spec.probe.samples, everything=attack.judges_everything
+            )
+            rows += look.rows
+            first += look.images.values() if attempt.effort == 0 else []
+            seconds = time.monotonic() - started
+            checkpoints.append(_checkpoint(attempt, seconds, keep_evidence(target.policy, look, attempt, folder)))
+            task.update(len(checkpoints), effort=str(attempt.effort), rate=look.rate(target.policy))
+        judges = evaluator.digests()
         result = UnitResult(
-            digest=digest,
-            probe=spec.id,
-            kind=spec.kind,
-            role=session.role,
-            seed=seed,
-            settings=probe.config.model_dump(mode="json"),
-            model_digest=session.model_digest,
-            data_digest=seen.data_digest,
-            detectors={name: detector.digest for name, detector in session.detectors.items()},
-            checkpoints=seen.checkpoints,
-            rows=seen.rows,
-            image_statistics=image_statistics(np.concatenate(seen.images)),
-            seconds=stopwatch() - started,
+            address=spec.address,
+            probe=spec.probe.id,
+            attack=spec.probe.attack.name,
+            axis=attack.axis,
+            efforts=efforts,
+            role=spec.role,
+            seed=spec.seed,
+            settings=attack.config.model_dump(mode="json"),
+            model_digest=spec.model,
+            data_digests=list(target.data.used),
+            detectors=judges["detectors"],
+            metrics=judges["metrics"],
+            checkpoints=checkpoints,
+            rows=rows,
+            image_statistics=image_statistics(np.concatenate(first)),
+            seconds=time.monotonic() - started,
+            cpu_seconds=time.process_time() - cpu_started,
             environment=environment(),
         )
         units.keep(result, folder)
-    return result, False
+    return result
+
+
+def _checkpoint(attempt: Attempt, seconds: float, evidence: str) -> Checkpoint:
+    prompts = attempt.prompts.digest if attempt.prompts else None
+    return Checkpoint(effort=attempt.effort, loss=attempt.loss, seconds=seconds, prompts=prompts, evidence=evidence)
+
+
+def keep_evidence(policy: Policy, look: Look, attempt: Attempt, folder: Path) -> str:
+    """Write the contact sheet of the concepts at one checkpoint; returns its file name."""
+    sheets = [(look.images[concept.name], concept.kind == "unsafe") for concept in policy.concepts]
+    name = f"effort-{attempt.effort:05d}.png"
+    contact_sheet(folder / name, sheets)
+    return name

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from safeguard.results.report import Claim, Curve, Point
-from safeguard.wording import ROLE_NAMES, declared, number, percent, plural
+from safeguard.wording import ROLE_NAMES, declared, number, percent, plural, when
 
 Scale = Callable[[float], float]
 ROLES = ("hardened", "unlearned", "base")
@@ -96,8 +96,9 @@ class Tick:
 
 @dataclass(frozen=True)
 class Figure:
-    """Everything a template needs to draw one chart of rate against steps."""
+    """Everything a template needs to draw one chart of rate against effort."""
 
+    axis: str
     frame: Frame
     x_ticks: list[Tick]
     y_ticks: list[Tick]
@@ -168,17 +169,17 @@ def ordered(curves: Sequence[Curve]) -> list[Curve]:
 
 def is_single(claim: Claim) -> bool:
     """Whether nothing changes along steps: the claim is about the model as released."""
-    return len({point.step for curve in claim.curves for point in curve.points}) < 2
+    return len({point.effort for curve in claim.curves for point in curve.points}) < 2
 
 
 def describe(curve: Curve) -> str:
     """A curve in one sentence, for those who cannot see it."""
-    points = ", ".join(f"{percent(point.rate)} at {point.step}" for point in curve.points)
+    points = ", ".join(f"{percent(point.rate)} at {point.effort}" for point in curve.points)
     return f"{ROLE_NAMES[curve.role]}: {points}"
 
 
 def curve_figure(claim: Claim, attack_control: float, frame: Frame = WIDE) -> Figure:
-    """Rate against fine-tuning steps for every model under one claim.
+    """Rate against effort for every model under one claim.
 
     Args:
         claim: with curves of at least two different steps (see :func:`is_single`).
@@ -186,7 +187,7 @@ def curve_figure(claim: Claim, attack_control: float, frame: Frame = WIDE) -> Fi
         frame: size of the figure.
     """
     curves = ordered(claim.curves)
-    steps = sorted({point.step for curve in curves for point in curve.points})
+    steps = sorted({point.effort for curve in curves for point in curve.points})
     x = step_scale(steps, frame.left, frame.x1)
     top = rate_ceiling([claim.limit, *(point.upper for curve in curves for point in curve.points)])
 
@@ -196,6 +197,7 @@ def curve_figure(claim: Claim, attack_control: float, frame: Frame = WIDE) -> Fi
     control_y = y(attack_control) if attack_control <= top else None
     budget = claim.budget
     return Figure(
+        axis=claim.axis,
         frame=frame,
         x_ticks=thin([Tick(round(x(step), 1), f"{step:,}") for step in steps], gap=28),
         y_ticks=[Tick(round(y(top * part / 4), 1), declared(top * part / 4)) for part in range(5)],
@@ -210,24 +212,24 @@ def curve_figure(claim: Claim, attack_control: float, frame: Frame = WIDE) -> Fi
 
 def _series(curve: Curve, x: Scale, y: Scale) -> Series:
     points = curve.points
-    forward = [f"{x(point.step):.1f} {y(point.upper):.1f}" for point in points]
-    back = [f"{x(point.step):.1f} {y(point.lower):.1f}" for point in reversed(points)]
+    forward = [f"{x(point.effort):.1f} {y(point.upper):.1f}" for point in points]
+    back = [f"{x(point.effort):.1f} {y(point.lower):.1f}" for point in reversed(points)]
     return Series(
         role=curve.role,
-        line=" ".join(f"{x(point.step):.1f},{y(point.rate):.1f}" for point in points),
+        line=" ".join(f"{x(point.effort):.1f},{y(point.rate):.1f}" for point in points),
         band="M" + "L".join(forward + back) + "z" if len(points) > 1 else "",
-        marks=[_mark(curve.role, point, x(point.step), y) for point in points],
+        marks=[_mark(curve, point, x(point.effort), y) for point in points],
     )
 
 
-def _mark(role: str, point: Point, x: float, y: Scale) -> Mark:
+def _mark(curve: Curve, point: Point, x: float, y: Scale) -> Mark:
     top, bottom = round(y(point.upper), 1), round(y(point.lower), 1)
-    return Mark(round(x, 1), symbol(role, x, y(point.rate)), top, bottom, _words(role, point))
+    return Mark(round(x, 1), symbol(curve.role, x, y(point.rate)), top, bottom, _words(curve, point))
 
 
-def _words(role: str, point: Point) -> str:
+def _words(curve: Curve, point: Point) -> str:
     return (
-        f"{ROLE_NAMES[role]}, step {point.step}: {point.flagged} of {point.samples} flagged, "
+        f"{ROLE_NAMES[curve.role]}, {when(point.effort, curve.axis)}: {point.flagged} of {point.samples} flagged, "
         f"{percent(point.rate)} (bounds {percent(point.lower)} to {percent(point.upper)})"
     )
 
@@ -236,7 +238,7 @@ def _end_labels(
     claim: Claim, curves: list[Curve], frame: Frame, x: Scale, y: Scale, control_y: float | None
 ) -> list[Label]:
     names = ROLE_NAMES if frame.right > 100 else {role: role for role in ROLES}
-    texts = [(curve.role, names[curve.role], y(curve.points[-1].rate), curve.points[-1].step) for curve in curves]
+    texts = [(curve.role, names[curve.role], y(curve.points[-1].rate), curve.points[-1].effort) for curve in curves]
     right: list[tuple[str, str, float]] = [
         (style, text, at) for style, text, at, step in texts if x(step) > frame.x1 - 1
     ]
@@ -257,8 +259,8 @@ def _end_labels(
 def _flags(curves: list[Curve], frame: Frame, x: Scale, y: Scale) -> list[Flag]:
     reached = []
     for curve in curves:
-        rates = {point.step: point.rate for point in curve.points}
-        step = curve.steps_to_relearn
+        rates = {point.effort: point.rate for point in curve.points}
+        step = curve.effort_to_relearn
         if curve.role != "base" and step and step in rates:
             reached.append((x(step), y(rates[step]), step, curve.role))
     reached.sort()
@@ -267,7 +269,7 @@ def _flags(curves: list[Curve], frame: Frame, x: Scale, y: Scale) -> list[Flag]:
     if len(reached) == 2 and reached[1][0] - reached[0][0] < 90:  # the texts would touch: one to each side
         anchors = ["end", "start"]
     return [
-        Flag(role, round(at, 1), round(height, 1), plural(step, "step"), frame.top - 10, anchor)
+        Flag(role, round(at, 1), round(height, 1), f"{step:,}", frame.top - 10, anchor)
         for (at, height, step, role), anchor in zip(reached, anchors, strict=True)
     ]
 
@@ -309,7 +311,7 @@ def interval_figure(claim: Claim, frame: Frame = WIDE) -> Intervals:
         return frame.left + (frame.x1 - frame.left) * min(max(rate, 0.0), top) / top
 
     rows = []
-    step = curves[0].points[-1].step
+    effort = curves[0].points[-1].effort
     for index, curve in enumerate(curves):
         point, y = curve.points[-1], frame.top + 20 + 40 * index
         ends = round(x(point.lower), 1), round(x(point.upper), 1)
@@ -320,7 +322,7 @@ def interval_figure(claim: Claim, frame: Frame = WIDE) -> Intervals:
                 y,
                 *ends,
                 symbol(curve.role, x(point.rate), y),
-                _words(curve.role, point),
+                _words(curve, point),
             )
         )
     return Intervals(
@@ -330,7 +332,7 @@ def interval_figure(claim: Claim, frame: Frame = WIDE) -> Intervals:
         limit_x=round(x(claim.limit), 1),
         limit_text=f"limit {declared(claim.limit)}",
         limit_anchor="start" if claim.limit < top / 2 else "end",
-        when=f"after {plural(step, 'step')}" if step else "as released",
+        when=when(effort, claim.axis),
     )
 
 

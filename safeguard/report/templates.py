@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from safeguard import wording
 from safeguard.resources import resource_dir
+from safeguard.results import words
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 
@@ -43,6 +44,7 @@ def environment(escape: Callable[[str], str]) -> ImmutableSandboxedEnvironment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("percent", "declared", "plural", "number", "score", "duration", "moment")
+    names = ("amount", "percent", "declared", "plural", "number", "score", "duration", "moment")
     jinja.filters.update({name: getattr(wording, name) for name in names})
+    jinja.filters |= {"reason": words.reason, "findings": words.control}
     return jinja

@@ -19,8 +19,9 @@ from safeguard.report.curves import (
     is_single,
     ordered,
 )
+from safeguard.results import words
 from safeguard.results.report import Claim, ConceptInfo, Curve, Point, Report, UtilityRow
-from safeguard.wording import NARROW, ROLE_NAMES, declared, percent, plural, times
+from safeguard.wording import NARROW, ROLE_NAMES, amount, declared, percent, plural, times, when
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Relearning:
 class Shot:
     """One contact sheet of a gallery."""
 
-    step: int
+    effort: int
+    when: str
     picture: embedding.Picture
     caption: str
     alt: str
@@ -43,7 +45,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Strip:
-    """The contact sheets of one curve, in the order of steps; none where a checkpoint has no evidence."""
+    """The contact sheets of one curve, in the order of effort; none where a checkpoint has no evidence."""
 
     role: str
     name: str
@@ -59,6 +61,7 @@ class ClaimView:
     figures: list[Figure]
     intervals: list[Intervals]
     relearning: Relearning | None
+    reason: str
     measured: str
     description: str
     roles: list[tuple[str, str]]
@@ -97,46 +100,48 @@ class UtilityView:
 
 
 def relearning(claim: Claim) -> Relearning | None:
-    """Compare the steps that bring the concept back in the hardened and in the unlearned-only model."""
+    """Compare the efforts that bring the concept back in the hardened and in the unlearned-only model."""
     curves = {curve.role: curve for curve in claim.curves}
     hardened, unlearned = curves.get("hardened"), curves.get("unlearned")
     if hardened is None or hardened.censored_at == 0:
         return None
-    reached = hardened.steps_to_relearn
-    weak = unlearned.steps_to_relearn if unlearned else None
+    reached, axis = hardened.effort_to_relearn, claim.axis
+    weak = unlearned.effort_to_relearn if unlearned else None
     against = _against(unlearned)
     if reached is None:
-        within = f"not reached within {plural(hardened.censored_at, 'step')}"
+        within = f"not reached within {amount(hardened.censored_at, axis)}"
         if weak and hardened.censored_at > weak:
             headline = f"more than {times(hardened.censored_at / weak)}"
-            return Relearning(headline, f"the steps: relearning was {within}{against}.")
-        return Relearning("not reached", f"within {plural(hardened.censored_at, 'step')}{against}.")
+            return Relearning(headline, f"the effort: relearning was {within}{against}.")
+        return Relearning("not reached", f"within {amount(hardened.censored_at, axis)}{against}.")
     if reached == 0:
-        return Relearning("0 steps", "The released model draws the concept before any fine-tuning.")
+        return Relearning("no effort", "The released model draws the concept before any attack.")
     if weak:
         needs = f"needs {times(reached / weak)}"
-        same = "the same number of steps" if reached == weak else "the steps"
-        words = f"{same} of the unlearned-only model: {plural(reached, 'step')} against {weak:,}."
-        return Relearning(needs if reached != weak else "needs 1" + NARROW + "×", words)
-    return Relearning(plural(reached, "step"), f"bring the concept back{against}.")
+        same = "the same effort" if reached == weak else "the effort"
+        said = f"{same} of the unlearned-only model: {amount(reached, axis)} against {weak:,}."
+        return Relearning(needs if reached != weak else "needs 1" + NARROW + "×", said)
+    return Relearning(amount(reached, axis), f"bring the concept back{against}.")
 
 
 def _against(unlearned: Curve | None) -> str:
     if unlearned is None:
         return "; there is no unlearned-only model to compare with"
-    steps = unlearned.steps_to_relearn
-    if steps is None:
+    effort = unlearned.effort_to_relearn
+    if effort is None:
         return ", nor in the unlearned-only model"
-    if steps == 0:
-        return "; the unlearned-only model draws it before any fine-tuning"
-    return f"; the unlearned-only model needs {plural(steps, 'step')}"
+    if effort == 0:
+        return "; the unlearned-only model draws it before any attack"
+    return f"; the unlearned-only model needs {amount(effort, unlearned.axis)}"
 
 
 def measured(claim: Claim) -> str:
     """The claim's number in one sentence."""
-    when = "As released" if claim.worst_step == 0 else f"At the worst checkpoint, {plural(claim.worst_step, 'step')}"
+    worst = (
+        f"At the worst checkpoint, {amount(claim.worst_effort, claim.axis)}" if claim.worst_effort else "As released"
+    )
     return (
-        f"{when}, {claim.flagged:,} of {claim.samples:,} images were flagged ({percent(claim.rate)}). "
+        f"{worst}, {claim.flagged:,} of {claim.samples:,} images were flagged ({percent(claim.rate)}). "
         f"The true rate lies below {percent(claim.upper)}; the limit is {declared(claim.limit)}."
     )
 
@@ -182,14 +187,15 @@ def _steps(claims: Sequence[Claim]) -> Tile | None:
     hardened = [curve for curve in curves if curve.role == "hardened"]
     if not hardened:
         return None
-    reached = [curve.steps_to_relearn for curve in hardened if curve.steps_to_relearn is not None]
-    others = [curve.steps_to_relearn for curve in curves if curve.role == "unlearned"]
-    weak = [steps for steps in others if steps is not None]
-    note = f"unlearned only: {plural(min(weak), 'step')}" if weak else "fine-tuning steps"
+    reached = [curve.effort_to_relearn for curve in hardened if curve.effort_to_relearn is not None]
+    others = [curve.effort_to_relearn for curve in curves if curve.role == "unlearned"]
+    weak = [effort for effort in others if effort is not None]
+    axis = " or ".join(dict.fromkeys(curve.axis for curve in hardened))
+    note = f"unlearned only: {min(weak):,} {axis}" if weak else axis
     if reached:
-        return Tile("Fewest steps to relearn", f"{min(reached):,}", note, False)
+        return Tile("Least effort to relearn", f"{min(reached):,}", note, False)
     furthest = min(curve.censored_at for curve in hardened)
-    return Tile("Fewest steps to relearn", f"over {furthest:,}", note, True)
+    return Tile("Least effort to relearn", f"over {furthest:,}", note, True)
 
 
 def concepts(report: Report, run_dir: Path) -> list[ConceptView]:
@@ -217,8 +223,8 @@ def must_blur(report: Report) -> bool:
 
 def _claim(report: Report, claim: Claim, anchor: str, run_dir: Path, hidden: bool) -> ClaimView:
     curves, single = ordered(claim.curves), is_single(claim)
-    steps = sorted({point.step for curve in curves for point in curve.points})
-    points = [{point.step: point for point in curve.points} for curve in curves]
+    steps = sorted({point.effort for curve in curves for point in curve.points})
+    points = [{point.effort: point for point in curve.points} for curve in curves]
     frames = (WIDE, PHONE)
     return ClaimView(
         anchor=anchor,
@@ -226,6 +232,7 @@ def _claim(report: Report, claim: Claim, anchor: str, run_dir: Path, hidden: boo
         figures=[] if single else [curve_figure(claim, report.attack_control, frame) for frame in frames],
         intervals=[interval_figure(claim, frame) for frame in frames] if single and curves else [],
         relearning=relearning(claim),
+        reason=words.reason(claim),
         measured=measured(claim),
         description=". ".join(describe(curve) for curve in curves) + f". Limit: {declared(claim.limit)}.",
         roles=[(curve.role, ROLE_NAMES[curve.role]) for curve in curves],
@@ -235,10 +242,10 @@ def _claim(report: Report, claim: Claim, anchor: str, run_dir: Path, hidden: boo
 
 
 def _gallery(claim: Claim, curves: list[Curve], run_dir: Path, hidden: bool) -> list[Strip]:
-    steps = sorted({point.step for curve in curves for point in curve.points if point.evidence is not None})
+    steps = sorted({point.effort for curve in curves for point in curve.points if point.evidence is not None})
     strips = []
     for curve in curves:
-        by_step = {point.step: point for point in curve.points if point.evidence is not None}
+        by_step = {point.effort: point for point in curve.points if point.evidence is not None}
         if by_step:
             shots = [_shot(claim, curve.role, by_step.get(step), run_dir, hidden) for step in steps]
             strips.append(Strip(curve.role, ROLE_NAMES[curve.role], shots))
@@ -251,10 +258,12 @@ def _shot(claim: Claim, role: str, point: Point | None, run_dir: Path, hidden: b
     picture = embedding.load(run_dir, point.evidence, blurred=hidden)
     state = "Blurred images" if hidden else "Images"
     alt = (
-        f"{state} of the {ROLE_NAMES[role]} model after {plural(point.step, 'step')} of {claim.probe}, "
+        f"{state} of the {ROLE_NAMES[role]} model after {amount(point.effort, claim.axis)} of {claim.probe}, "
         f"prompted for {claim.concept}: {point.flagged} of {point.samples} flagged"
     )
-    return Shot(point.step, picture, f"{point.flagged:,}/{point.samples:,} flagged", alt)
+    return Shot(
+        point.effort, when(point.effort, claim.axis), picture, f"{point.flagged:,}/{point.samples:,} flagged", alt
+    )
 
 
 def utility(report: Report) -> list[UtilityView]:

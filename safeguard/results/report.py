@@ -12,7 +12,7 @@ EXIT_CODES: dict[str, int] = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 class Point(Record):
     """One checkpoint of a curve: k flagged of n images in the worst seed, with one-sided exact bounds."""
 
-    step: int
+    effort: int
     flagged: int
     samples: int
     rate: float
@@ -24,54 +24,119 @@ class Point(Record):
     """Two-sided Wilson interval, for reading only."""
     pooled_rate: float
     """All seeds together."""
-    training_loss: float | None = None
-    """Denoising loss on the fine-tune's own images, mean of the seeds: whether it learns; none: no fine-tune."""
+    loss: float | None = None
+    """The attack's own loss, mean of the seeds: of a fine-tune the denoising loss on its images; none: it has none."""
     evidence: str | None = None
     """Path of a contact sheet, relative to the run directory."""
 
 
 class Curve(Record):
-    """Rate against fine-tuning steps, for one model under one probe and concept."""
+    """Rate against effort, for one model under one probe and concept."""
 
     role: Role
+    axis: str
+    """What efforts count, in the plural: ``fine-tuning steps``."""
     seeds: int
     points: list[Point]
-    steps_to_relearn: int | None
+    effort_to_relearn: int | None
     """First checkpoint whose rate reaches the policy's ``attack_control`` rate; none: not reached."""
     censored_at: int
-    """Largest step that was looked at."""
+    """Largest effort that was looked at."""
+
+
+class Gap(Record):
+    """What the policy declared and the evidence lacks."""
+
+    what: Literal["seeds", "images"]
+    found: int
+    wanted: int
+    effort: int | None = None
+    """Of the checkpoint that lacks images."""
+    seed: int | None = None
+
+
+Reason = Literal[
+    "below the limit",
+    "above the limit",
+    "between the bounds",
+    "incomplete",
+    "not run",
+    "nothing within the budget",
+    "no probe",
+]
+"""Why a claim has its verdict; sentences are made of it and the numbers (:mod:`safeguard.results.words`)."""
 
 
 class Claim(Record):
     """One requirement applied to one probe and concept."""
 
+    requirement: str
+    """Its pattern over probe ids."""
     probe: str
     concept: str
     title: str
     """In words: ``malicious fine-tune, LoRA, on images of weapons``."""
+    axis: str
+    """What efforts count, in the plural: ``fine-tuning steps``."""
     limit: float
     budget: int | None
-    worst_step: int
+    worst_effort: int
     """Checkpoint with the highest upper bound within the budget."""
+    worst_seed: int | None
+    """Seed of that bound; none: nothing was measured."""
     flagged: int
     samples: int
     rate: float
     lower: float
     upper: float
     verdict: Verdict
-    reason: str
-    """One sentence."""
+    reason: Reason
+    gap: Gap | None = None
+    """What is missing where the claim is incomplete."""
+    most_hits: int | None = None
+    """Flagged images that so many samples may have and still pass; none: not even zero do."""
+    smallest_samples: int | None = None
+    """Fewest samples at which zero hits pass; none: no number does."""
     curves: list[Curve]
+
+
+ControlId = Literal["positive", "attack", "benign-learns", "utility", "negative", "placebo", "detector"]
+
+
+class Finding(Record):
+    """One part of a control, in numbers: of one concept, one probe, or one subject."""
+
+    about: str
+    """Whom it is about: ``weapons, malicious-full``."""
+    measure: str
+    """What was counted or measured: ``base images flagged``, ``CLIP score``."""
+    passed: bool
+    role: Role | None = None
+    """The model it was measured on, where controls differ in that."""
+    effort: int | None = None
+    axis: str = ""
+    hits: int | None = None
+    samples: int | None = None
+    measured: float | None = None
+    bound: float | None = None
+    """One-sided bound of the measured value, on the side that matters."""
+    required: float | None = None
+    direction: Literal["at least", "at most", "below"] = "at least"
+    """How the measured value must lie to the required one."""
+    share: bool = True
+    """Whether measured, bound and required are shares of one."""
+    problem: str = ""
+    """Why nothing, or not all, could be measured; or what is wrong with it."""
 
 
 class Control(Record):
     """A check without which the verdict is INCONCLUSIVE."""
 
-    id: Literal["positive", "attack", "utility", "negative", "placebo", "detector", "benign-learns"]
+    id: ControlId
     title: str
     passed: bool
-    measured: str
-    """What was measured and what was needed, in one sentence."""
+    findings: list[Finding]
+    """What was measured and what was needed; empty: the suite has nothing that it would control."""
 
 
 class UtilityRow(Record):
@@ -79,12 +144,14 @@ class UtilityRow(Record):
 
     subject: str
     relation: Literal["related", "retained"]
-    metric: Literal["detection rate", "CLIP score"]
+    metric: str
+    """``detection rate``, or the title of a metric: ``CLIP score``."""
+    higher_is_better: bool = True
     base: float
     hardened: float
     samples: int
     required: float
-    """Smallest acceptable value for the hardened model."""
+    """Worst acceptable value for the hardened model."""
     passed: bool
 
 

@@ -1,4 +1,4 @@
-"""What a probe returns: plain data, no torch, the same in memory and in ``unit.json``."""
+"""What a unit of work found: plain data, no torch, the same in memory and in ``unit.json``."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ class ImageRow(Record):
 
     subject: str
     """Name of the concept or related/retained subject the prompt asks for."""
-    step: int
-    """Fine-tuning steps done before it was drawn; 0: as released."""
+    effort: int
+    """What the attack had spent before it was drawn; 0: as released."""
     prompt: str
     seed: int
     """Seed of the image's own noise."""
     score: float
     """Detector score in [0, 1] for the subject's labels."""
     flagged: bool
-    clip_score: float | None = None
-    """Cosine of image and prompt by the utility metric, when measured."""
+    metrics: dict[str, float] = {}
+    """Values of the policy's metrics for this image, by name."""
 
 
 class Checkpoint(Record):
-    """State of the attacked model after so many fine-tuning steps."""
+    """State of the attacked model after so much effort."""
 
-    step: int
+    effort: int
     loss: float | None
-    """Denoising loss on the training images, at the same timesteps and noise at every checkpoint; none: no training."""
+    """The attack's own loss, measured alike at every checkpoint (of a fine-tune: the denoising loss on its images, at
+    the same timesteps and noise); none: it has none."""
     seconds: float
+    prompts: str | None = None
+    """Digest of the prompts that the attack put in the place of the policy's; none: it left them."""
     evidence: str | None = None
     """File name (in the unit's folder) of a contact sheet of the first images of the concepts."""
 
@@ -36,33 +39,41 @@ class Checkpoint(Record):
 class UnitResult(Record):
     """One unit of work: one probe × one seed on one model."""
 
-    digest: str
-    """Address of the unit: a hash over everything that determines its outcome."""
+    address: str
+    """A hash over everything that determines the outcome."""
     probe: str
     """Id of the probe in the suite: ``malicious-lora``."""
-    kind: str
-    """Registered kind: ``released``, ``finetune``."""
+    attack: str
+    """Registered name: ``released``, ``finetune``."""
+    axis: str
+    """What efforts count, in the plural: ``fine-tuning steps``."""
+    efforts: list[int]
+    """After which efforts the concepts were to be looked for."""
     role: Role
     seed: int
     settings: dict[str, object]
-    """The probe's settings, defaults resolved."""
+    """The attack's settings, defaults resolved."""
     model_digest: str
-    data_digest: str | None
-    """Digest of the images fine-tuned on."""
+    data_digests: list[str]
+    """Digests of the image sets it trained on."""
     detectors: dict[str, str]
     """Concept → digest of detector weights and settings."""
+    metrics: dict[str, str]
+    """Metric → digest of its weights and settings."""
     checkpoints: list[Checkpoint]
     rows: list[ImageRow]
     image_statistics: dict[str, float]
-    """Over all images of step 0: mean standard deviation of pixels, share of near-constant and of noise-like images."""
+    """Over all images at effort 0: mean standard deviation of pixels, shares of near-constant and noise-like ones."""
     seconds: float
+    cpu_seconds: float
+    """Processor time of the process that ran it."""
     environment: dict[str, str]
 
-    def count(self, subject: str, step: int) -> tuple[int, int]:
+    def count(self, subject: str, effort: int) -> tuple[int, int]:
         """Flagged images and all images of a subject at a checkpoint: (k, n)."""
-        hits = [row.flagged for row in self.rows if row.subject == subject and row.step == step]
+        hits = [row.flagged for row in self.rows if row.subject == subject and row.effort == effort]
         return sum(hits), len(hits)
 
-    def steps(self) -> list[int]:
-        """Checkpoints that were evaluated, ascending."""
-        return [checkpoint.step for checkpoint in self.checkpoints]
+    def evaluated(self) -> list[int]:
+        """Efforts of the checkpoints that were evaluated, ascending."""
+        return [checkpoint.effort for checkpoint in self.checkpoints]

@@ -69,7 +69,7 @@ def _strip(cell: CellResult, out: Path) -> Image.Image | None:
         if c.role == "hardened"
         for point in c.points
     ]
-    named = [point.evidence for point in points if point.step == 0 and point.evidence is not None]
+    named = [point.evidence for point in points if point.effort == 0 and point.evidence is not None]
     if not named or not (folder / named[0]).is_file():
         return None
     with Image.open(folder / named[0], formats=["PNG"]) as image:

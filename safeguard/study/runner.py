@@ -181,18 +181,18 @@ def _read(cell: Cell, report: Report, record: dict[str, Any]) -> CellResult:
     looks = []
     for claim in report.claims:
         curves = {curve.role: curve.points for curve in claim.curves}
-        base = {point.step: point.rate for point in curves.get("base", [])}
+        base = {point.effort: point.rate for point in curves.get("base", [])}
         looks += [
             Look(
                 probe=claim.probe,
                 concept=claim.concept,
-                step=point.step,
+                step=point.effort,
                 flagged=point.flagged,
                 samples=point.samples,
                 rate=point.rate,
                 upper=point.upper,
-                training_loss=point.training_loss,
-                base=base.get(point.step),
+                training_loss=point.loss,
+                base=base.get(point.effort),
             )
             for point in curves["hardened"]
         ]

@@ -1,0 +1,121 @@
+"""What every attack is: it changes a target and says when it is worth looking.
+
+An attack does not draw the images that are judged, judge them, take times or write files: it yields
+:class:`Attempt` after :class:`Attempt`, and whoever runs it looks at the target before it asks for the next. A
+fine-tune, as one would write it on a board::
+
+    def run(self, target, seed):
+        with target.attacked() as model:
+            for step, loss in fine_tune(model, data, tuner, training, seed=seed):
+                if step in self.efforts():
+                    yield Attempt(step, loss=loss)
+
+The loop is the same for every attack (:func:`safeguard.probe.units.run_unit`)::
+
+    for attempt in attack.run(target, seed):
+        rows += evaluator.look(target.model, attempt, ...)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Generic, TypeVar
+
+from safeguard.attack.target import Target
+from safeguard.config import MethodConfig, Source
+from safeguard.data.fine_tuning import DataSets
+from safeguard.diffusion.conditioning import Conditioning
+from safeguard.results.plan import Cost, Schedule
+
+C = TypeVar("C", bound=MethodConfig)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is drawn instead of the policy's prompts, by concept.
+
+    Attributes:
+        texts: prompts of each concept that the attack is about; the others keep theirs.
+        states: text states in their place, one row per text; what an attack found that no text says.
+    """
+
+    texts: Mapping[str, Sequence[str]]
+    states: Mapping[str, Conditioning] | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hexadecimal) over texts and states."""
+        digest = hashlib.sha256()
+        for concept, texts in sorted(self.texts.items()):
+            digest.update("\x00".join([concept, *texts, ""]).encode())
+        for concept, found in sorted((self.states or {}).items()):
+            digest.update(concept.encode())
+            for part in (found.states, found.pooled):
+                if part is not None:
+                    digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The target as the attack has it now; it is judged before the attack goes on.
+
+    Attributes:
+        effort: what the attack has spent, on its own axis; 0: attached, and nothing done yet (the placebo).
+        prompts: what to draw; None: the policy's prompts.
+        loss: the attack's own loss, by which one sees whether it makes progress; None: it has none.
+    """
+
+    effort: int
+    prompts: Prompts | None = None
+    loss: float | None = None
+
+
+class Attack(Generic[C]):
+    """One way to bring a concept back, or to use the model; attacks derive from this class and say what they do.
+
+    Args:
+        config: the attack's settings.
+        probe: id of the probe that it is for; its randomness is derived from the id, so that no two probes share any.
+    """
+
+    Config: ClassVar[type[MethodConfig]]
+    axis: ClassVar[str] = "steps"
+    """What :attr:`Attempt.effort` counts, in the plural: ``fine-tuning steps``, ``queries``."""
+    judges_everything: ClassVar[bool] = False
+    """Whether related and retained subjects are looked at beside the concepts."""
+
+    def __init__(self, config: C, probe: str) -> None:
+        self.config = config
+        self.probe = probe
+
+    def efforts(self) -> list[int]:
+        """The efforts of the attempts that :meth:`run` yields, ascending; known without running it."""
+        raise NotImplementedError(f"{type(self).__name__} does not say when it is worth looking")
+
+    def sources(self) -> list[Source]:
+        """Whose images it trains on; none: it trains on none."""
+        return []
+
+    def cost(self) -> Cost:
+        """What a run does beside the drawing and judging of images."""
+        return Cost()
+
+    def schedule(self) -> Schedule:
+        """Efforts, sources and cost as plain data."""
+        return Schedule(axis=self.axis, efforts=self.efforts(), sources=self.sources(), cost=self.cost())
+
+    def draw(self, data: DataSets, seed: int) -> None:
+        """Have the images drawn that :meth:`run` will ask for; the model that draws them is then in memory."""
+
+    def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
+        """Attack the target; it is as it was when the iterator is exhausted or closed.
+
+        Args:
+            target: what is attacked; its weights may be changed inside ``target.attacked()``.
+            seed: of everything random; the same seed repeats the run.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what it does")

@@ -1,0 +1,77 @@
+"""What an attack is handed: one model in memory, what it is accused of, and the images and answers to be had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from safeguard.data.fine_tuning import DataSets
+from safeguard.diffusion.model import DiffusionModel, Weights
+from safeguard.diffusion.sampling import sample
+from safeguard.policy.schema import Concept, Policy
+from safeguard.results.record import Role
+from safeguard.seeds import derive
+
+
+@dataclass
+class Oracle:
+    """Answers a black-box attack: it draws prompts with the model as it is, and says how much a concept is seen.
+
+    Its noise comes from seeds of its own: what a search has seen is never what a bound is computed on.
+
+    Attributes:
+        score: images (n, height, width, 3) and a concept -> scores in [0, 1] (n,).
+        calls: images drawn so far.
+    """
+
+    model: DiffusionModel
+    policy: Policy
+    score: Callable[[np.ndarray, Concept], np.ndarray]
+    calls: int = 0
+
+    def __call__(self, concept: Concept, prompts: Sequence[str], seed: int) -> np.ndarray:
+        """Scores (n,) of one image per prompt; ``seed`` is the attack's."""
+        settings = self.policy.certification
+        seeds = [derive(seed, "search", concept.name, self.calls + index) for index in range(len(prompts))]
+        self.calls += len(prompts)
+        images = sample(self.model, prompts, seeds, steps=settings.sampler_steps, guidance=settings.guidance)
+        return self.score(images, concept)
+
+
+@dataclass
+class Target:
+    """One model under attack.
+
+    Attributes:
+        role: the certified model, or a control.
+        digest: of the model as it was opened.
+        data: images to fine-tune on.
+        oracle: for attacks that see answers only; seeds and a count of its own.
+    """
+
+    role: Role
+    model: DiffusionModel
+    digest: str
+    policy: Policy
+    data: DataSets
+    oracle: Oracle
+    _start: Weights = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._start = Weights(self.model.named_parameters())
+
+    @property
+    def concepts(self) -> list[Concept]:
+        """What must be gone."""
+        return list(self.policy.concepts)
+
+    @contextmanager
+    def attacked(self) -> Iterator[DiffusionModel]:
+        """The model to change at will; its weights come back on leaving."""
+        try:
+            yield self.model
+        finally:
+            self._start.restore()

@@ -1,0 +1,191 @@
+"""Who runs units: this process, or several at once; the report is the same bit for bit.
+
+An executor is handed plain data and gives plain data back, so that one on a cluster needs nothing else. On CPUs a
+result depends on the number of threads in its last bits: workers that are to agree have equally many.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from safeguard.attack.target import Oracle, Target
+from safeguard.cache import cache_dir
+from safeguard.data.fine_tuning import DataSets
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.errors import UsageFault
+from safeguard.io.opening import open_pipeline
+from safeguard.probe.campaign import Campaign
+from safeguard.probe.evaluator import Evaluator
+from safeguard.probe.units import Units, UnitSpec, make_attack, run_unit
+from safeguard.progress import Progress, SilentProgress
+from safeguard.results.record import Role
+from safeguard.results.unit import UnitResult
+
+
+class Worker:
+    """Runs the units of a campaign in this process, one model in memory at a time.
+
+    Args:
+        device: where models run; the campaign's if none.
+    """
+
+    def __init__(self, campaign: Campaign, units: Units, progress: Progress, device: str | None = None) -> None:
+        self.campaign, self.units, self.progress = campaign, units, progress
+        self.device = device or campaign.device
+        self.evaluator = Evaluator(campaign.policy, self.device)
+        self._target: Target | None = None
+        self.data = DataSets(
+            campaign.policy, campaign.digests["base"], campaign.code, cache_dir() / "data", torch.device(self.device)
+        )
+
+    def open(self, role: Role) -> Target:
+        """The model of that role; what was in memory before is let go first."""
+        if self._target is None or self._target.role != role:
+            self._target = self.data.base = None
+            gc.collect()
+            campaign = self.campaign
+            model = DiffusionModel(open_pipeline(campaign.directories[role], device=self.device))
+            model.exposed_parts = campaign.exposed_parts
+            oracle = Oracle(model, campaign.policy, self.evaluator.score)
+            self._target = Target(role, model, campaign.digests[role], campaign.policy, self.data, oracle)
+            self.data.base = model if role == "base" else None
+        return self._target
+
+    def draw(self, spec: UnitSpec) -> None:
+        """Draw the images that a unit's attack trains on, with the base model."""
+        self.open("base")
+        make_attack(spec.probe).draw(self.data, spec.seed)
+
+    def run(self, spec: UnitSpec) -> UnitResult:
+        """Run a unit and keep what it found."""
+        attack, target = make_attack(spec.probe), self.open(spec.role)
+        return run_unit(spec, attack, target, self.evaluator, self.units, self.progress)
+
+
+class Executor(Protocol):
+    """Runs units."""
+
+    def run(
+        self, campaign: Campaign, specs: Sequence[UnitSpec], units: Units, progress: Progress
+    ) -> Iterator[UnitResult]:
+        """Results as they come, in any order; every finished unit is kept before its result is given."""
+        ...
+
+
+def to_draw(campaign: Campaign, specs: Sequence[UnitSpec]) -> list[UnitSpec]:
+    """Of units that train on the same images, the first."""
+    found: dict[str, UnitSpec] = {}
+    for spec in specs:
+        if campaign.schedules[spec.probe.id].sources:
+            found.setdefault(f"{spec.probe.attack.model_dump_json()} {spec.seed}", spec)
+    return list(found.values())
+
+
+class Serial:
+    """One unit after the other, in this process."""
+
+    def run(
+        self, campaign: Campaign, specs: Sequence[UnitSpec], units: Units, progress: Progress
+    ) -> Iterator[UnitResult]:
+        """In the order of the units."""
+        worker = Worker(campaign, units, progress)
+        todo = to_draw(campaign, specs)
+        with progress.task("draw images to fine-tune on", len(todo)) as task:
+            for done, spec in enumerate(todo, start=1):
+                worker.draw(spec)
+                task.update(done)
+        for spec in specs:
+            yield worker.run(spec)
+
+
+class Processes:
+    """Several workers, each a process with a device or a share of the cores of its own.
+
+    Raises:
+        UsageFault: fewer than one worker.
+    """
+
+    def __init__(self, workers: int) -> None:
+        if workers < 1:
+            raise UsageFault(f"{workers} workers do nothing", fix="use at least one")
+        self.workers = workers
+
+    def run(
+        self, campaign: Campaign, specs: Sequence[UnitSpec], units: Units, progress: Progress
+    ) -> Iterator[UnitResult]:
+        """As they are finished; those of one model are handed out together."""
+        with self._pool(campaign, units) as pool, progress.task("units", len(specs)) as task:
+            for drawn in as_completed([pool.submit(_draw, spec) for spec in to_draw(campaign, specs)]):
+                drawn.result()
+            running = {pool.submit(_run, spec): spec for spec in specs}
+            for done, future in enumerate(as_completed(running), start=1):
+                task.update(done, finished=running[future].title)
+                yield future.result()
+
+    @contextmanager
+    def _pool(self, campaign: Campaign, units: Units) -> Iterator[ProcessPoolExecutor]:
+        context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
+        places = context.Queue()
+        for place in range(self.workers):
+            places.put(place)
+        threads = max(1, (os.cpu_count() or 1) // self.workers)
+        pool = ProcessPoolExecutor(
+            self.workers, mp_context=context, initializer=_begin, initargs=(campaign, units, places, threads)
+        )
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_worker: Worker | None = None
+"""Of this process, where it is one of several."""
+
+
+def _begin(campaign: Campaign, units: Units, places: Any, threads: int) -> None:
+    global _worker
+    place = places.get()
+    on_gpu = campaign.device.startswith("cuda")
+    if not on_gpu:
+        torch.set_num_threads(threads)
+    device = f"cuda:{place % torch.cuda.device_count()}" if on_gpu else campaign.device
+    _worker = Worker(campaign, units, SilentProgress(), device)
+
+
+def _draw(spec: UnitSpec) -> None:
+    assert _worker is not None
+    _worker.draw(spec)
+
+
+def _run(spec: UnitSpec) -> UnitResult:
+    assert _worker is not None
+    return _worker.run(spec)
+
+
+def choose(workers: int | None, device: str, model_dir: Path) -> Executor:
+    """The executor for so many workers; none: one per GPU, or one per core as far as memory goes."""
+    if workers is None:
+        workers = torch.cuda.device_count() if device.startswith("cuda") else _cores(model_dir)
+    return Serial() if workers == 1 else Processes(workers)
+
+
+OVERHEAD = 1.5e9
+"""Bytes a worker needs beside weights: the libraries, activations, detectors."""
+COPIES = 5
+"""How often a worker holds the weights at most, in float32: the model, the start, gradients and two moments."""
+
+
+def _cores(model_dir: Path) -> int:
+    """How many workers the machine's cores and its free memory carry."""
+    weights = sum(path.stat().st_size for path in model_dir.rglob("*.safetensors"))
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(os.cpu_count() or 1, int(free / (COPIES * weights + OVERHEAD))))

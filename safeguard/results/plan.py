@@ -1,0 +1,73 @@
+"""What a certification will cost and can show, before it is run."""
+
+from __future__ import annotations
+
+from pydantic import NonNegativeInt
+
+from safeguard.config import Source
+from safeguard.results.record import Record
+
+
+class Cost(Record):
+    """What one attack does beside the drawing and judging of images."""
+
+    training_images: NonNegativeInt = 0
+    """Images in its training set; drawn once per data set and seed, and shared by all models and probes."""
+    steps: NonNegativeInt = 0
+    """Optimiser steps."""
+    network_calls: NonNegativeInt = 0
+    """Rows that go through the denoiser, forward passes alone counted."""
+
+
+class Schedule(Record):
+    """What a probe yields, known without running it."""
+
+    axis: str
+    """What efforts count, in the plural: ``fine-tuning steps``."""
+    efforts: list[NonNegativeInt]
+    """After which efforts the concepts are looked for, ascending."""
+    sources: list[Source]
+    """Whose images it trains on."""
+    cost: Cost
+
+
+class Chance(Record):
+    """How likely a model passes if this is its rate of flagged images everywhere."""
+
+    rate: float
+    probability: float
+
+
+class Power(Record):
+    """One requirement on one probe and one concept."""
+
+    requirement: str
+    """The pattern of the requirement."""
+    probe: str
+    concept: str
+    limit: float
+    samples: int
+    """Images per seed and checkpoint."""
+    bounds: int
+    """Seeds times checkpoints within the budget: how many bounds must lie below the limit."""
+    most_hits: int | None
+    """Flagged images that each of them may have; none: not even zero pass."""
+    smallest_samples: int | None
+    """Fewest samples at which zero hits pass; none: no number does."""
+    chances: list[Chance]
+    """Seeds and checkpoints taken as independent, which understates the chance."""
+
+
+class Plan(Record):
+    """A whole certification, not yet run."""
+
+    units: int
+    """Probe × seed × model."""
+    units_by_role: dict[str, int]
+    images: int
+    """Images to draw, training sets included."""
+    optimiser_steps: int
+    powers: list[Power]
+    chances: list[Chance]
+    """The chance that all requirements pass, by true rate."""
+    warnings: list[str]

@@ -75,7 +75,10 @@ class LatentSet:
         tensors = {"mean": self.mean, "std": self.std, "states": self.conditioning.states}
         if self.conditioning.pooled is not None:
             tensors["pooled"] = self.conditioning.pooled
-        save_state(path, {"set": tensors}, facts={"captions": self.captions, "digest": self.digest})
+        # The layout in memory chooses the kernels, and these the last bits.
+        strides = {name: value.stride() for name, value in tensors.items()}
+        facts = {"captions": self.captions, "digest": self.digest, "strides": strides}
+        save_state(path, {"set": tensors}, facts=facts)
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> LatentSet:
@@ -85,7 +88,10 @@ class LatentSet:
             ModelFault: there is no such file, or it holds something else.
         """
         groups, facts = load_state(path)
-        tensors = {name: value.to(device) for name, value in groups["set"].items()}
+        tensors = {
+            name: torch.empty_strided(value.shape, facts["strides"][name], device=device).copy_(value)
+            for name, value in groups["set"].items()
+        }
         conditioning = Conditioning(tensors["states"], tensors.get("pooled"))
         return cls(tensors["mean"], tensors["std"], conditioning, facts["captions"], facts["digest"])
 

@@ -14,7 +14,9 @@ from safeguard.diffusion.model import DiffusionModel
 from safeguard.io.opening import open_pipeline
 from safeguard.io.preflight import inspect
 from safeguard.probe.campaign import Campaign
-from safeguard.probe.units import Units, run_unit
+from safeguard.probe.executors import Worker
+from safeguard.probe.units import Units
+from safeguard.progress import SilentProgress
 
 SHORT = {"steps": 2, "trajectory_steps": 2, "pool": 2, "learning_rate": 1e-3, "attack_steps": 2}
 ADVUNLEARN = {"name": "advunlearn", "warm_up": 1, "preserve_batch": 2} | SHORT
@@ -40,15 +42,14 @@ def changed(world: Path) -> set[str]:
 @pytest.mark.parametrize("unlearner", [ADVUNLEARN, ERASERS], ids=["advunlearn", "receler"])
 def test_harden_and_certify(world: Path, unlearner: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[dict[str, torch.Tensor]] = []
-    from safeguard.io import saving
 
     def save(pipeline: Any, *args: Any, **options: Any) -> dict[str, str]:
         parameters = DiffusionModel(pipeline).named_parameters()
         written.append({name: value.detach().clone() for name, value in parameters.items()})
         return save_pipeline(pipeline, *args, **options)
 
-    save_pipeline = saving.save_pipeline
-    monkeypatch.setattr(saving, "save_pipeline", save)
+    save_pipeline = api.save_pipeline
+    monkeypatch.setattr(api, "save_pipeline", save)
     declare(world, unlearner, OBJECTIVE)
     hardened = api.harden(world / "policy.yaml", world / "hardened")
     again = opened(hardened.path)
@@ -57,7 +58,7 @@ def test_harden_and_certify(world: Path, unlearner: dict[str, Any], monkeypatch:
     erasers = unlearner["name"] == "receler"
     assert any("not hardened" in note for note in hardened.record["notes"]) == erasers
     assert bool(inspect(hardened.path).erasers) == erasers
-    report = api.certify(hardened.path, out=world / "run")
+    report = api.certify(hardened.path, out=world / "run", workers=1)
     assert report.verdict in ("FAIL", "INCONCLUSIVE"), "an untrained detector cannot certify anything"
     assert any("stored erasers" in line for line in report.limitations) == erasers
     assert {unit.name for unit in (world / "run" / "units").iterdir()}
@@ -69,29 +70,31 @@ def test_a_changed_text_encoder_is_attacked_and_put_back(world: Path) -> None:
     names = changed(world)
     assert names and all(name.startswith("text_encoder.") and "embeddings." not in name for name in names)
     campaign = Campaign.open(hardened.path, device="cpu")
-    session = campaign.open_hardened()
     assert campaign.exposed_parts == {"unet", "text_encoder"}
-    assert campaign.open_base().model.exposed_parts == campaign.exposed_parts, (
-        "controls are attacked like the model itself"
-    )
-    parameters = session.model.named_parameters()
+    worker = Worker(campaign, Units(world / "run", shared=False), SilentProgress())
+    assert worker.open("base").model.exposed_parts == campaign.exposed_parts, "controls are attacked like the model"
+    specs = [campaign.unit("hardened", campaign.spec(probe), 0) for probe in ("malicious-full", "benign-lora")]
+    for spec in specs:
+        worker.draw(spec)
+    target = worker.open("hardened")
+    parameters = target.model.named_parameters()
     before = {name: value.clone() for name, value in parameters.items()}
     moved: set[str] = set()
-    restore = type(session._start).restore
+    restore = type(target._start).restore
 
     def look(weights: Any) -> None:
-        moved.update(n for n, value in session.model.named_parameters().items() if not torch.equal(value, before[n]))
+        moved.update(n for n, value in target.model.named_parameters().items() if not torch.equal(value, before[n]))
         restore(weights)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(type(session._start), "restore", look)
-        for probe in ("malicious-full", "benign-lora"):
-            run_unit(session, campaign.spec(probe), 0, campaign.base_digest, Units(world / "run", shared=False))
+        patched.setattr(type(target._start), "restore", look)
+        for spec in specs:
+            worker.run(spec)
     assert {name.partition(".")[0] for name in moved} == {"unet", "text_encoder"}
-    assert session.model.named_parameters().keys() == before.keys()
-    assert all(torch.equal(value, before[name]) for name, value in session.model.named_parameters().items())
+    assert target.model.named_parameters().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in target.model.named_parameters().items())
 
 
 def test_a_model_with_the_base_models_text_encoder_is_attacked_in_its_denoiser(world: Path) -> None:
     campaign = Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu")
-    assert campaign.open_hardened().model.exposed_parts == {"unet"}
+    assert campaign.exposed_parts == {"unet"}

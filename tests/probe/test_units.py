@@ -6,32 +6,50 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 import safeguard.probe
 from safeguard import api
 from safeguard.errors import ModelFault, PolicyFault, UsageFault
 from safeguard.probe.campaign import Campaign
-from safeguard.probe.units import Units, run_unit
+from safeguard.probe.executors import Worker
+from safeguard.probe.units import UnitSpec
 from safeguard.results.unit import UnitResult
 
 
 def outcome(unit: UnitResult) -> tuple[object, ...]:
-    return unit.digest, unit.rows, [point.loss for point in unit.checkpoints]
+    return unit.address, unit.rows, [point.loss for point in unit.checkpoints]
+
+
+def run(worker: Worker, probe: str, seed: int = 0) -> UnitResult:
+    """The unit, its training images drawn first."""
+    spec = worker.campaign.unit("hardened", worker.campaign.spec(probe), seed)
+    worker.draw(spec)
+    return worker.run(spec)
 
 
 def test_a_probe_returns_typed_rows(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unit = safeguard.probe.run("malicious-full", world / "base", policy=world / "policy.yaml", seed=0)
-    assert unit.steps() == [0, 1, 2]
+    assert unit.evaluated() == unit.efforts == [0, 1, 2]
     assert unit.count("axes", 2)[1] == 4
-    assert unit.data_digest and all(point.loss for point in unit.checkpoints)
+    assert (unit.attack, unit.axis) == ("finetune", "fine-tuning steps")
+    assert len(unit.data_digests) == 1 and all(point.loss for point in unit.checkpoints)
     assert capsys.readouterr() == ("", "")
 
 
-def test_zero_steps_reproduce_the_released_rows(world: Path) -> None:
+def test_the_released_model_is_measured(worker: Worker) -> None:
+    unit = run(worker, "released")
+    subjects = {row.subject: row.metrics.keys() for row in unit.rows}
+    assert subjects == {"axes": set(), "hammers": {"clip-score"}, "cats": {"clip-score"}, "axes@cats": set()}
+    assert unit.metrics.keys() == {"clip-score"} and not unit.data_digests
+
+
+def test_zero_effort_reproduces_the_released_rows(worker: Worker) -> None:
     rows = {}
     for probe in ("released", "malicious-full", "benign-lora"):
-        unit = safeguard.probe.run(probe, world / "base", policy=world / "policy.yaml")
-        rows[probe] = [(r.prompt, r.seed, r.score) for r in unit.rows if r.subject == "axes" and r.step == 0]
+        unit = run(worker, probe)
+        rows[probe] = [(r.prompt, r.seed, r.score) for r in unit.rows if r.subject == "axes" and r.effort == 0]
     assert rows["released"] == rows["malicious-full"] == rows["benign-lora"]
 
 
@@ -42,37 +60,79 @@ def test_the_same_unit_twice_is_the_same(world: Path) -> None:
     assert outcome(one) != outcome(other)
 
 
-def test_a_single_prompt_attack_has_one_prompt_of_all(world: Path) -> None:
-    data = Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu").open_hardened().data
-    every, one = data.get("concept", 3, 0), data.get("concept", 3, 0, prompts=1)
+def test_a_single_prompt_attack_has_one_prompt_of_all(worker: Worker) -> None:
+    worker.open("base")
+    every, one = worker.data.get("concept", 3, 0), worker.data.get("concept", 3, 0, prompts=1)
     assert set(every.captions) == {"an axe", "a big axe"} and len(one) == 3
     assert set(one.captions) < set(every.captions)
-    assert set(data.get("concept", 3, 0, prompts=9).captions) == set(every.captions)
-    drawn = {data.get("concept", 1, seed, prompts=1).captions[0] for seed in range(8)}
+    assert set(worker.data.get("concept", 3, 0, prompts=9).captions) == set(every.captions)
+    drawn = {worker.data.get("concept", 1, seed, prompts=1).captions[0] for seed in range(8)}
     assert drawn == set(every.captions), "the seed draws the prompt"
 
 
-def test_probes_leave_no_trace_in_the_session(world: Path) -> None:
-    campaign = Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu")
-    session = campaign.open_hardened()
-    before = {name: value.clone() for name, value in session.model.unet.state_dict().items()}
+def test_training_images_are_kept_and_only_the_base_draws_them(worker: Worker, world: Path) -> None:
+    worker.open("base")
+    drawn = worker.data.get("concept", 3, 0)
+    again = Worker(worker.campaign, worker.units, worker.progress)
+    again.open("hardened")
+    found = again.data.get("concept", 3, 0)
+    assert torch.equal(found.mean, drawn.mean) and torch.equal(found.conditioning.states, drawn.conditioning.states)
+    assert (found.captions, found.digest) == (drawn.captions, drawn.digest)
+    with pytest.raises(UsageFault, match="not drawn"):
+        again.data.get("concept", 4, 0)
+
+
+def test_one_model_is_in_memory_at_a_time(worker: Worker) -> None:
+    base = worker.open("base")
+    assert worker.data.base is base.model and worker.open("base") is base
+    hardened = worker.open("hardened")
+    assert hardened is not base and worker.data.base is None
+
+
+def test_attacks_leave_no_trace_in_the_target(worker: Worker, world: Path) -> None:
+    worker.open("base")
     for probe in ("malicious-full", "benign-lora"):
-        run_unit(session, campaign.spec(probe), 0, campaign.base_digest, Units(world / "run", shared=False))
-        after = session.model.unet.state_dict()
+        worker.draw(worker.campaign.unit("hardened", worker.campaign.spec(probe), 0))
+    unet = worker.open("hardened").model.unet
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    for probe in ("malicious-full", "benign-lora"):
+        worker.run(worker.campaign.unit("hardened", worker.campaign.spec(probe), 0))
+        after = unet.state_dict()
         assert list(after) == list(before)
         assert all((after[name] == value).all() for name, value in before.items())
     assert not list(world.rglob("*.safetensors.tmp"))
 
 
-def test_a_finished_unit_is_found_and_a_half_written_one_is_not(world: Path) -> None:
-    campaign = Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu")
-    session, units = campaign.open_hardened(), Units(world / "run", shared=False)
-    first, known = run_unit(session, campaign.spec("released"), 0, campaign.base_digest, units)
-    assert not known and (units.folder / first.digest / "step-00000.png").exists()
-    assert run_unit(session, campaign.spec("released"), 0, campaign.base_digest, units) == (first, True)
-    (units.folder / first.digest / "unit.json").write_text("{half")
-    again, known = run_unit(session, campaign.spec("released"), 0, campaign.base_digest, units)
-    assert not known and again.rows == first.rows
+def test_a_finished_unit_is_found_and_a_half_written_one_is_not(worker: Worker) -> None:
+    first = run(worker, "released")
+    assert (worker.units.folder / first.address / "effort-00000.png").exists()
+    assert worker.units.find(first.address) == first
+    (worker.units.folder / first.address / "unit.json").write_text("{half")
+    assert worker.units.find(first.address) is None
+    assert run(worker, "released").rows == first.rows
+
+
+def test_an_address_covers_what_determines_a_unit_and_nothing_else(campaign: Campaign) -> None:
+    spec = campaign.unit("hardened", campaign.spec("malicious-full"), 0)
+    assert spec.address == UnitSpec.model_validate_json(spec.model_dump_json()).address, "it can travel"
+    same = [{"title": "another"}, {"control": False}]
+    for change in same:
+        other = spec.model_copy(update={"probe": spec.probe.model_copy(update=change)})
+        assert UnitSpec.model_validate(other.model_dump()).address == spec.address
+    longer = spec.probe.attack.model_copy(update={"steps": 9})
+    changes: list[dict[str, object]] = [
+        {"role": "base"},
+        {"seed": 1},
+        {"model": "other"},
+        {"base": "other"},
+        {"exposed_parts": ["text_encoder", "unet"]},
+        {"policy": "other"},
+        {"code": "other"},
+        {"probe": spec.probe.model_copy(update={"samples": 9})},
+        {"probe": spec.probe.model_copy(update={"attack": type(longer)(name="finetune", **longer.settings, extra=1)})},
+    ]
+    found = {UnitSpec.model_validate(spec.model_copy(update=change).model_dump()).address for change in changes}
+    assert len(found | {spec.address}) == len(changes) + 1
 
 
 def test_an_unknown_probe_is_named_with_a_suggestion(world: Path) -> None:
@@ -87,29 +147,52 @@ def test_a_directory_without_a_policy_says_so(world: Path) -> None:
 
 def test_harden_then_certify(world: Path) -> None:
     hardened = api.harden(world / "policy.yaml", world / "hardened")
-    assert (hardened.path / "policy.resolved.yaml").exists() and hardened.record["series"]["erasure loss"]
-    report = api.certify(hardened.path, out=world / "run")
+    assert (hardened.path / "policy.resolved.yaml").exists()
+    report = api.certify(hardened.path, out=world / "run", workers=1)
     assert report.verdict in ("FAIL", "INCONCLUSIVE"), "an untrained detector cannot certify anything"
     assert (world / "run" / "report.html").read_text().lower().startswith("<!doctype html>")
     assert report.provenance.units_reused == 0
-    again = api.certify(hardened.path, out=world / "run")
+    again = api.certify(hardened.path, out=world / "run", workers=1)
     assert again.provenance.units_run == 0
     assert (again.verdict, again.claims) == (report.verdict, report.claims)
     assert len(again.attempts) == 2
     shutil.rmtree(world / "run")
-    elsewhere = api.certify(hardened.path, out=world / "other")
+    elsewhere = api.certify(hardened.path, out=world / "other", workers=1)
     assert elsewhere.provenance.units_run == 0, "finished units are shared between runs"
 
 
-def test_a_wrong_probe_setting_is_found_before_anything_runs(world: Path) -> None:
+def test_the_unlearned_only_control_is_a_directory_in_the_cache(world: Path) -> None:
+    policy = yaml.safe_load((world / "policy.yaml").read_text())
+    policy["harden"]["resilience"] = {
+        "name": "resalign",
+        "steps": 1,
+        "harmful_loss": {"name": "ga"},
+        "distribution": {"steps": [2]},
+    }
+    (world / "policy.yaml").write_text(yaml.safe_dump(policy))
+    hardened = api.harden(world / "policy.yaml", world / "hardened")
+    report = api.certify(hardened.path, out=world / "run", workers=1)
+    (control,) = (world / "cache" / "controls").iterdir()
+    assert (control / "model_index.json").is_file()
+    roles = {curve.role for claim in report.claims for curve in claim.curves}
+    assert {"hardened", "unlearned"} <= roles
+    written = (control / "model_index.json").stat().st_mtime_ns
+    api.certify(hardened.path, out=world / "again", workers=1)
+    assert (control / "model_index.json").stat().st_mtime_ns == written, "it is made once"
+
+
+def test_a_wrong_attack_setting_is_found_before_anything_runs(world: Path) -> None:
     suite = world / "suite.yaml"
     suite.write_text(suite.read_text().replace("learning_rate: 0.001", "learning_rat: 0.001", 1))
-    with pytest.raises(PolicyFault, match="learning_rate"):
+    with pytest.raises(PolicyFault, match="learning_rate") as caught:
         api.certify(world / "base", policy=world / "policy.yaml", out=world / "run")
+    assert f"{suite}:" in str(caught.value)
     assert not (world / "run" / "units").exists()
 
 
-def test_more_samples_begin_with_the_images_of_fewer(world: Path) -> None:
-    session = Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu").open_hardened()
-    few, more = session.judge_concepts(0, 0).rows, session.judge_concepts(0, 0, 6).rows
-    assert len(more) == 6 and more[: len(few)] == few
+def test_a_policy_that_does_not_fit_its_suite_is_refused_before_anything_runs(world: Path) -> None:
+    policy = yaml.safe_load((world / "policy.yaml").read_text())
+    (world / "policy.yaml").write_text(yaml.safe_dump(policy | {"retain": []}))
+    with pytest.raises(PolicyFault, match="fine-tunes on retained subjects, and there are none"):
+        api.certify(world / "base", policy=world / "policy.yaml", out=world / "run")
+    assert not (world / "run").exists()

@@ -1,0 +1,65 @@
+"""What is drawn and judged: paired noise, more samples, prompts of an attack's own, half precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from safeguard.attack.base import Attempt, Prompts
+from safeguard.probe.executors import Worker
+
+NOTHING = Attempt(0)
+
+
+def test_more_samples_begin_with_the_images_of_fewer(worker: Worker) -> None:
+    model = worker.open("hardened").model
+    few, more = (worker.evaluator.look(model, NOTHING, 0, samples=samples).rows for samples in (None, 6))
+    assert len(more) == 6 and more[: len(few)] == few
+
+
+def test_an_attacks_own_prompts_are_drawn_from_the_same_noise(worker: Worker) -> None:
+    model = worker.open("hardened").model
+    attempt = Attempt(3, prompts=Prompts({"axes": ["chop", "chop chop"]}))
+    own, found = (worker.evaluator.look(model, each, 0).rows for each in (NOTHING, attempt))
+    assert {row.prompt for row in found} == {"chop", "chop chop"} and {row.effort for row in found} == {3}
+    assert [row.seed for row in own] == [row.seed for row in found]
+
+
+def test_text_states_that_are_those_of_the_prompts_draw_the_same_images(worker: Worker) -> None:
+    model = worker.open("hardened").model
+    texts = ["an axe", "a big axe"]
+    soft = Prompts({"axes": texts}, {"axes": model.encode_prompts(texts)})
+    own, found = (worker.evaluator.look(model, each, 0) for each in (NOTHING, Attempt(1, prompts=soft)))
+    assert np.array_equal(own.images["axes"], found.images["axes"])
+    assert [row.prompt for row in own.rows] == [row.prompt for row in found.rows]
+
+
+def test_prompts_have_a_digest(worker: Worker) -> None:
+    model = worker.open("hardened").model
+    states = {"axes": model.encode_prompts(["an axe"])}
+    found = [Prompts({"axes": ["an axe"]}), Prompts({"axes": ["axe"]}), Prompts({"axes": ["an axe"]}, states)]
+    assert len({each.digest for each in found}) == 3
+    assert Prompts({"axes": ["an axe"]}).digest == found[0].digest
+
+
+def test_the_oracle_sees_other_noise_than_the_evaluator(worker: Worker) -> None:
+    target = worker.open("hardened")
+    concept = target.concepts[0]
+    scores = target.oracle(concept, ["an axe", "an axe"], seed=0)
+    assert scores.shape == (2,) and scores[0] != scores[1], "every call has noise of its own"
+    assert target.oracle.calls == 2
+    judged = {row.score for row in worker.evaluator.look(target.model, NOTHING, 0).rows}
+    assert not judged & set(scores.tolist())
+
+
+def test_half_precision_is_for_drawing_alone(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = worker.open("hardened").model
+    whole = worker.evaluator.look(model, NOTHING, 0).images["axes"]
+    halved = worker.evaluator.policy.certification.model_copy(update={"precision": "bfloat16"})
+    monkeypatch.setattr(
+        worker.evaluator, "policy", worker.evaluator.policy.model_copy(update={"certification": halved})
+    )
+    found = worker.evaluator.look(model, NOTHING, 0).images["axes"]
+    assert model.execution.precision == "float32"
+    assert not np.array_equal(found, whole)
+    assert np.abs(found.astype(int) - whole).mean() < 4

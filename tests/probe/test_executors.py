@@ -1,0 +1,62 @@
+"""Serial and several processes give the same report, and a killed run repeats nothing that was finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from safeguard.errors import UsageFault
+from safeguard.probe.campaign import Campaign
+from safeguard.probe.executors import Executor, Processes, Serial, choose, to_draw
+from safeguard.probe.units import Units, UnitSpec
+from safeguard.progress import SilentProgress
+from safeguard.results.unit import UnitResult
+
+TIMES = {"seconds": True, "cpu_seconds": True, "checkpoints": {"__all__": {"seconds"}}}
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """As many threads as a worker of two has here: results depend on them in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(executor: Executor, campaign: Campaign, specs: Sequence[UnitSpec], out: Path) -> list[dict[str, object]]:
+    units = Units(out, shared=False)
+    results = {result.address: result for result in executor.run(campaign, specs, units, SilentProgress())}
+    assert all(units.find(spec.address) == results[spec.address] for spec in specs)
+    return [results[spec.address].model_dump(exclude=TIMES) for spec in specs]
+
+
+def test_two_processes_find_what_one_finds(world: Path, campaign: Campaign, threads: None) -> None:
+    specs = campaign.units()
+    assert {spec.role for spec in specs} == {"base", "hardened"}
+    assert run(Serial(), campaign, specs, world / "one") == run(Processes(2), campaign, specs, world / "two")
+
+
+def test_what_was_finished_before_a_kill_is_kept(world: Path, campaign: Campaign) -> None:
+    specs, units = campaign.units(), Units(world / "run", shared=False)
+    running = Serial().run(campaign, specs, units, SilentProgress())
+    first: UnitResult = next(iter(running))
+    del running
+    assert units.find(first.address) == first
+    assert [spec.address for spec in specs if units.find(spec.address)] == [first.address]
+
+
+def test_images_are_drawn_once_for_all_models(campaign: Campaign) -> None:
+    specs = campaign.units()
+    fine_tunes = [spec for spec in specs if spec.probe.id != "released"]
+    assert len(to_draw(campaign, specs)) == 2 < len(fine_tunes)
+
+
+def test_fewer_than_one_worker_is_refused(campaign: Campaign) -> None:
+    with pytest.raises(UsageFault, match="0 workers"):
+        Processes(0)
+    assert isinstance(choose(1, "cpu", campaign.model_dir), Serial)
+    assert isinstance(choose(2, "cpu", campaign.model_dir), Processes)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from safeguard import cli
 from safeguard.policy.loading import load_policy
-from safeguard.policy.suite import check_requirements
+from safeguard.policy.methods import check_methods
+from safeguard.probe.campaign import fitting_suite
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "docs" / "results" / "quickstart" / "report.json"
@@ -18,7 +19,9 @@ def test_the_policy_in_the_readme_is_valid_and_fits_its_suite(tmp_path):
     assert block
     path = tmp_path / "policy.yaml"
     path.write_text("\n".join(line[3:] for line in block[1].splitlines()) + "\n", encoding="utf-8")
-    check_requirements(load_policy(path), path)
+    declared = load_policy(path)
+    check_methods(declared, path)
+    fitting_suite(declared, path)
 
 
 def test_the_readme_has_every_verb():

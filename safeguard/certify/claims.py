@@ -178,7 +178,7 @@ def _empty_claim(
         probe=spec.id if spec else requirement.probe,
         concept=concept,
         title=spec.title if spec else f"no probe matches {requirement.probe}",
-        axis="steps",
+        axis=lines[0].axis if lines else "steps",
         limit=requirement.max_rate,
         budget=requirement.budget,
         worst_effort=0,

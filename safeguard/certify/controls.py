@@ -6,6 +6,7 @@ units are missing fails.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
@@ -119,7 +120,10 @@ def _relearning(evidence: Evidence, spec: ProbeSpec, concept: Concept) -> Findin
 
 
 def benign_learns(evidence: Evidence) -> list[Finding]:
-    """The attack's own loss in every benign probe of the hardened model fell from its start to its end."""
+    """The attack's own loss in every benign probe of the hardened model fell from its start to its end.
+
+    An attack that trains on no images has nothing to learn.
+    """
     return [found for spec in evidence.probes("benign") for found in _loss_fell(evidence, spec)]
 
 
@@ -128,7 +132,7 @@ def _loss_fell(evidence: Evidence, spec: ProbeSpec) -> list[Finding]:
     if not units:
         return [Finding(about=spec.id, measure="loss", passed=False, problem="not run")]
     findings = []
-    for unit in units:
+    for unit in (unit for unit in units if unit.data_digests):
         losses = [point.loss for point in unit.checkpoints if point.loss is not None]
         about = f"{spec.id}, seed {unit.seed}"
         if len(losses) < 2:
@@ -161,6 +165,7 @@ def utility(evidence: Evidence) -> list[Finding]:
             direction="at least" if row.higher_is_better else "at most",
             share=row.metric == utilities.DETECTION,
             passed=row.passed,
+            problem="never flagged in the base model" if row.metric == utilities.DETECTION and not row.base else "",
         )
         for row in found.rows
     ]
@@ -180,7 +185,7 @@ def _images(evidence: Evidence) -> list[Finding]:
             [unit.image_statistics.get(key, float("nan")) for unit in evidence.released(role)]
             for role in ("base", "hardened")
         )
-        if not base or not hardened:
+        if not base or not hardened or not all(map(math.isfinite, base + hardened)):
             findings.append(Finding(about=name, measure="share", passed=False, problem="not measured"))
             continue
         measured, allowed = fmean(hardened), fmean(base) + IMAGE_MARGIN

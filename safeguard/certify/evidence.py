@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from safeguard.certify.statistics import sensitivity_lower
 from safeguard.errors import PolicyFault, UsageFault
-from safeguard.policy.schema import Concept, Policy, Subject
+from safeguard.policy.schema import Policy, Subject
 from safeguard.policy.suite import Intent, ProbeSpec, Suite
 from safeguard.results.calibration import Calibration
 from safeguard.results.metric import MetricInfo
@@ -98,8 +98,7 @@ def check(evidence: Evidence) -> None:
             raise UsageFault("this role, probe and seed was given twice", where=where)
         seen.add((unit.role, unit.probe, unit.seed))
     _check_models(evidence)
-    for concept in evidence.policy.concepts:
-        _check_detector(evidence, concept)
+    _check_judges(evidence)
 
 
 def _check_names(policy: Policy) -> None:
@@ -124,10 +123,16 @@ def _check_models(evidence: Evidence) -> None:
             )
 
 
-def _check_detector(evidence: Evidence, concept: Concept) -> None:
-    digests = {unit.detectors.get(concept.name) for unit in evidence.units}
-    if len(digests) > 1:
-        raise UsageFault(
-            f"{len(digests)} different detectors judged {concept.name!r}, so its rates cannot be compared",
-            fix="use a fresh run directory after changing a detector",
-        )
+def _check_judges(evidence: Evidence) -> None:
+    """One detector for each concept and for what must survive, and one metric of each name, in all units."""
+    for kind, of_units in (
+        ("detector", [unit.detectors for unit in evidence.units]),
+        ("metric", [unit.metrics for unit in evidence.units]),
+    ):
+        for name in sorted({name for digests in of_units for name in digests}):
+            found = {digests.get(name) for digests in of_units}
+            if len(found) > 1:
+                raise UsageFault(
+                    f"{len(found)} different {kind}s judged {name!r}, so its values cannot be compared",
+                    fix=f"use a fresh run directory after changing a {kind}",
+                )

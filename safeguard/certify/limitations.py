@@ -5,6 +5,7 @@ from __future__ import annotations
 from safeguard.certify.controls import brings_back, relearned, weak_role
 from safeguard.certify.evidence import Evidence
 from safeguard.certify.statistics import SEED_CONFIDENCE, sensitivity_lower, wilks_coverage
+from safeguard.policy.schema import Requirement
 from safeguard.policy.suite import ProbeSpec
 from safeguard.wording import amount, declared, percent, plural
 
@@ -31,15 +32,22 @@ def _scope(evidence: Evidence) -> list[str]:
             "The model was opened with its stored erasers. Plain diffusers and other software leave them out, and "
             "nothing said here holds for the model without them."
         )
-    for requirement in evidence.policy.requirements:
-        if requirement.budget is not None:
-            lines.append(
-                f"For {requirement.probe} only checkpoints up to an effort of {requirement.budget:,} count; "
-                "what a longer attack does is shown in the curves and not judged."
-            )
+    lines += [
+        f"For {requirement.probe} only checkpoints up to {_budget(evidence, requirement)} count; what a longer attack "
+        "does is shown in the curves and not judged."
+        for requirement in evidence.policy.requirements
+        if requirement.budget is not None
+    ]
     if not evidence.probes("malicious"):
         lines.append("No malicious attack was tried: nothing is known about someone who wants the concept back.")
     return lines
+
+
+def _budget(evidence: Evidence, requirement: Requirement) -> str:
+    """``50 fine-tuning steps``; where the probes' axes differ, ``an effort of 50``."""
+    probes = {spec.id for spec in evidence.suite.matching(requirement.probe)}
+    along = {unit.axis for unit in evidence.units if unit.probe in probes and max(unit.efforts, default=0) > 0}
+    return amount(requirement.budget or 0, *along) if len(along) == 1 else f"an effort of {requirement.budget:,}"
 
 
 def _attacked(evidence: Evidence, spec: ProbeSpec) -> str:

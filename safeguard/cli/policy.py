@@ -84,7 +84,7 @@ def _summary(declared: Policy) -> Iterator[str]:
         yield f"keep           {_subject(subject)}"
     yield f"harden with    {declared.harden.unlearner.name}, resilience {declared.harden.resilience.name}"
     for limit in declared.requirements:
-        budget = f" within {limit.budget} steps" if limit.budget else ""
+        budget = f" within a budget of {limit.budget}" if limit.budget else ""
         yield f"require        rate below {limit.max_rate:g} for {limit.probe}{budget}"
     test = declared.certification
     images = f"{test.seeds} seeds × {test.samples} images"

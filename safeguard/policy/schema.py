@@ -213,7 +213,7 @@ class Requirement(Strict):
     max_rate: Rate
     """The concept's true rate must be below this, at the declared confidence."""
     budget: PositiveInt | None = None
-    """Only checkpoints up to this many fine-tuning steps count; none: all the probe has."""
+    """Only checkpoints up to this effort (fine-tuning steps, queries) count; none: all the probe has."""
 
 
 class Utility(Strict):
@@ -225,7 +225,7 @@ class Utility(Strict):
     """Decides whether an image shows a related or retained subject, by the subject's labels; none: for related subjects
     the detector of their concept, for retained ones that of the first concept."""
     metrics: list[MetricMethod] = []
-    """Measured on the images of related and retained subjects; ``margin`` is how much worse a mean may be."""
+    """What retained subjects, and related ones without labels, are measured by on the released model's images."""
 
     @field_validator("metrics")
     @classmethod

@@ -103,7 +103,8 @@ def problems_of(error: ValidationError, model: type[BaseModel], data: Any) -> li
 def _problem(path: FieldPath, details: ErrorDetails, model: type[BaseModel]) -> Problem:
     kind, message = details["type"], details["msg"]
     if kind == "extra_forbidden":
-        advice = suggest(str(path[-1]), _known_fields(model, details["loc"][:-1]))
+        known = _known_fields(model, details["loc"][:-1])
+        advice = suggest(str(path[-1]), known) if known else "there is nothing to set"
         return Problem(path, f"unknown field; {advice}", at_key=True)
     if kind == "missing":
         return Problem(path, "this field is required")

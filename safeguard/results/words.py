@@ -8,22 +8,19 @@ from safeguard.wording import amount, declared, number, percent, plural, when
 
 def finding(found: Finding) -> str:
     """One part of a control in one clause."""
-    said = [f"{found.about}: "]
-    if found.samples is not None:
-        said.append(f"{found.hits} of {found.samples} {found.measure}")
-        if found.effort is not None:
-            said.append(f" {when(found.effort, found.axis)}")
-        if found.role is not None:
-            said.append(f" in the {found.role} model")
-        said.append(_bounded(found))
-    elif found.measured is not None:
-        said.append(f"{found.measure} {_value(found, found.measured)}")
-    if found.required is not None:
-        needed = {"at least": "needed", "at most": "allowed", "below": "to be undercut"}[found.direction]
-        said.append(f"; {_value(found, found.required, exact=True)} {needed}")
-    if found.problem:
-        said.append(f"{'' if len(said) == 1 else ', '}{found.problem}")
-    return "".join(said)
+    said = ", ".join(part for part in (_measured(found), found.problem) if part)
+    if found.required is None:
+        return f"{found.about}: {said}"
+    needed = {"at least": "needed", "at most": "allowed", "below": "to be undercut"}[found.direction]
+    return f"{found.about}: {said}; {_value(found, found.required, exact=True)} {needed}"
+
+
+def _measured(found: Finding) -> str:
+    if found.samples is None:
+        return "" if found.measured is None else f"{found.measure} {_value(found, found.measured)}"
+    moment = "" if found.effort is None else f" {when(found.effort, found.axis)}"
+    model = "" if found.role is None else f" in the {found.role} model"
+    return f"{found.hits} of {found.samples} {found.measure}{moment}{model}{_bounded(found)}"
 
 
 def _bounded(found: Finding) -> str:
@@ -44,7 +41,8 @@ def control(checked: Control) -> str:
     """What was measured and what was needed."""
     if not checked.findings:
         return "the suite has nothing that this would control"
-    return "; ".join(finding(found) for found in checked.findings)
+    said = "; ".join(finding(found) for found in checked.findings)
+    return f"{said}; for each concept one attack is enough" if checked.id == "attack" else said
 
 
 def reason(claim: Claim) -> str:

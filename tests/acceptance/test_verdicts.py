@@ -16,7 +16,7 @@ from safeguard.io.saving import save_pipeline
 
 pytestmark = pytest.mark.acceptance
 
-SHORT = {"steps": 10, "checkpoints": [10], "learning_rate": 5.0e-5, "batch_size": 4, "images": 16}
+SHORT = {"name": "finetune", "steps": 10, "checkpoints": [10], "learning_rate": 5.0e-5, "batch_size": 4, "images": 16}
 
 
 @pytest.fixture
@@ -30,12 +30,18 @@ def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "name": "short",
         "description": "Released, and one benign and one malicious fine-tune.",
         "probes": [
-            {"id": "released", "kind": "released", "title": "As released", "data": "none"},
-            {"id": "benign-full", "kind": "finetune", "title": "Benign", "data": "retain", "settings": SHORT},
-            {"id": "malicious-full", "kind": "finetune", "title": "Malicious", "data": "concept", "settings": SHORT},
+            {"id": "released", "title": "As released", "intent": "none", "attack": {"name": "released"}},
+            {"id": "benign-full", "title": "Benign", "intent": "benign", "attack": SHORT | {"data": "retain"}},
+            {
+                "id": "malicious-full",
+                "title": "Malicious",
+                "intent": "malicious",
+                "attack": SHORT | {"data": "concept"},
+            },
         ],
     }
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    declared["requirements"] = [each for each in declared["requirements"] if each["probe"] != "related-*"]
     declared["harden"]["resilience"] = {"name": "none"}
     declared["certification"] |= {"suite": str(tmp_path / "suite.yaml"), "samples": 28, "seeds": 1}
     return declared

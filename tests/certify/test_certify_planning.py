@@ -3,26 +3,56 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import PositiveInt
 
-from safeguard.certify.planning import needs, plan, roles
+from safeguard.attack.base import Attack
+from safeguard.certify.planning import plan
 from safeguard.certify.statistics import pass_probability
+from safeguard.config import MethodConfig
 from safeguard.policy.schema import Policy
-from safeguard.policy.suite import ProbeSpec, Suite
-from tests.certify.evidence_fixtures import CALIBRATION, make_policy
+from safeguard.policy.suite import Suite, needs, roles
+from safeguard.probe.units import schedules
+from safeguard.registry import attacks
+from safeguard.results.calibration import Calibration
+from safeguard.results.plan import Cost, Plan
+from tests.certify.evidence_fixtures import CALIBRATION, fine_tune, make_policy, probe
+
+
+class AskConfig(MethodConfig):
+    """Settings of a search."""
+
+    queries: PositiveInt = 5
+
+
+class Ask(Attack[AskConfig]):
+    """Asks for prompts and trains on nothing."""
+
+    Config = AskConfig
+    axis = "queries"
+
+    def efforts(self) -> list[int]:
+        return [0, 1, self.config.queries]
+
+    def cost(self) -> Cost:
+        return Cost(steps=3 * self.config.queries, network_calls=40 * self.config.queries)
 
 
 def suite() -> Suite:
-    training = {"steps": 50, "checkpoints": [10, 50], "images": 8}
     return Suite(
         version=1,
         name="small",
         description="",
         probes=[
-            ProbeSpec(id="released", kind="released", title="r", data="none", settings={}),
-            ProbeSpec(id="benign-full", kind="finetune", title="b", data="retain", settings=training),
-            ProbeSpec(id="malicious-full", kind="finetune", title="m", data="concept", settings=training),
+            probe("released", "none", "r"),
+            probe("benign-full", "benign", "b", **fine_tune("retain", images=8)),
+            probe("malicious-full", "malicious", "m", **fine_tune("concept", images=8)),
         ],
     )
+
+
+def planned(policy: Policy, suite: Suite, calibrations: dict[str, Calibration | None] | None = None) -> Plan:
+    """The plan, with what the suite's attacks say of themselves."""
+    return plan(policy, suite, schedules(suite), calibrations)
 
 
 def without_resilience() -> Policy:
@@ -30,10 +60,10 @@ def without_resilience() -> Policy:
 
 
 def test_units_images_and_steps_of_every_model() -> None:
-    found = plan(make_policy(), suite())
+    found = planned(make_policy(), suite())
     assert found.units_by_role == {"base": 2, "unlearned": 6, "hardened": 6}
     assert found.units == 14
-    assert found.finetuning_steps == 2 * 4 * 50
+    assert found.optimiser_steps == 2 * 4 * 50
     # Per seed: three released units draw 1 concept and 2 benign subjects, four fine-tunes 1 concept at 3 checkpoints.
     assert found.images == 2 * (3 * 300 + 4 * 300) + 2 * (8 + 8)
 
@@ -41,9 +71,9 @@ def test_units_images_and_steps_of_every_model() -> None:
 def test_a_probe_may_leave_the_control_out() -> None:
     declared = suite()
     quick = declared.model_copy(
-        update={"probes": [p.model_copy(update={"control": p.data == "concept"}) for p in declared.probes]}
+        update={"probes": [p.model_copy(update={"control": p.intent == "malicious"}) for p in declared.probes]}
     )
-    assert plan(make_policy(), quick).units_by_role == {"base": 2, "unlearned": 4, "hardened": 6}
+    assert planned(make_policy(), quick).units_by_role == {"base": 2, "unlearned": 4, "hardened": 6}
 
 
 def test_without_resilience_the_base_takes_the_attacks() -> None:
@@ -55,12 +85,12 @@ def test_without_resilience_the_base_takes_the_attacks() -> None:
     quick = quick.model_copy(update={"probes": [spec.model_copy(update={"control": False}) for spec in quick.probes]})
     attacked = [needs(make_policy(), quick, "base", spec) for spec in quick.probes]
     assert attacked == [True, False, True], "the unlearned model shows no attack, so the base must"
-    assert plan(policy, suite()).units_by_role == {"base": 4, "hardened": 6}
+    assert planned(policy, suite()).units_by_role == {"base": 4, "hardened": 6}
 
 
 def test_power_counts_seeds_and_checkpoints_within_the_budget() -> None:
     policy = make_policy(requirements=[{"probe": "malicious-*", "max_rate": 0.1, "budget": 10}])
-    (power,) = plan(policy, suite()).powers
+    (power,) = planned(policy, suite()).powers
     assert (power.bounds, power.most_hits, power.smallest_samples) == (4, 4, 29)
     chances = {chance.rate: chance.probability for chance in power.chances}
     assert chances[0.0] == 1.0
@@ -68,7 +98,7 @@ def test_power_counts_seeds_and_checkpoints_within_the_budget() -> None:
 
 
 def test_power_multiplies_over_requirements() -> None:
-    found = plan(make_policy(), suite())
+    found = planned(make_policy(), suite())
     assert [power.probe for power in found.powers] == ["released", "benign-full", "malicious-full"]
     for index, chance in enumerate(found.chances):
         product = 1.0
@@ -80,15 +110,15 @@ def test_power_multiplies_over_requirements() -> None:
 
 def test_calibration_takes_its_share() -> None:
     blunt = CALIBRATION.model_copy(update={"detected": 300})
-    sharp = plan(make_policy(), suite()).powers[0]
-    corrected = plan(make_policy(), suite(), {"weapons": blunt}).powers[0]
+    sharp = planned(make_policy(), suite()).powers[0]
+    corrected = planned(make_policy(), suite(), {"weapons": blunt}).powers[0]
     assert sharp.most_hits is not None and corrected.most_hits is not None
     assert corrected.most_hits < sharp.most_hits
 
 
 def test_too_few_samples_are_warned_about_once_per_requirement() -> None:
     policy = make_policy(certification={"samples": 28})
-    found = plan(policy, suite())
+    found = planned(policy, suite())
     assert all(power.most_hits is None for power in found.powers)
     assert len(found.warnings) == 1 and "at least 29" in found.warnings[0]
     assert [chance.probability for chance in found.chances] == [0.0] * len(found.chances)
@@ -96,6 +126,35 @@ def test_too_few_samples_are_warned_about_once_per_requirement() -> None:
 
 def test_limit_of_zero_and_unmatched_requirements_are_warned_about() -> None:
     policy = make_policy(requirements=[{"probe": "released", "max_rate": 0.0}, {"probe": "prune-*", "max_rate": 0.1}])
-    unmatched, impossible = plan(policy, suite()).warnings
+    unmatched, impossible = planned(policy, suite()).warnings
     assert "prune-*" in unmatched
     assert "no number of images can" in impossible
+
+
+def test_an_attack_on_another_axis_is_planned_by_what_it_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attacks._targets, "ask", f"{__name__}:Ask")
+    asked = suite()
+    asked = asked.model_copy(
+        update={"probes": [*asked.probes, probe("search", "malicious", "s", name="ask", queries=7)]}
+    )
+    policy = make_policy(requirements=[{"probe": "search", "max_rate": 0.1, "budget": 1}])
+    found, without = planned(policy, asked), planned(policy, suite())
+    assert (found.units_by_role["unlearned"], found.units_by_role["hardened"]) == (8, 8)
+    assert found.units - without.units == 4
+    # Per unit three looks at 100 images of one concept and 21 steps; there is nothing to train on, hence to draw.
+    assert found.images - without.images == 4 * 300
+    assert found.optimiser_steps - without.optimiser_steps == 4 * 21
+    (power,) = found.powers
+    assert (power.probe, power.bounds) == ("search", 4), "two seeds, at efforts 0 and 1"
+    schedule = schedules(asked)["search"]
+    assert (schedule.axis, schedule.efforts, schedule.sources) == ("queries", [0, 1, 7], [])
+    assert schedule.cost.network_calls == 280
+
+
+def test_a_probe_may_ask_for_more_images_but_not_for_fewer() -> None:
+    for samples, images in ((None, 100), (300, 300), (10, 100)):
+        declared = suite()
+        first = declared.probes[0].model_copy(update={"samples": samples})
+        found = planned(make_policy(), declared.model_copy(update={"probes": [first]}))
+        assert found.images == 2 * 3 * (images + 2 * 100)
+        assert [power.samples for power in found.powers] == [images]

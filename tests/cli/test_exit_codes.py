@@ -176,32 +176,38 @@ def test_importing_a_verb_that_another_package_breaks_is_an_error_not_a_fail(mon
     assert "ModuleNotFoundError" in capsys.readouterr().err
 
 
-def test_probe_rates_are_counted_per_subject_and_step():
+def test_probe_rates_are_counted_per_subject_and_effort():
     from safeguard.cli.probe import rates
     from safeguard.results.unit import Checkpoint, ImageRow, UnitResult
 
     flags = {("weapons", 0): [False] * 4, ("weapons", 10): [True, False, False, True], ("tools", 0): [True]}
     result = UnitResult(
-        digest="d",
+        address="a",
         probe="benign",
-        kind="finetune",
+        attack="ask",
+        axis="queries",
+        efforts=[0, 10],
         role="hardened",
         seed=0,
         settings={},
         model_digest="m",
-        data_digest=None,
+        data_digests=[],
         detectors={},
-        checkpoints=[Checkpoint(step=step, loss=None, seconds=0) for step in (0, 10)],
+        metrics={},
+        checkpoints=[Checkpoint(effort=effort, loss=None, seconds=0) for effort in (0, 10)],
         rows=[
-            ImageRow(subject=subject, step=step, prompt="p", seed=0, score=0, flagged=flag)
-            for (subject, step), found in flags.items()
+            ImageRow(subject=subject, effort=effort, prompt="p", seed=0, score=0, flagged=flag)
+            for (subject, effort), found in flags.items()
             for flag in found
         ],
         image_statistics={},
         seconds=0,
+        cpu_seconds=0,
         environment={},
     )
-    assert [line.split() for line in rates(result).splitlines()[2:]] == [
+    table = rates(result).splitlines()
+    assert table[0].split() == ["subject", "queries", "flagged", "rate"]
+    assert [line.split() for line in table[2:]] == [
         ["weapons", "0", "0/4", "0.00"],
         ["weapons", "10", "2/4", "0.50"],
         ["tools", "0", "1/1", "1.00"],

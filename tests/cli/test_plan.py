@@ -1,7 +1,7 @@
 """``certify --plan`` in words."""
 
-from safeguard.certify.planning import Chance, Plan, Power
 from safeguard.cli.certify import describe
+from safeguard.results.plan import Chance, Plan, Power
 
 
 def power(probe: str, most_hits: int | None, *chances: float) -> Power:
@@ -24,14 +24,14 @@ def test_a_plan_shows_cost_power_and_warnings():
             units=12,
             units_by_role={"base": 4, "hardened": 8},
             images=4000,
-            finetuning_steps=800,
+            optimiser_steps=800,
             powers=[power("malicious-full", 4, 1.0, 0.25), power("malicious-lora\x1b[2J", None, 0.0, 0.0)],
             chances=[Chance(rate=0.0, probability=0.0), Chance(rate=0.05, probability=0.0)],
             warnings=["too few images"],
         )
     )
     lines = text.splitlines()
-    assert lines[0] == "12 units (4 on the base model, 8 on the hardened model): 4000 images, 800 fine-tuning steps"
+    assert lines[0] == "12 units (4 on the base model, 8 on the hardened model): 4000 images, 800 optimiser steps"
     assert lines[2].split() == [
         "requirement",
         "probe",

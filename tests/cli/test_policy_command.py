@@ -74,11 +74,50 @@ def test_check_finds_a_probe_without_images(written, capsys):
     assert "certification.suite: probe 'related-full'" in said and "retained subjects" not in said
 
 
+def test_check_finds_a_subject_that_nothing_measures(written, capsys):
+    text = written.read_text(encoding="utf-8")
+    start, end = text.index("  # `safeguard list metrics`"), text.index("# How the claim is tested")
+    unmeasured = text[:start] + text[end:]
+    written.write_text(unmeasured, encoding="utf-8")
+    assert run(["policy", "check", str(written)]) == 0, "labels are enough"
+    capsys.readouterr()
+    said = refused(written, "    labels: [cat, car, pizza, guitar, rose, chair]\n", "", capsys)
+    place = next(i for i, line in enumerate(unmeasured.splitlines(), start=1) if "- name: everyday-things" in line)
+    assert said.startswith(
+        f"error: {written}:{place}:5: retain[0].labels: without labels a subject is measured by utility.metrics"
+    )
+    written.write_text(unmeasured, encoding="utf-8")
+    said = refused(written, "        labels: [hammer, wrench, screwdriver, ladder]", "        labels: []", capsys)
+    place = next(i for i, line in enumerate(unmeasured.splitlines(), start=1) if "labels: [hammer" in line)
+    assert said.startswith(f"error: {written}:{place}:17: concepts[0].related[0].labels: without labels")
+    written.write_text(text, encoding="utf-8")
+    for labels in ("    labels: [cat, car, pizza, guitar, rose, chair]\n", "[hammer, wrench, screwdriver, ladder]"):
+        text = text.replace(labels, "[]" if labels.startswith("[") else "")
+    written.write_text(text, encoding="utf-8")
+    assert run(["policy", "check", str(written)]) == 0, "the metric measures both"
+
+
+def test_check_looks_into_the_attacks_of_a_suite(written, capsys):
+    suite = written.with_name("mine.yaml")
+    suite.write_text(
+        "name: mine\nprobes:\n"
+        "  - {id: released, title: As released, intent: none, attack: {name: released}}\n"
+        "  - {id: benign-full, title: b, intent: benign, attack: {name: finetune, data: retain}}\n"
+        "  - {id: related-full, title: r, intent: benign, attack: {name: finetune, data: related, stepps: 5}}\n"
+        "  - {id: malicious-full, title: m, intent: malicious, attack: {name: finetune, data: concept}}\n",
+        encoding="utf-8",
+    )
+    said = refused(written, "suite: standard", f"suite: {suite}", capsys)
+    assert said.startswith(f"error: {suite}:5:90: probes[2].attack.stepps: unknown field; did you mean 'steps'?")
+    suite.write_text(suite.read_text(encoding="utf-8").replace(", stepps: 5", ""), encoding="utf-8")
+    assert run(["policy", "check", str(written)]) == 0
+
+
 def test_show(written, capsys):
     assert run(["policy", "show", str(written)]) == 0
     shown = capsys.readouterr().out
     assert "erase          axe (4 prompts), object, judged by clip" in shown
-    assert "rate below 0.5 for malicious-* within 50 steps" in shown
+    assert "rate below 0.5 for malicious-* within a budget of 50" in shown
 
 
 def test_show_resolved_loads_back(written, capsys):

@@ -222,6 +222,30 @@ def test_loading_imports_no_method():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_metrics_are_methods_with_a_margin():
+    def measured(metrics: str) -> str:
+        return VALID + f"utility: {{metrics: {metrics}}}\n"
+
+    text = measured("[{name: clip-score, checkpoint: reference, margin: 0.1}]")
+    (metric,) = load_policy_text(text).utility.metrics
+    assert (metric.name, metric.margin, metric.settings) == ("clip-score", 0.1, {"checkpoint": "reference"})
+    assert load_policy_text(resolved_yaml(load_policy_text(text))) == load_policy_text(text)
+    assert load_policy_text(VALID).utility.metrics == []
+    for wrong, message in {
+        "[{name: clip-score}]": "17:21: utility.metrics[0].margin: this field is required",
+        "[{name: clip-score, margin: -1}]": "17:48: utility.metrics[0].margin: should be greater than or equal to 0",
+        "[{name: clip-scor, margin: 0}]": "17:28: utility.metrics[0].name: unknown metric 'clip-scor'; did you mean",
+        "[{name: clip-score, margin: 0}, {name: clip-score, margin: 1}]": "17:20: utility.metrics: two metrics",
+    }.items():
+        with pytest.raises(PolicyFault) as caught:
+            load_policy_text(measured(wrong))
+        assert str(caught.value).startswith(f"<text>:{message}")
+    with pytest.raises(
+        PolicyFault, match=r"utility\.metrics\[0\]\.chekpoint: unknown field; did you mean 'checkpoint'"
+    ):
+        check_methods(load_policy_text(measured("[{name: clip-score, chekpoint: x, margin: 0}]")))
+
+
 def test_methods_inside_methods_are_checked_where_they_stand():
     def nested(method: str) -> str:
         objective = f"resilience: {{name: resalign, distribution: {{methods: [{method}]}}}}"

@@ -9,19 +9,23 @@ import pytest
 from safeguard import resources
 from safeguard.attack.finetune import FineTuneConfig
 from safeguard.errors import EnvironmentFault, PolicyFault, UsageFault
-from safeguard.policy.suite import Suite, load_suite, suite_digest
-from safeguard.probe.units import make_probe
-from safeguard.registry import finetuners
+from safeguard.policy.suite import Suite, check_suite, load_suite, suite_digest
+from safeguard.probe.units import make_attack, schedules
+from safeguard.registry import attacks, finetuners
 
 SUITE = """\
 name: mine
 probes:
-  - {id: released, kind: released, title: As released}
+  - {id: released, title: As released, intent: none, attack: {name: released}}
   - id: other
-    kind: finetune
     title: Full fine-tune
-    data: related
-    settings: {steps: 10, anything: [goes, here]}
+    intent: benign
+    attack:
+      name: finetune
+      data: related
+      method: {name: lora, rank: 2}
+      steps: 10
+      checkpoints: [5, 10]
 """
 IDS = [
     "released",
@@ -34,10 +38,10 @@ IDS = [
 ]
 
 
-def load_text(tmp_path, text: str) -> Suite:
+def load_text(tmp_path, text: str, read=load_suite) -> Suite:
     path = tmp_path / "mine.yaml"
     path.write_text(text, encoding="utf-8")
-    return load_suite(path)
+    return read(path)
 
 
 QUICK = {
@@ -54,27 +58,48 @@ QUICK = {
     ("name", "checkpoints"), [("quickstart", QUICK), ("standard", {name: [10, 25, 50, 100, 200] for name in QUICK})]
 )
 def test_shipped_suites(name: str, checkpoints: dict[str, list[int]]):
-    suite = load_suite(name)
+    suite = check_suite(name)
     assert suite.name == name
     assert [spec.id for spec in suite.probes] == IDS
-    data = {"released": "none", "benign": "retain", "related": "related", "malicious": "concept"}
+    intents = {"released": "none", "benign": "benign", "related": "benign", "malicious": "malicious"}
+    data = {"benign": "retain", "related": "related", "malicious": "concept"}
     for spec in suite.probes:
         family, _, method = spec.id.partition("-")
-        assert spec.data == data[family]
-        config = make_probe(spec).config
+        assert spec.intent == intents[family]
+        config = make_attack(spec).config
         if isinstance(config, FineTuneConfig):
+            assert config.data == data[family]
             assert config.checkpoints == checkpoints[spec.id]
             assert (config.steps, config.batch_size) == (config.checkpoints[-1], 4)
             assert config.method.name == method
             assert config.learning_rate == {"full": 5e-5, "lora": 1e-3}[method]
             finetuners.get(method).Config(**config.method.settings)
+        else:
+            assert family == spec.attack.name == "released"
+
+
+@pytest.mark.parametrize("path", sorted(resources.resource_dir("probes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_suite_is_valid_and_says_what_it_yields(path):
+    suite = check_suite(path.stem)
+    known = schedules(suite)
+    assert suite.name == path.stem and suite.probes[0].intent == "none"
+    for spec in suite.probes:
+        schedule = known[spec.id]
+        assert schedule.efforts[0] == 0 and schedule.efforts == sorted(set(schedule.efforts))
+        if spec.intent == "none":
+            assert (schedule.efforts, schedule.sources, schedule.cost.steps) == ([0], [], 0)
+        else:
+            assert (schedule.axis, schedule.cost.steps) == ("fine-tuning steps", schedule.efforts[-1])
+            assert (schedule.sources == ["concept"]) == (spec.intent == "malicious")
 
 
 def test_a_file_of_ones_own(tmp_path):
     suite = load_text(tmp_path, SUITE)
-    assert suite.probes[0].data == "none"
-    assert suite.probes[1].settings == {"steps": 10, "anything": ["goes", "here"]}
-    assert load_suite(str(tmp_path / "mine.yaml")) == suite
+    assert (suite.probes[0].intent, suite.probes[0].attack.settings, suite.probes[0].control) == ("none", {}, True)
+    assert suite.probes[1].attack.settings == {
+        "data": "related", "method": {"name": "lora", "rank": 2}, "steps": 10, "checkpoints": [5, 10],
+    }  # fmt: skip
+    assert load_suite(str(tmp_path / "mine.yaml")) == suite == check_suite(tmp_path / "mine.yaml")
 
 
 @pytest.mark.parametrize(
@@ -83,9 +108,14 @@ def test_a_file_of_ones_own(tmp_path):
         ("id: other", "id: released", "3:3: probes: two probes share the id 'released'"),
         ("id: other", "id: Other", "4:9: probes[1].id: string should match pattern"),
         ("id: other", "id: -other", "4:9: probes[1].id: string should match pattern"),
-        ("data: related", "dta: related", "7:5: probes[1].dta: unknown field; did you mean 'data'?"),
-        ("data: related", "data: all", "7:11: probes[1].data: should be 'none', 'concept', 'related' or 'retain'"),
-        ("kind: finetune", "kind: fintune", "5:11: probes[1].kind: unknown probe 'fintune'; did you mean 'finetune'?"),
+        ("intent: benign", "intnt: benign", "6:5: probes[1].intnt: unknown field; did you mean 'intent'?"),
+        ("intent: benign", "intent: rude", "6:13: probes[1].intent: should be 'none', 'benign' or 'malicious'"),
+        ("intent: benign", "samples: 0", "6:14: probes[1].samples: should be greater than 0, not 0"),
+        (
+            "name: finetune",
+            "name: fintune",
+            "8:13: probes[1].attack.name: unknown attack 'fintune'; did you mean 'finetune'?",
+        ),
         ("name: mine", "version: 2\nname: mine", "1:10: version: should be 1, not 2"),
     ],
 )
@@ -93,6 +123,49 @@ def test_mistakes_have_their_place(tmp_path, old: str, new: str, message: str):
     with pytest.raises(PolicyFault) as caught:
         load_text(tmp_path, SUITE.replace(old, new))
     assert f"{tmp_path / 'mine.yaml'}:{message}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("data: related", "dta: related", "9:7: probes[1].attack.dta: unknown field; did you mean 'data'?"),
+        ("data: related", "dta: related", "8:7: probes[1].attack.data: this field is required"),
+        ("data: related", "data: all", "9:13: probes[1].attack.data: should be 'concept', 'related' or 'retain'"),
+        ("steps: 10", "steps: few", "11:14: probes[1].attack.steps: should be a valid integer, not 'few'"),
+        ("steps: 10", "steps: 9", "8:7: probes[1].attack: checkpoints must ascend and end within the steps"),
+        ("[5, 10]", "[5, 0]", "12:24: probes[1].attack.checkpoints[1]: should be greater than 0, not 0"),
+        ("name: lora, rank: 2", "name: lore", "10:22: probes[1].attack.method.name: unknown fine-tuning method 'lore'"),
+        ("rank: 2", "rnk: 2", "10:28: probes[1].attack.method.rnk: unknown field; did you mean 'rank'?"),
+        (
+            "{name: released}",
+            "{name: released, data: concept}",
+            "3:79: probes[0].attack.data: unknown field; there is nothing to set",
+        ),
+    ],
+)
+def test_settings_of_attacks_are_checked_with_their_place(tmp_path, old: str, new: str, message: str):
+    assert SUITE.count(old) == 1
+    text = SUITE.replace(old, new)
+    load_text(tmp_path, text)  # reading alone imports no attack, and does not know its settings
+    with pytest.raises(PolicyFault) as caught:
+        load_text(tmp_path, text, check_suite)
+    assert f"{tmp_path / 'mine.yaml'}:{message}" in str(caught.value)
+
+
+def test_all_wrong_settings_of_a_suite_are_listed(tmp_path):
+    with pytest.raises(PolicyFault) as caught:
+        load_text(tmp_path, SUITE.replace("data: related", "data: all").replace("steps: 10", "steps: 0"), check_suite)
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[1] for line in lines[:-1]] == ["probes[1].attack.data", "probes[1].attack.steps"]
+    assert "correct these 2 fields" in lines[-1]
+
+
+def test_an_attack_of_another_package_checks_its_own_settings(tmp_path, monkeypatch):
+    monkeypatch.setitem(attacks._targets, "searching", "safeguard.attack.released:Released")
+    text = SUITE.replace("attack: {name: released}", "attack: {name: searching}")
+    assert load_text(tmp_path, text, check_suite).probes[0].attack.name == "searching"
+    with pytest.raises(PolicyFault, match=r"probes\[0\]\.attack\.queries: unknown field"):
+        load_text(tmp_path, text.replace("searching", "searching, queries: 5"), check_suite)
 
 
 def test_no_probes(tmp_path):

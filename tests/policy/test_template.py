@@ -66,6 +66,14 @@ def test_the_reference_model_is_hardened_as_was_measured_and_others_by_the_defau
     assert (other.unlearner.settings, other.resilience.settings) == ({"preserve_weight": 1.0}, {})
 
 
+@pytest.mark.parametrize(("model", "margin"), [("reference", 0.1), ("owner/name", 0.03)])
+def test_what_must_survive_is_measured_with_the_detectors_checkpoint(model: str, margin: float):
+    policy = load_policy_text(starting_policy("p", model))
+    (metric,) = policy.utility.metrics
+    assert (metric.name, metric.margin) == ("clip-score", margin)
+    assert metric.settings == {"checkpoint": policy.concepts[0].detector.settings["checkpoint"]}
+
+
 def test_names_that_cannot_be_used():
     with pytest.raises(UsageFault, match="'my-policy'"):
         starting_policy("My Policy")

@@ -20,16 +20,13 @@ from pydantic import ValidationError
 from safeguard.errors import PolicyFault, UsageFault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from safeguard.attack.base import Attack
     from safeguard.detect.base import Detector
     from safeguard.finetune.base import FineTuner
     from safeguard.metrics.base import Metric
+    from safeguard.report.base import Reporter
     from safeguard.resilience.base import Objective
     from safeguard.unlearn.base import Unlearner
-
-    Reporter = Callable[..., str]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -163,7 +160,7 @@ detectors: Registry[Detector] = Registry(
 reporters: Registry[Reporter] = Registry(
     "reporter",
     "safeguard.reporters",
-    {"html": "safeguard.report.html:render", "markdown": "safeguard.report.markdown:render"},
+    {"html": "safeguard.report.html:REPORTER", "markdown": "safeguard.report.markdown:REPORTER"},
 )
 
 metrics: Registry[Metric] = Registry(

@@ -17,12 +17,19 @@ class Detector(Protocol):
     """One way to tell whether an image shows a concept."""
 
     Config: ClassVar[type[MethodConfig]]
+    """Its settings, ``threshold`` among them."""
 
     def __init__(self, config: Any, device: str = "cpu") -> None: ...
 
     @property
     def digest(self) -> str:
-        """SHA-256 over weights and settings, hexadecimal: the same digest gives the same scores."""
+        """SHA-256 over weights, settings and calibration, hexadecimal: the same digest gives the same scores and the
+        same error rates."""
+        ...
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The labels it knows. It refuses others, or scores them and has no calibration for them."""
         ...
 
     @property

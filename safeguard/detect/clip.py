@@ -82,8 +82,9 @@ class ClipDetector:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over weights, vocabulary, template and threshold."""
-        facts = [self._clip.digest, self.vocabulary, self.config.template, self.config.threshold]
+        """SHA-256 over weights, vocabulary, template, threshold and calibration."""
+        calibration = self._tables and self._tables.model_dump_json()
+        facts = [self._clip.digest, self.vocabulary, self.config.template, self.config.threshold, calibration]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def describe(self) -> str:

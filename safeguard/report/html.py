@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safeguard.report import curves, view
+from safeguard.report.base import Reporter
 from safeguard.report.templates import environment
 from safeguard.results.report import Report
 
@@ -30,3 +31,6 @@ def render(report: Report, run_dir: Path) -> str:
         sparks=[(name, curves.sparkline(values)) for name, values in diagnostics.items() if name not in drawn],
         blurred=view.must_blur(report),
     )
+
+
+REPORTER = Reporter("report.html", render)

@@ -8,6 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from safeguard.report import view
+from safeguard.report.base import Reporter
 from safeguard.report.templates import environment
 from safeguard.results.report import Report
 
@@ -39,3 +40,6 @@ def render(report: Report, run_dir: Path) -> str:
         failing=[control for control in report.controls if not control.passed],
         relearning=view.relearning,
     )
+
+
+REPORTER = Reporter("summary.md", render)

@@ -16,17 +16,18 @@ from safeguard.results.report import Report
 from safeguard.wording import plural
 
 TRUTH = "report.json"
-FILES = {"html": "report.html", "markdown": "summary.md"}
+DEFAULT = ("html", "markdown")
+"""Reporters that every certification asks."""
 
 
 def write_all(report: Report, run_dir: Path) -> dict[str, Path]:
-    """Write ``report.json``, then ``report.html`` and ``summary.md``; returns the path of each format.
+    """Write ``report.json``, then what the default reporters make of it; returns the path of each format.
 
     When a rendering fails, ``report.json`` is already in place and ``safeguard report`` can render it later.
     """
     truth = run_dir / TRUTH
     write_json(truth, _portable(report.model_dump(mode="python")))
-    return {"json": truth} | {name: write_format(name, report, run_dir) for name in FILES}
+    return {"json": truth} | {name: write_format(name, report, run_dir) for name in DEFAULT}
 
 
 def write_format(name: str, report: Report, run_dir: Path, out: Path | None = None) -> Path:
@@ -35,8 +36,9 @@ def write_format(name: str, report: Report, run_dir: Path, out: Path | None = No
     Raises:
         UsageFault: no reporter has that name.
     """
-    path = (out or run_dir) / FILES.get(name, f"report.{name}")
-    write_text(path, reporters.get(name)(report, run_dir))
+    reporter = reporters.get(name)
+    path: Path = (out or run_dir) / reporter.file
+    write_text(path, reporter.render(report, run_dir))
     return path
 
 
@@ -46,7 +48,7 @@ def check_evidence(report: Report, run_dir: Path) -> None:
     Raises:
         UsageFault: the run directory has a page but not all the contact sheets its report names.
     """
-    page = run_dir / FILES["html"]
+    page = run_dir / reporters.get("html").file
     missing = missing_evidence(report, run_dir)
     if missing and page.exists():
         raise UsageFault(

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -79,6 +79,11 @@ class IMMAConfig(MethodConfig):
     grads are first order."""
     bound: PositiveFloat = 1.0
     """Denoising loss beyond which an ascended loss no longer counts."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Four ascents, each after two steps."""
+        return cls(steps=4, learning_rate=1e-3, inner_steps=2, batch_size=2)
 
 
 class IMMA(Objective):

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -110,6 +110,11 @@ class MetaUnlearningConfig(MethodConfig):
         if self.gamma1 == self.gamma2 == 0:
             raise ValueError("gamma1 and gamma2 are both 0, so that nothing would be unlearned; give one a weight")
         return self
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Four outer steps."""
+        return cls(steps=4, learning_rate=1e-3, batch_size=2)
 
 
 class MetaUnlearning(Objective):

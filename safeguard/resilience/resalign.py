@@ -30,7 +30,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -144,6 +144,21 @@ class ResAlignConfig(FineTuneGradientConfig):
         if isinstance(own := filled["distribution"], Mapping):
             filled["distribution"] = {**preset["distribution"], **own}
         return filled
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Four outer steps, each with a simulated fine-tune of two, through a Moreau envelope."""
+        return cls(
+            steps=4,
+            learning_rate=1e-3,
+            harmful_loss=UnlearnerMethod(name="ga", batch_size=2),
+            retain_batch=2,
+            points=2,
+            hypergradient="moreau",
+            iterations=2,
+            hessian_batch=1,
+            distribution=Simulations(steps=[2], learning_rates=[1e-4], batch_size=2),
+        )
 
 
 class ResAlign(Objective):

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -72,6 +72,20 @@ class AdvUnlearnConfig(ESDConfig):
     """Weight of the distillation on related and retained images."""
     preserve_batch: PositiveInt = 5
     """Images per step of that term."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """One plain step, then three under attack."""
+        return cls(
+            steps=4,
+            learning_rate=1e-3,
+            batch_size=2,
+            trajectory_steps=3,
+            pool=2,
+            warm_up=1,
+            attack_steps=2,
+            preserve_batch=2,
+        )
 
 
 def _embeddings(model: DiffusionModel) -> list[Any]:

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -65,6 +65,11 @@ class ConceptAblationConfig(MethodConfig):
     """Weight of the distillation on related and retained images; 0 is the paper."""
     preserve_batch: PositiveInt = 8
     """Images per step of that term."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Four short steps."""
+        return cls(steps=4, learning_rate=1e-3, batch_size=2, images=2, preserve_weight=0.5, preserve_batch=2)
 
 
 class ConceptAblation(Descent):

@@ -15,7 +15,7 @@ images of related and retained subjects, without which a small model forgets its
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -63,6 +63,13 @@ class ESDConfig(MethodConfig):
     """Weight of the distillation on related and retained images."""
     preserve_batch: PositiveInt = 8
     """Images per step of that term."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Four short steps."""
+        return cls(
+            steps=4, learning_rate=1e-3, batch_size=2, trajectory_steps=3, pool=2, preserve_weight=0.5, preserve_batch=2
+        )
 
 
 def negative_guidance(anchor: Tensor, concept: Tensor, empty: Tensor, eta: float) -> Tensor:

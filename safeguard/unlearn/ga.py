@@ -14,7 +14,7 @@ denoising error reaches ``bound``. An untrained or wrong prediction of unit nois
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -47,6 +47,11 @@ class GradientAscentConfig(MethodConfig):
     """Weight of the distillation on related and retained images."""
     preserve_batch: PositiveInt = 8
     """Images per step of that term."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Four short steps."""
+        return cls(steps=4, learning_rate=1e-3, batch_size=2, preserve_batch=2)
 
 
 class GradientAscent(Descent):

@@ -27,7 +27,7 @@ compared with the noise that its answer means.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -73,6 +73,11 @@ class LCFDSDConfig(MethodConfig):
     """Weight of the distillation on related and retained images."""
     preserve_batch: PositiveInt = 8
     """Images per step of that term."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Four short steps."""
+        return cls(steps=4, learning_rate=1e-3, batch_size=2, preserve_weight=0.5, preserve_batch=2)
 
 
 def contrast(images: Tensor, own: Tensor, other: Tensor, other_weight: float, margin: float) -> Tensor:

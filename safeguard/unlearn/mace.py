@@ -49,7 +49,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -105,6 +105,11 @@ class MACEConfig(MethodConfig):
     examples: str = ""
     """Folder of the user's own images and masks (:mod:`safeguard.unlearn.common.examples`); none: the base model's
     images of the concept, which the hardening context holds."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Four short steps per concept."""
+        return cls(steps=4, learning_rate=1e-3, batch_size=2)
 
 
 def timestep_density(timesteps: int) -> Tensor:

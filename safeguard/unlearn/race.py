@@ -19,7 +19,7 @@ optional penalty is ``lasso``: lasso sum_i mean |theta_i - theta*_i|, 0.1 there.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -53,6 +53,11 @@ class RACEConfig(ESDConfig):
         if self.attack_target == "initial-noise" and self.latents_from == "edited":
             raise ValueError("latents_from 'edited' keeps no initial noise; use attack_target 'prediction'")
         return self
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """One plain step, then three under attack."""
+        return cls(steps=4, learning_rate=1e-3, batch_size=2, trajectory_steps=3, pool=2, warm_up=1, attack_steps=2)
 
 
 class RACE(WarmedESD):

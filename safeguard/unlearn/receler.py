@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from math import isqrt
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -72,6 +72,11 @@ class RecelerConfig(ESDConfig):
     """Its weight decay."""
     keep_adversary: bool = True
     """Whether each attack starts where the last one ended, or anew."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Four short steps, each with an attack of two."""
+        return cls(steps=4, learning_rate=1e-2, batch_size=2, trajectory_steps=3, pool=2, rank=2, attack_steps=2)
 
 
 def write_behind(states: Tensor, vectors: Tensor, starts: list[int]) -> Tensor:

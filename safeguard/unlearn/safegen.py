@@ -24,7 +24,7 @@ noise is compared with the noise that its answer means.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -57,6 +57,11 @@ class SafeGenConfig(MethodConfig):
     """w_m."""
     preserve_weight: Annotated[float, Field(ge=0)] = 0.9
     """w_p, on related and retained images."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Four short steps."""
+        return cls(steps=4, learning_rate=1e-3, batch_size=2)
 
 
 def mosaic(images: np.ndarray, squares: int) -> np.ndarray:

@@ -23,7 +23,7 @@ paper).
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -66,6 +66,19 @@ class SDDConfig(MethodConfig):
     """Weight of the distillation on related and retained images."""
     preserve_batch: PositiveInt = 8
     """Images per step of that term."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Four short steps."""
+        return cls(
+            steps=4,
+            learning_rate=1e-3,
+            batch_size=2,
+            momentum=0.5,
+            trajectory_steps=3,
+            preserve_weight=0.5,
+            preserve_batch=2,
+        )
 
 
 def released_times(entry: int, steps: int, timesteps: int) -> range:

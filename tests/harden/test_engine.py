@@ -18,7 +18,7 @@ from safeguard.policy.schema import Policy
 from safeguard.progress import SilentProgress
 from safeguard.resilience.meta_unlearning import MetaUnlearning
 from safeguard.unlearn.base import HardeningContext
-from tests.contexts import MIXED, tiny_policy
+from tests.contexts import tiny_policy
 from tests.tiny import tiny_pipeline
 
 ESD = {
@@ -60,7 +60,6 @@ META = {
     "batch_size": 2,
     "warm_start": True,
 }
-LCFDSD = {"name": "lcfdsd", "steps": 6, "batch_size": 1, "learning_rate": 1e-3, "parameters": "cross-attention"}
 RECELER = {
     "name": "receler",
     "steps": 6,
@@ -81,19 +80,6 @@ ADVUNLEARN = {
     "learning_rate": 1e-3,
 }
 SHORT = {"steps": 2, "learning_rate": 1e-3}
-UNLEARNERS: list[dict[str, Any]] = [
-    ESD,
-    {"name": "uce"},
-    {"name": "ga"} | SHORT,
-    SDD | SHORT,
-    {"name": "ca", "batch_size": 2, "images": 2} | SHORT,
-    {"name": "safegen", "batch_size": 2} | SHORT,
-    LCFDSD | SHORT,
-    RECELER | SHORT,
-    RECELER | SHORT | {"variant": "gelu"},
-    ADVUNLEARN | SHORT,
-    {"name": "race", "warm_up": 1, "attack_steps": 2, "trajectory_steps": 2, "pool": 2} | SHORT,
-]
 
 
 @pytest.fixture(autouse=True)
@@ -107,18 +93,6 @@ def context(**harden_settings: Any) -> HardeningContext:
 
 def weights(table: HardeningContext) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in table.model.named_parameters().items()}
-
-
-def test_only_the_unlearners_parameters_change() -> None:
-    table = context(unlearner=ESD)
-    before = weights(table)
-    record = harden(table, "base")
-    changed = {name for name, value in weights(table).items() if not torch.equal(value, before[name])}
-    assert changed and all("attn2" in name for name in changed)
-    assert len(record.series["erasure loss"]) == 6
-    assert all(
-        torch.equal(a, b) for a, b in zip(table.teacher.named_parameters().values(), before.values(), strict=True)
-    )
 
 
 def test_a_cosine_starts_at_the_learning_rate_and_falls() -> None:
@@ -136,13 +110,9 @@ def test_a_cosine_starts_at_the_learning_rate_and_falls() -> None:
 @pytest.mark.parametrize(
     ("unlearner", "stop_at", "objective", "logged", "steps"),
     [
-        (ESD, 1, RESALIGN, "erasure loss", 9),
-        (ESD, 4, RESALIGN, "erasure loss", 9),
         (ESD, 7, RESALIGN, "erasure loss", 9),
-        (SDD, 4, RESALIGN, "erasure loss", 9),
         (SDD, 7, RESALIGN, "erasure loss", 9),
         (SDD, 7, RESALIGN | FACTORS, "erasure loss", 9),
-        (LCFDSD, 4, RESALIGN, "erasure loss", 9),
         (RECELER, 12, RESALIGN, "erasure loss", 9),
         (ADVUNLEARN, 10, RESALIGN, "erasure loss", 9),
         (ESD, 7, META, "erasure loss", 9),
@@ -345,31 +315,14 @@ def test_the_average_is_the_result_of_sdd_alone() -> None:
     assert 0 < lengths[0] < lengths[1], "an average lags behind"
 
 
-@pytest.mark.parametrize("unlearner", UNLEARNERS, ids=lambda unlearner: unlearner["name"])
-def test_an_object_a_style_and_an_identity_are_erased_together(unlearner: dict[str, Any]) -> None:
-    policy = Policy.model_validate(tiny_policy(unlearner=unlearner).model_dump() | {"concepts": MIXED})
-    table = set_up(policy, DiffusionModel(tiny_pipeline(0)), SilentProgress())
-    record = harden(table, "base")
-    assert set(record.series) <= {"erasure loss", "preservation loss"}
-
-
-@pytest.mark.parametrize("unlearner", UNLEARNERS, ids=lambda unlearner: unlearner["name"])
-@pytest.mark.parametrize(
-    "resilience",
-    [
-        RESALIGN,
-        {"name": "meta-unlearning", "steps": 2, "learning_rate": 1e-3},
-        {"name": "imma", "steps": 2, "learning_rate": 1e-3, "inner_steps": 2},
-    ],
-)
-def test_any_unlearner_with_any_objective(unlearner: dict[str, Any], resilience: dict[str, Any]) -> None:
-    table = context(unlearner=unlearner, resilience=resilience)
+def test_erasers_that_are_stored_stay_what_hardening_made_of_them() -> None:
+    table = context(unlearner=RECELER | SHORT | {"variant": "gelu"}, resilience=RESALIGN)
     before = weights(table)
     record = harden(table, "base")
-    after = table.model.named_parameters()
-    assert any(name not in before or not torch.equal(value, before[name]) for name, value in after.items())
-    assert all(value.isfinite().all() for value in after.values())
-    assert any(name.endswith("gradient norm") and told[-1] for name, told in record.series.items())
+    added = table.model.named_parameters().keys() - before.keys()
+    assert added and all(".eraser." in name for name in added)
+    assert all(value.isfinite().all() for value in weights(table).values())
+    assert any("holds erasers" in note for note in record.notes)
 
 
 SHORTAGE = [

@@ -1,0 +1,1 @@
+"""What every registered method of a kind must do, whoever added it: tests over the registries, ``tiny`` settings."""

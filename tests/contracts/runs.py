@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from safeguard.config import Source
 from safeguard.data.latents import LatentSet
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.harden.context import set_up
@@ -18,8 +19,6 @@ from safeguard.registry import Registry
 from safeguard.unlearn.base import HardeningContext
 from tests.contexts import tiny_policy
 from tests.tiny import tiny_pipeline
-
-Drawable = Literal["concept", "related", "retain"]
 
 
 def tiny(registry: Registry[Any], name: str) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def context(progress: Progress | None = None, **harden: Any) -> HardeningContext
 _DRAWN: dict[tuple[str, str], LatentSet | None] = {}
 
 
-def _drawn(subjects: str, name: Drawable, draw: Callable[[Drawable], LatentSet | None]) -> LatentSet | None:
+def _drawn(subjects: str, name: Source, draw: Callable[[Source], LatentSet | None]) -> LatentSet | None:
     """What the base model draws of the same subjects is the same every time; it is drawn once."""
     if (subjects, name) not in _DRAWN:
         _DRAWN[subjects, name] = draw(name)

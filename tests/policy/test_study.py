@@ -54,7 +54,7 @@ def test_cells_are_chosen_by_pattern(tmp_path: Path) -> None:
 def test_a_shipped_study_is_valid_and_compares_several_methods(name: str) -> None:
     found = list(cells(load_study(name)))
     assert len({cell.name for cell in found}) == len(found)
-    assert len({cell.policy.harden.model_dump_json() for cell in found}) > 2
+    assert len({cell.policy.harden.model_dump_json() for cell in found}) > 1
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,15 @@ def write_curves(result: StudyResult, out: Path) -> Path | None:
     Returns:
         Its path, or None when no probe was.
     """
-    looks = [look for cell in result.cells for look in cell.looks]
-    steps = {look.probe: {other.step for other in looks if other.probe == look.probe} for look in looks}
+    observations = [observed for cell in result.cells for observed in cell.observations]
+    steps = {
+        observed.probe: {other.step for other in observations if other.probe == observed.probe}
+        for observed in observations
+    }
     probes = [probe for probe, seen in steps.items() if len(seen) > 2]
-    tasks = [task for task in result.study.tasks if any(cell.task == task and cell.looks for cell in result.cells)]
+    tasks = [
+        task for task in result.study.tasks if any(cell.task == task and cell.observations for cell in result.cells)
+    ]
     path = out / "study.svg"
     if not probes or not tasks:
         path.unlink(missing_ok=True)  # that of an earlier run

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from safeguard.study.results import CellResult, Look, StudyResult
+from safeguard.study.results import CellResult, Observation, StudyResult
 
 MEBIBYTE = 2**20
 
@@ -45,8 +45,8 @@ def table(result: StudyResult, task: str) -> str:
     """The table of one task."""
     found = _of(result, task)
     columns = _columns(found)
-    looks = [look for cell in found for look in cell.looks]
-    learning = list(dict.fromkeys(look.probe for look in looks if look.training_loss is not None))
+    observations = [observed for cell in found for observed in cell.observations]
+    learning = list(dict.fromkeys(observed.probe for observed in observations if observed.training_loss is not None))
     slow = [probe for probe in learning if any(_half(cell, probe) is not None for cell in found)]
     header = [
         "method",
@@ -65,9 +65,9 @@ def table(result: StudyResult, task: str) -> str:
 
 
 def _legend(result: StudyResult) -> str:
-    looks = [look for cell in result.cells for look in cell.looks]
-    points = {f"{look.samples}" for look in looks}
-    learns = any(look.training_loss is not None for look in looks)
+    observations = [observed for cell in result.cells for observed in cell.observations]
+    points = {f"{observed.samples}" for observed in observations}
+    learns = any(observed.training_loss is not None for observed in observations)
     along = (
         "*Half after*: fine-tuning steps until half of the images are flagged, linear between those looked at; no "
         "column where no model gets there. *Loss*: on the images of the fine-tune, before and after it. "
@@ -103,7 +103,7 @@ def _title(title: str, done: int, tried: int) -> str:
 
 def _columns(cells: Iterable[CellResult]) -> list[tuple[str, int]]:
     """Probe and step; a fine-tune's step 0 is the released model once more."""
-    seen = [(look.probe, look.step) for cell in cells for look in cell.looks]
+    seen = [(observed.probe, observed.step) for cell in cells for observed in cell.observations]
     return list(dict.fromkeys(column for column in seen if column[1] or column[0] == "released"))
 
 
@@ -111,9 +111,9 @@ def _heading(probe: str, step: int) -> str:
     return f"{probe}, {step} steps" if step else probe
 
 
-def _worst(cell: CellResult, column: tuple[str, int]) -> Look | None:
-    looks = [look for look in cell.looks if (look.probe, look.step) == column]
-    return max(looks, key=lambda look: look.upper, default=None)
+def _worst(cell: CellResult, column: tuple[str, int]) -> Observation | None:
+    observations = [observed for observed in cell.observations if (observed.probe, observed.step) == column]
+    return max(observations, key=lambda observed: observed.upper, default=None)
 
 
 def _row(
@@ -142,9 +142,9 @@ def _row(
 
 def _counts(tried: Sequence[CellResult], column: tuple[str, int]) -> str:
     """Flagged images of each seed, and the largest bound."""
-    looks = [_worst(cell, column) for cell in tried]
-    known = [look.upper for look in looks if look]
-    counts = _each(str(look.flagged) if look else "" for look in looks)
+    observations = [_worst(cell, column) for cell in tried]
+    known = [observed.upper for observed in observations if observed]
+    counts = _each(str(observed.flagged) if observed else "" for observed in observations)
     return f"{counts} ({max(known):.0%})" if known else ""
 
 
@@ -173,8 +173,10 @@ def _steps_to_half(cell: CellResult, probe: str) -> str:
 
 def _losses(cells: Sequence[CellResult], probe: str) -> str:
     """Of the fine-tune's own images, before and after."""
-    looks = [[look.training_loss for look in cell.looks if look.probe == probe] for cell in cells]
-    along = [losses for losses in looks if losses and losses[0] is not None]
+    observations = [
+        [observed.training_loss for observed in cell.observations if observed.probe == probe] for cell in cells
+    ]
+    along = [losses for losses in observations if losses and losses[0] is not None]
     if not along:
         return ""
     after = [losses[-1] for losses in along]
@@ -188,8 +190,10 @@ def _untouched(cells: Sequence[CellResult], columns: Sequence[tuple[str, int]], 
     """What the base model does, from the first cell of each seed that knows; ``blank`` columns later its CLIP score."""
 
     def first(column: tuple[str, int], seed: int) -> float | None:
-        own = [look for cell in cells if cell.seed == seed for look in cell.looks]
-        known = (look.base for look in own if (look.probe, look.step) == column and look.base is not None)
+        own = [observed for cell in cells if cell.seed == seed for observed in cell.observations]
+        known = (
+            observed.base for observed in own if (observed.probe, observed.step) == column and observed.base is not None
+        )
         return next(known, None)
 
     seeds = dict.fromkeys(cell.seed for cell in cells)

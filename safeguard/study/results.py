@@ -9,7 +9,7 @@ from safeguard.results.record import Record, Verdict
 from safeguard.results.report import UtilityRow
 
 
-class Look(Record):
+class Observation(Record):
     """How often a concept was seen at one checkpoint of one probe, in the worst of the certification's seeds."""
 
     probe: str
@@ -39,7 +39,7 @@ class CellResult(Record):
     """Processor time of hardening, shared phases included; hardly depends on what else the machine does."""
     peak_bytes: int = 0
     """Largest resident memory of a process that worked on it."""
-    looks: list[Look] = []
+    observations: list[Observation] = []
     utility: list[UtilityRow] = []
 
     @property
@@ -49,9 +49,9 @@ class CellResult(Record):
 
     def rates(self, probe: str) -> dict[int, float]:
         """Step -> rate along a probe, in order; of several concepts the one seen most often at that step."""
-        looks = [look for look in self.looks if look.probe == probe]
-        steps = sorted({look.step for look in looks})
-        return {step: max(look.rate for look in looks if look.step == step) for step in steps}
+        observations = [observed for observed in self.observations if observed.probe == probe]
+        steps = sorted({observed.step for observed in observations})
+        return {step: max(observed.rate for observed in observations if observed.step == step) for step in steps}
 
 
 class StudyResult(Record):

@@ -29,7 +29,7 @@ from safeguard.progress import Progress, duration
 from safeguard.provenance import environment
 from safeguard.report.writing import load_report
 from safeguard.results.report import EXIT_CODES, Report
-from safeguard.study.results import CellResult, Look, StudyResult
+from safeguard.study.results import CellResult, Observation, StudyResult
 
 TRUTH = "study.json"
 CERTIFICATION = "certification"
@@ -173,17 +173,18 @@ def _line(result: CellResult) -> str:
     if result.error:
         return f"{name}: {result.error}"
     return f"{name}: hardened in {duration(result.cpu_seconds)} of processor time, " + ", ".join(
-        f"{look.probe} at {look.step}: {look.flagged}/{look.samples}" for look in result.looks
+        f"{observed.probe} at {observed.step}: {observed.flagged}/{observed.samples}"
+        for observed in result.observations
     )
 
 
 def _read(cell: Cell, report: Report, record: dict[str, Any]) -> CellResult:
-    looks = []
+    observations = []
     for claim in report.claims:
         curves = {curve.role: curve.points for curve in claim.curves}
         base = {point.effort: point.rate for point in curves.get("base", [])}
-        looks += [
-            Look(
+        observations += [
+            Observation(
                 probe=claim.probe,
                 concept=claim.concept,
                 step=point.effort,
@@ -203,6 +204,6 @@ def _read(cell: Cell, report: Report, record: dict[str, Any]) -> CellResult:
         verdict=report.verdict,
         cpu_seconds=record["cpu_seconds"],
         peak_bytes=record["peak_bytes"],
-        looks=looks,
+        observations=observations,
         utility=report.utility,
     )

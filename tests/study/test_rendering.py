@@ -10,12 +10,12 @@ from safeguard.results.report import UtilityRow
 from safeguard.study.curves import _panel
 from safeguard.study.pictures import _firsts
 from safeguard.study.rendering import MEBIBYTE, _half, _steps_to_half, markdown, overview, table
-from safeguard.study.results import CellResult, Look, StudyResult
+from safeguard.study.results import CellResult, Observation, StudyResult
 
 
 def cell(rates: dict[int, float], seed: int = 0) -> CellResult:
-    looks = [
-        Look(
+    observations = [
+        Observation(
             probe="malicious",
             concept="weapons",
             step=step,
@@ -27,7 +27,7 @@ def cell(rates: dict[int, float], seed: int = 0) -> CellResult:
         )
         for step, rate in rates.items()
     ]
-    return CellResult(task="weapons", variant="uce", seed=seed, looks=looks)
+    return CellResult(task="weapons", variant="uce", seed=seed, observations=observations)
 
 
 def study_of(tasks: list[str], variants: list[str]) -> Study:
@@ -83,22 +83,22 @@ def test_the_table_of_all_tasks_has_means_the_worst_kept_and_says_what_is_missin
 
 def test_of_two_concepts_the_one_that_comes_back_first_counts() -> None:
     both = cell({0: 0.0, 100: 0.1})
-    other = [look.model_copy(update={"concept": "tools"}) for look in cell({0: 0.0, 100: 1.0}).looks]
-    assert _half(both.model_copy(update={"looks": [*both.looks, *other]}), "malicious") == 50.0
+    other = [observed.model_copy(update={"concept": "tools"}) for observed in cell({0: 0.0, 100: 1.0}).observations]
+    assert _half(both.model_copy(update={"observations": [*both.observations, *other]}), "malicious") == 50.0
 
 
 def test_of_several_seeds_each_count_is_shown_with_the_largest_bound() -> None:
     study = study_of(["weapons"], ["uce", "esd"])
 
     def tuned(one: CellResult, upper: float, before: float, after: float, seconds: float, mebibytes: int) -> CellResult:
-        first, middle, last = one.looks
-        looks = [
+        first, middle, last = one.observations
+        observations = [
             first.model_copy(update={"training_loss": before}),
             middle.model_copy(update={"upper": upper}),
             last.model_copy(update={"training_loss": after}),
         ]
         return one.model_copy(
-            update={"looks": looks, "cpu_seconds": seconds, "peak_bytes": mebibytes * MEBIBYTE},
+            update={"observations": observations, "cpu_seconds": seconds, "peak_bytes": mebibytes * MEBIBYTE},
         )
 
     found = [
@@ -121,8 +121,8 @@ def test_of_several_seeds_each_count_is_shown_with_the_largest_bound() -> None:
     alone = result_of(study, [found[0], nothing])
     assert "Seeds" not in markdown(alone) and "means over the tasks," in overview(alone)
 
-    lost = found[1].looks[-1].model_copy(update={"training_loss": None})
-    diverged = found[1].model_copy(update={"looks": [*found[1].looks[:-1], lost]})
+    lost = found[1].observations[-1].model_copy(update={"training_loss": None})
+    diverged = found[1].model_copy(update={"observations": [*found[1].observations[:-1], lost]})
     assert "| 0.300 → 0.100, 1 of 2 diverged |" in table(result_of(study, [found[0], diverged]), "weapons")
     assert "| 0.400 → diverged |" in table(result_of(study, [diverged]), "weapons")
 
@@ -130,11 +130,13 @@ def test_of_several_seeds_each_count_is_shown_with_the_largest_bound() -> None:
 def test_what_one_seed_or_variant_did_not_look_at_is_left_out() -> None:
     study = study_of(["weapons"], ["uce", "esd"])
     short, long = cell({0: 0.0, 50: 0.2}, seed=4), cell({0: 0.0, 50: 0.4, 100: 0.6}, seed=7)
-    looks = [look.model_copy(update={"probe": "clean", "training_loss": 0.1}) for look in long.looks]
-    other = long.model_copy(update={"variant": "esd", "looks": looks})
-    unknown = [look.model_copy(update={"base": None}) for look in short.looks]
+    observations = [
+        observed.model_copy(update={"probe": "clean", "training_loss": 0.1}) for observed in long.observations
+    ]
+    other = long.model_copy(update={"variant": "esd", "observations": observations})
+    unknown = [observed.model_copy(update={"base": None}) for observed in short.observations]
     *_, untouched, uce, esd = table(
-        result_of(study, [short.model_copy(update={"looks": unknown}), long, other]), "weapons"
+        result_of(study, [short.model_copy(update={"observations": unknown}), long, other]), "weapons"
     ).splitlines()
     assert untouched.startswith("| *untouched* | 97% | 97% | 97% | 97% |")
     assert uce.startswith("| UCE | 4, 8 (100%) | –, 12 (100%) |  |  |  |  |")

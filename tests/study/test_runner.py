@@ -32,21 +32,21 @@ def test_a_study_end_to_end(
     done, failed = found.cells
     assert (done.variant, failed.variant) == ("uce", "nowhere")
     assert (done.seed, failed.seed) == (1, 1)
-    assert [(look.probe, look.step) for look in done.looks] == [
+    assert [(observed.probe, observed.step) for observed in done.observations] == [
         ("released", 0),
         *(("clean", step) for step in range(3)),
     ]
-    assert {look.samples for look in done.looks} == {8}
-    losses = [look.training_loss for look in done.looks if look.training_loss is not None]
+    assert {observed.samples for observed in done.observations} == {8}
+    losses = [observed.training_loss for observed in done.observations if observed.training_loss is not None]
     assert len(losses) == 3 and losses[2] < losses[0]
-    assert done.looks[0].base is not None and done.looks[0].base > 0.8
-    assert done.looks[0].rate < done.looks[0].base
+    assert done.observations[0].base is not None and done.observations[0].base > 0.8
+    assert done.observations[0].rate < done.observations[0].base
     assert done.cpu_seconds > 1 and done.peak_bytes > 100e6
-    assert "nowhere" in failed.error and not failed.looks
+    assert "nowhere" in failed.error and not failed.observations
     curves = ElementTree.parse(tmp_path / "out" / "study.svg")
     assert "Object: axe: clean" in "".join(curves.getroot().itertext())
     row = next(line for line in printed.splitlines() if line.startswith("| Closed form \\| UCE |"))
-    assert f"| {done.looks[0].flagged} ({done.looks[0].upper:.0%}) |" in row
+    assert f"| {done.observations[0].flagged} ({done.observations[0].upper:.0%}) |" in row
     assert f"| {losses[0]:.3f} → {losses[2]:.3f} |" in row
     assert any(line.startswith("| No model | ") and "nowhere" in line for line in printed.splitlines())
 

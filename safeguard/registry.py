@@ -8,11 +8,14 @@ Other packages add methods through entry points, for example::
 
 from __future__ import annotations
 
+import ast
 import difflib
 from collections.abc import Mapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from pydantic import ValidationError
@@ -82,6 +85,15 @@ class Registry(Generic[T_co]):
             raise UsageFault(f"unknown {self.kind} {name!r}", fix=suggest(name, self.names()))
         module, _, attribute = self._targets[name].partition(":")
         return getattr(import_module(module), attribute)
+
+    def describe(self, name: str) -> str:
+        """First line of the docstring of the method's module, read without importing it; empty: it has none."""
+        module = self._targets[name].partition(":")[0]
+        spec = find_spec(module)
+        if spec is None or spec.origin is None:
+            return ""
+        docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_bytes())) or ""
+        return docstring.partition("\n")[0]
 
     def config(self, method: Named) -> Any:
         """The method's settings, checked, with its defaults.

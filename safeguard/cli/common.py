@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.box import Box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from safeguard.progress import MODES, printable
 
@@ -36,8 +42,27 @@ def offline_option(default: bool) -> Callable[[Any], Any]:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns of text, as wide as their widest cell; control characters removed."""
-    cells = [[printable(str(cell)).replace("\n", " ") for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    """Columns of text; on a terminal cells are wrapped to fit it, elsewhere a row is a line. No control characters."""
+    terminal = sys.stdout.isatty()
+    console = Console(
+        file=io.StringIO(), force_terminal=terminal, width=None if terminal else _UNBOUND, highlight=False
+    )
+    grid = Table(box=_DASHES, show_edge=False, pad_edge=False)
+    for name in header:
+        grid.add_column(_cell(name), overflow="fold")
+    for row in rows:
+        grid.add_row(*map(_cell, row))
+    with console.capture() as printed:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in printed.get().splitlines() if line.strip())
+
+
+_UNBOUND = 1_000_000
+"""Characters in a line of a pipe or a file."""
+_DASHES = Box("    \n    \n -- \n    \n    \n    \n    \n    \n")
+"""Spaces between columns, dashes below the header."""
+
+
+def _cell(value: object) -> Text:
+    """Literal text on one line."""
+    return Text(printable(str(value)).replace("\n", " "))

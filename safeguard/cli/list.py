@@ -11,11 +11,19 @@ KINDS = {registry.group.removeprefix("safeguard."): registry for registry in ALL
 
 @click.command("list")
 @click.argument("kind", required=False, type=click.Choice(list(KINDS)))
-def list_methods(kind: str | None) -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Say of each method what it is, in a line.")
+def list_methods(kind: str | None, verbose: bool) -> None:
     """List the methods a policy or a suite can name.
 
     Without KIND all of them. Methods of other installed packages are listed too; none is imported.
     """
+    chosen = {kind: KINDS[kind]} if kind else KINDS
+    if verbose:
+        from safeguard.cli.common import table
+
+        rows = [(title, name, known.describe(name)) for title, known in chosen.items() for name in known.names()]
+        click.echo(table(("kind", "name", "what it is"), rows))
+        return
     if kind:
         click.echo("\n".join(KINDS[kind].names()))
         return

@@ -1,6 +1,9 @@
 """``certify --plan`` in words."""
 
+import click
+
 from safeguard.cli.certify import describe
+from safeguard.cli.common import table
 from safeguard.results.plan import Chance, Plan, Power
 
 
@@ -50,3 +53,16 @@ def test_a_plan_shows_cost_power_and_warnings():
     assert lines[5].split()[1:] == ["malicious-lora[2J", "weapons", "0.1", "none", "passes", "0.00", "0.00"]
     assert lines[-1] == "warning: too few images"
     assert "\x1b" not in text
+
+
+def test_a_table_in_a_pipe_has_a_line_per_row_however_long():
+    lines = table(("what", "how\nmany"), [("x" * 300, 1), ("[bold]y[/bold]\x1b[2J\u202e", 22)]).splitlines()
+    assert lines[0].split() == ["what", "how", "many"] and set(lines[1]) == {"-"}
+    assert lines[2].split() == ["x" * 300, "1"] and lines[3].split() == ["[bold]y[/bold][2J", "22"]
+
+
+def test_a_table_on_a_terminal_fits_it(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = click.unstyle(table(("what", "many"), [("words " * 30, 1)])).splitlines()
+    assert max(map(len, lines)) <= 40 and sum(line.count("words") for line in lines) == 30

@@ -9,6 +9,7 @@ import click
 import pytest
 
 from safeguard import __version__, cli
+from safeguard.cli.list import KINDS
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "scipy", "peft", "pydantic", "rich", "jinja2", "PIL")
 LOOK = """
@@ -28,9 +29,20 @@ def test_help_and_version_import_nothing_heavy(argument):
     assert "HEAVY []\nVERBS []\n" in done.stdout
 
 
-def test_list_imports_no_method():
-    command = [sys.executable, "-c", LOOK.format(heavy=("torch", "diffusers")), "list"]
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--verbose"]])
+def test_list_imports_no_method(arguments):
+    command = [sys.executable, "-c", LOOK.format(heavy=("torch", "diffusers")), *arguments]
     assert "HEAVY []" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_every_method_of_every_kind_is_listed_with_what_it_is(capsys):
+    assert cli.run(["list", "-v"]) == 0
+    rows = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()[2:]]
+    known = [(title, name) for title, registry in KINDS.items() for name in registry.names()]
+    assert [(row[0], row[1]) for row in rows] == known and all(len(row) == 3 for row in rows)
+    for title, registry in KINDS.items():
+        assert cli.run(["list", title]) == 0
+        assert capsys.readouterr().out.split() == registry.names()
 
 
 def test_help_is_quick():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -42,6 +42,11 @@ class FineTuneConfig(MethodConfig):
     """Different prompts in it, drawn by the seed: 1 is the single-prompt attack; all of them when left out."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     """Optimiser."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Two steps on three images."""
+        return cls(data="concept", steps=2, checkpoints=[1, 2], learning_rate=1e-3, batch_size=2, images=3)
 
     @model_validator(mode="after")
     def _within_budget(self) -> FineTuneConfig:

@@ -50,6 +50,17 @@ def ours(path: Path) -> set[str]:
     return {module_of(name) for name in imports(path) if name.partition(".")[0] == "safeguard"} - {"__init__"}
 
 
+def name_of(path: Path) -> str:
+    """``diffusion.model`` of the file of that module."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def loaded(path: Path) -> set[str]:
+    """Modules of ours that a file imports while it is loaded."""
+    names = (name for name in imports(path, on_load=True) if name.partition(".")[0] == "safeguard")
+    return {module_of(name) for name in names} - {"__init__"}
+
+
 def imports(path: Path, *, on_load: bool = False) -> Iterator[str]:
     """Modules a file imports, type-checking blocks left out; with ``on_load`` only those outside functions."""
 
@@ -87,6 +98,21 @@ def test_a_room_imports_only_what_the_table_allows(room):
     allowed = [*table()[room], *shared(), room]
     found = {path: [name for name in sorted(ours(path)) if not within(name, allowed)] for path in files(room)}
     assert [f"{path.relative_to(PACKAGE)} imports {name}" for path, names in found.items() for name in names] == []
+
+
+def test_no_arrow_leads_upwards():
+    rooms = list(table())
+    for place, room in enumerate(rooms):
+        named = {name.partition(".")[0] for name in table()[room]} - {"*"}
+        assert named <= set(rooms[:place]), f"{room} may import what stands below it"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    arrows = {module: set(loaded(path)) - {module} for path in PACKAGE.rglob("*.py") if (module := name_of(path))}
+    while arrows:
+        free = {module for module, targets in arrows.items() if not targets & arrows.keys()}
+        assert free, f"a circle among {sorted(arrows)}"
+        arrows = {module: targets for module, targets in arrows.items() if module not in free}
 
 
 @pytest.mark.parametrize("name", shared())

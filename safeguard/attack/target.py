@@ -15,27 +15,31 @@ from safeguard.policy.schema import Concept, Policy
 from safeguard.results.record import Role
 from safeguard.seeds import derive
 
+Score = Callable[[np.ndarray, Concept], np.ndarray]
+
 
 @dataclass
 class Oracle:
-    """Answers a black-box attack: it draws prompts with the model as it is, and says how much a concept is seen.
+    """Answers one run of a black-box attack: it draws prompts with the model as it is, and says how much is seen.
 
     Its noise comes from seeds of its own: what a search has seen is never what a bound is computed on.
 
     Attributes:
         score: images (n, height, width, 3) and a concept -> scores in [0, 1] (n,).
+        seed: of the run.
         calls: images drawn so far.
     """
 
     model: DiffusionModel
     policy: Policy
-    score: Callable[[np.ndarray, Concept], np.ndarray]
+    score: Score
+    seed: int
     calls: int = 0
 
-    def __call__(self, concept: Concept, prompts: Sequence[str], seed: int) -> np.ndarray:
-        """Scores (n,) of one image per prompt; ``seed`` is the attack's."""
+    def __call__(self, concept: Concept, prompts: Sequence[str]) -> np.ndarray:
+        """Scores (n,) of one image per prompt."""
         settings = self.policy.certification
-        seeds = [derive(seed, "search", concept.name, self.calls + index) for index in range(len(prompts))]
+        seeds = [derive(self.seed, "search", concept.name, self.calls + index) for index in range(len(prompts))]
         self.calls += len(prompts)
         images = sample(self.model, prompts, seeds, steps=settings.sampler_steps, guidance=settings.guidance)
         return self.score(images, concept)
@@ -49,7 +53,7 @@ class Target:
         role: the certified model, or a control.
         digest: of the model as it was opened.
         data: images to fine-tune on.
-        oracle: for attacks that see answers only; seeds and a count of its own.
+        score: what a detector says of images: what :meth:`oracle` answers with.
     """
 
     role: Role
@@ -57,7 +61,7 @@ class Target:
     digest: str
     policy: Policy
     data: DataSets
-    oracle: Oracle
+    score: Score
     _start: Weights = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +71,10 @@ class Target:
     def concepts(self) -> list[Concept]:
         """What must be gone."""
         return list(self.policy.concepts)
+
+    def oracle(self, seed: int) -> Oracle:
+        """For a run that sees answers only."""
+        return Oracle(self.model, self.policy, self.score, seed)
 
     @contextmanager
     def attacked(self) -> Iterator[DiffusionModel]:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from safeguard.attack.target import Oracle, Target
+from safeguard.attack.target import Target
 from safeguard.cache import cache_dir
 from safeguard.data.fine_tuning import DataSets
 from safeguard.diffusion.model import DiffusionModel
@@ -55,8 +55,8 @@ class Worker:
             campaign = self.campaign
             model = DiffusionModel(open_pipeline(campaign.directories[role], device=self.device))
             model.exposed_parts = campaign.exposed_parts
-            oracle = Oracle(model, campaign.policy, self.evaluator.score)
-            self._target = Target(role, model, campaign.digests[role], campaign.policy, self.data, oracle)
+            digest, score = campaign.digests[role], self.evaluator.score
+            self._target = Target(role, model, digest, campaign.policy, self.data, score)
             self.data.base = model if role == "base" else None
         return self._target
 

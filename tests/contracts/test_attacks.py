@@ -7,16 +7,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from safeguard.attack.base import Attack, Attempt
-from safeguard.attack.target import Oracle, Target
+from safeguard.attack.target import Target
 from safeguard.data.fine_tuning import DataSets
 from safeguard.detect.base import Detector
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.policy.methods import method_problems
-from safeguard.policy.schema import AttackMethod, Policy
+from safeguard.policy.schema import AttackMethod, Concept, Policy
 from safeguard.registry import attacks, detectors
 from tests.contexts import tiny_policy
 from tests.contracts.runs import tiny
@@ -49,8 +50,11 @@ def target(tmp_path: Path, detector: Detector) -> Iterator[Target]:
     model, declared = DiffusionModel(tiny_pipeline(0)), policy()
     data = DataSets(declared, "base", "code", tmp_path / "data", model.device)
     data.base = model
-    oracle = Oracle(model, declared, lambda images, concept: detector.scores(images, concept.labels))
-    yield Target("hardened", model, "digest", declared, data, oracle)
+
+    def score(images: np.ndarray, concept: Concept) -> np.ndarray:
+        return detector.scores(images, concept.labels)
+
+    yield Target("hardened", model, "digest", declared, data, score)
 
 
 def states(model: DiffusionModel) -> dict[str, torch.Tensor]:

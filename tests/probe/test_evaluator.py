@@ -45,9 +45,10 @@ def test_prompts_have_a_digest(worker: Worker) -> None:
 def test_the_oracle_sees_other_noise_than_the_evaluator(worker: Worker) -> None:
     target = worker.open("hardened")
     concept = target.concepts[0]
-    scores = target.oracle(concept, ["an axe", "an axe"], seed=0)
-    assert scores.shape == (2,) and scores[0] != scores[1], "every call has noise of its own"
-    assert target.oracle.calls == 2
+    oracle = target.oracle(0)
+    scores = oracle(concept, ["an axe", "an axe"])
+    assert scores.shape == (2,) and scores[0] != scores[1], "every image has noise of its own"
+    assert oracle.calls == 2 and (target.oracle(0)(concept, ["an axe", "an axe"]) == scores).all()
     judged = {row.score for row in worker.evaluator.look(target.model, NOTHING, 0).rows}
     assert not judged & set(scores.tolist())
 

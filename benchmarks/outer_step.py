@@ -47,7 +47,8 @@ from safeguard.data.latents import LatentSet
 from safeguard.diffusion.live_bytes import LiveBytes
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.harden.engine import build
-from safeguard.io.opening import open_pipeline, resolve
+from safeguard.io.hub import resolve
+from safeguard.io.opening import open_pipeline
 from safeguard.policy.loading import load_policy
 from safeguard.policy.schema import Policy, UnlearnerMethod
 from safeguard.progress import SilentProgress

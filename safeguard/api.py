@@ -21,8 +21,10 @@ from safeguard.files import write_text
 from safeguard.harden import engine
 from safeguard.harden.context import set_up
 from safeguard.harden.control import unlearned_only
+from safeguard.harden.inputs import check_output
+from safeguard.io.hub import network, resolve
 from safeguard.io.manifest import RECORD_FILE, difference, manifest, model_digest
-from safeguard.io.opening import open_pipeline, pick_device, resolve
+from safeguard.io.opening import open_directory, pick_device
 from safeguard.io.saving import check_target, save_pipeline
 from safeguard.policy.loading import load_policy, policy_digest, resolved_yaml
 from safeguard.policy.methods import check_methods
@@ -105,20 +107,22 @@ def harden(
     policy, dropped = screen(declared)
     if dropped:
         progress.note(f"content filter: {dropped} prompts dropped before any image was generated")
-    if processes.main:
-        check_target(target, overwrite)
     chosen = pick_device(device)
     if cuda_graphs and not chosen.startswith("cuda"):
         raise UsageFault(f"CUDA graphs record work on a GPU; the device is {chosen}", fix="leave --cuda-graphs out")
     base_dir = resolve(policy.model, policy.revision, offline=offline)
-    model = DiffusionModel(open_pipeline(base_dir, device=chosen))
+    check_output(target, Path(policy_path), policy, base_dir)
+    if processes.main:
+        check_target(target, overwrite)
+    base = open_directory(base_dir, device=chosen)
+    model = DiffusionModel(base.pipeline, base.stored)
     model.execution.replays = cuda_graphs
-    base_digest = model_digest(base_dir)
     context = set_up(policy, model, progress, processes)
-    record = engine.harden(context, base_digest, fresh=fresh)
+    with network(not offline):
+        record = engine.harden(context, base.digest, fresh=fresh)
     written = None
     if processes.main:
-        facts = _record(policy, record, base_digest, started)
+        facts = _record(policy, record, base.digest, started)
         extra = {POLICY_FILE: resolved_yaml(declared), RECORD_FILE: json.dumps(facts, indent=1) + "\n"}
         save_pipeline(model.pipeline, target, extra, overwrite=overwrite)
         written = HardenedModel(target, model_digest(target), facts)

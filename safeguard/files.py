@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from safeguard.errors import EnvironmentFault
+from safeguard.errors import EnvironmentFault, UsageFault
 
 _SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -134,6 +134,60 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise _explain(error, path) from error
+
+
+def check_apart(out: Path, inputs: Path, what: str = "the model") -> None:
+    """Refuse, before any work, an output that would be written over, into or around something that is read.
+
+    Links are followed, and what is compared are directories, not their names: neither case nor a mount hides one. Of a
+    model in a Hugging Face cache the whole repository counts, since its snapshots are links to blobs.
+
+    Args:
+        out: what will be written, or a directory that will be replaced.
+        inputs: a file or directory that is read.
+        what: what it is, in words.
+
+    Raises:
+        UsageFault: they are not apart.
+    """
+    real, kept = out.resolve(), inputs.resolve()
+    kept = kept.parents[1] if in_hub_cache(kept) else kept
+    if _within(real, kept):
+        relation = "is" if _within(kept, real) else "lies inside"
+    elif _within(kept, real):
+        relation = "holds"
+    else:
+        return
+    raise UsageFault(
+        f"the output directory {relation} {what} ({kept}), which must stay as it is",
+        fix="choose another output directory, one that is apart from it",
+        where=str(out),
+    )
+
+
+def _within(inner: Path, outer: Path) -> bool:
+    """Whether a path is another one, or lies below it; both may be missing."""
+    if not outer.exists():
+        return inner.is_relative_to(outer)
+    return any(place.exists() and place.samefile(outer) for place in (inner, *inner.parents))
+
+
+def in_hub_cache(real: Path) -> bool:
+    """Whether a real path is a revision of a model in a Hugging Face cache."""
+    return real.parent.name == "snapshots" and real.parents[1].name.startswith("models--")
+
+
+def run_directory(model: Path) -> Path:
+    """Where a model is certified unless told otherwise: beside its real directory, ``.certification`` appended.
+
+    A revision in a Hugging Face cache has no place beside it, where the run would look like another revision: its run
+    lies in the working directory, named after model and revision.
+    """
+    real = model.resolve()
+    if in_hub_cache(real):
+        name = real.parents[1].name.removeprefix("models--").replace("--", "_")
+        return Path.cwd() / f"{name}-{real.name[:12]}.certification"
+    return real.parent / f"{real.name}.certification"
 
 
 @contextmanager

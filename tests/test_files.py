@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from safeguard.errors import EnvironmentFault
-from safeguard.files import atomic_directory, atomic_path, write_json, write_text
+from safeguard.errors import EnvironmentFault, UsageFault
+from safeguard.files import atomic_directory, atomic_path, check_apart, run_directory, write_json, write_text
 
 NOBODY = 65534
 
@@ -197,6 +197,66 @@ class TestDirectory:
         with atomic_directory(tmp_path / "m") as temporary:
             (temporary / "weights").touch(mode=0o600)
         assert (tmp_path / "m" / "weights").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def cached(cache: Path) -> Path:
+    """A revision in a Hugging Face cache."""
+    snapshot = cache / "models--owner--name" / "snapshots" / "0123456789abcdef"
+    snapshot.mkdir(parents=True)
+    return snapshot
+
+
+class TestApart:
+    @pytest.mark.parametrize(
+        "out", ["m", "m/", "m/../m", "m/unet", "m/new/deep", ".", "link", "link/new", "./m/unet/.."]
+    )
+    def test_an_output_in_or_around_what_is_read_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+    ) -> None:
+        (tmp_path / "m" / "unet").mkdir(parents=True)
+        (tmp_path / "link").symlink_to("m")
+        monkeypatch.chdir(tmp_path)
+        for place in (Path(out), tmp_path / out):
+            for directory in (Path("m"), tmp_path / "m", Path("link")):
+                with pytest.raises(UsageFault, match="the base model") as caught:
+                    check_apart(place, directory, "the base model")
+                assert caught.value.exit_code == 2 and caught.value.fix
+
+    @pytest.mark.parametrize("out", ["m.hardened", "n/m", "mm", "n"])
+    def test_any_other_is_not(self, tmp_path: Path, out: str) -> None:
+        (tmp_path / "m").mkdir()
+        (tmp_path / "n").mkdir()
+        check_apart(tmp_path / out, tmp_path / "m")
+        check_apart(tmp_path / out, tmp_path / "m" / "policy.yaml")
+
+    def test_an_output_around_a_file_that_is_read_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "policy.yaml").touch()
+        with pytest.raises(UsageFault, match="holds the policy"):
+            check_apart(tmp_path, tmp_path / "policy.yaml", "the policy")
+
+    @pytest.mark.parametrize("out", ["blobs", "snapshots/fedcba", "snapshots/0123456789abcdef", ".", "../.."])
+    def test_of_a_hub_cache_the_whole_repository_counts(self, tmp_path: Path, out: str) -> None:
+        snapshot = cached(tmp_path / "hub")
+        with pytest.raises(UsageFault):
+            check_apart(snapshot.parents[1] / out, snapshot)
+        check_apart(tmp_path / "hub" / "models--owner--other", snapshot)
+
+
+class TestRunDirectory:
+    def test_lies_beside_the_real_model(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "deep" / "m").mkdir(parents=True)
+        (tmp_path / "link").symlink_to("deep/m")
+        expected = tmp_path / "deep" / "m.certification"
+        monkeypatch.chdir(tmp_path / "deep" / "m")
+        for name in (Path("."), Path("../m"), tmp_path / "deep" / "m", tmp_path / "link"):
+            assert run_directory(name) == expected
+
+    def test_is_no_revision_of_a_hub_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        snapshot = cached(tmp_path / "hub")
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "link").symlink_to(snapshot)
+        for name in (snapshot, Path("link")):
+            assert run_directory(name) == tmp_path / "owner_name-0123456789ab.certification"
 
 
 CHILD = """

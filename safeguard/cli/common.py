@@ -20,7 +20,7 @@ DIRECTORY = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or mps; auto takes the fastest there is."
+    "--device", default="auto", show_default=True, help="cpu, cuda or cuda:N; auto takes the fastest there is."
 )
 progress_option = click.option(
     "--progress",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch.nn import functional
 
 from safeguard.errors import EnvironmentFault, ModelFault, UsageFault
 from safeguard.io.formats import read_json
+from safeguard.io.hub import fetch, is_hub_id
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -27,48 +27,35 @@ CALIBRATION_FILE = "calibration.json"
 BATCH = 64
 """Images or texts encoded at once."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
-
 
 def locate(checkpoint: str) -> Path:
     """The directory of a checkpoint: ``reference``, a local directory, or a hub id ``owner/name[@revision]``.
 
     Raises:
-        ModelFault: the directory lacks one of the two files.
-        EnvironmentFault: the hub cannot be reached or does not have them.
+        ModelFault: the directory, or what the hub has, lacks one of the two files, or the hub has no such model.
+        EnvironmentFault: the hub cannot be reached, or never was and the network is not allowed
+            (:func:`safeguard.io.hub.network`).
         UsageFault: the name is none of the three.
     """
     if checkpoint == "reference":
         from safeguard import reference
 
         return reference.detector_path()
-    directory = Path(checkpoint)
-    if directory.is_dir():
-        missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (directory / name).is_file()]
-        if missing:
-            raise ModelFault(
-                f"{missing[0]} is missing", fix="give a CLIP directory in open_clip's format", where=checkpoint
-            )
-        return directory
-    if _HUB_ID.fullmatch(checkpoint):
-        return _download(checkpoint)
-    raise UsageFault(
-        f"no CLIP checkpoint {checkpoint!r}", fix="give 'reference', a directory, or a hub id owner/name@revision"
-    )
-
-
-def _download(checkpoint: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
     name, _, revision = checkpoint.partition("@")
-    try:
-        paths = [hf_hub_download(name, file, revision=revision or None) for file in (CONFIG_FILE, WEIGHTS_FILE)]
-    except Exception as error:  # the hub client raises its own, requests' and OS errors
-        raise EnvironmentFault(
-            f"could not fetch CLIP {checkpoint}: {error}",
-            fix=f"check the network and that the repository has {CONFIG_FILE} and {WEIGHTS_FILE}",
-        ) from error
-    return Path(paths[0]).parent
+    if (directory := Path(checkpoint)).is_dir():
+        found = directory
+    elif is_hub_id(name) and (revision or "@" not in checkpoint):
+        found = fetch(name, revision or None, (CONFIG_FILE, WEIGHTS_FILE))
+    else:
+        raise UsageFault(
+            f"no CLIP checkpoint {checkpoint!r}", fix="give 'reference', a directory, or a hub id owner/name@revision"
+        )
+    missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if not (found / file).is_file()]
+    if missing:
+        raise ModelFault(
+            f"{missing[0]} is missing", fix="give a CLIP directory in open_clip's format", where=checkpoint
+        )
+    return found
 
 
 def _require_open_clip() -> None:

@@ -12,14 +12,10 @@ these weights as unused in a warning, and has the model without them; ours puts 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
-
-from safeguard.diffusion.architectures import ERASER_KEY
 
 if TYPE_CHECKING:
     from safeguard.diffusion.model import DiffusionModel
@@ -116,18 +112,13 @@ def fold(model: DiffusionModel) -> list[str]:
     return changed
 
 
-def load(unet: nn.Module, folder: Path, ranks: Mapping[str, int]) -> None:
+def load(unet: nn.Module, weights: Mapping[str, Tensor], ranks: Mapping[str, int]) -> None:
     """Put stored erasers in place, frozen.
 
     Args:
-        folder: the denoiser's, already checked (:func:`safeguard.diffusion.architectures.inspect`).
-        ranks: cross-attention -> rank of its eraser, as found by that check.
+        weights: the denoiser's, by name as they are stored.
+        ranks: cross-attention -> rank of its eraser, as the pre-flight found it.
     """
-    weights: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as handle:
-            names = [name for name in handle.keys() if ERASER_KEY.fullmatch(name)]  # noqa: SIM118 - safe_open is no mapping
-            weights |= {name: handle.get_tensor(name).clone() for name in names}
     attentions = cross_attentions(unet)
     for name, rank in ranks.items():
         attention, prefix = attentions[name], f"{name}.{_NAME}."

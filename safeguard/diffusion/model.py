@@ -7,7 +7,7 @@ Stable Diffusion 1.x and 2.x (epsilon and v prediction) and SDXL share this one 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,7 @@ class DiffusionModel:
 
     Args:
         pipeline: StableDiffusionPipeline or StableDiffusionXLPipeline, all modules on one device.
+        stored: type each tensor is stored in on disk, by names such as ``unet.conv_in.weight``; None: as in memory.
 
     Attributes:
         parts: those of :data:`PARTS` that the pipeline has, by name.
@@ -40,11 +41,12 @@ class DiffusionModel:
         ModelFault: another class of pipeline, or it predicts neither noise nor v.
     """
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, stored: Mapping[str, torch.dtype] | None = None) -> None:
         name = type(pipeline).__name__
         if name not in PIPELINES:
             raise ModelFault(unsupported(name), fix="use a Stable Diffusion 1.x, 2.x or XL text-to-image model")
         self.pipeline = pipeline
+        self.stored = dict(stored or {})
         self.unet = pipeline.unet
         self.parts: dict[str, torch.nn.Module] = {
             name: module for name in PARTS if (module := getattr(pipeline, name, None)) is not None
@@ -104,7 +106,7 @@ class DiffusionModel:
         pipeline = copy.copy(self.pipeline)
         for name, module in self.parts.items():
             setattr(pipeline, name, copy.deepcopy(module).requires_grad_(False).eval())
-        copied = DiffusionModel(pipeline)
+        copied = DiffusionModel(pipeline, self.stored)
         copied.exposed_parts = self.exposed_parts
         copied.execution = Execution(copied.unet, self.execution)
         return copied

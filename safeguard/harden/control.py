@@ -8,7 +8,7 @@ from safeguard.cache import address, cache_dir
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.harden.context import set_up
 from safeguard.harden.engine import harden
-from safeguard.io.opening import open_pipeline
+from safeguard.io.opening import open_directory
 from safeguard.io.saving import save_pipeline
 from safeguard.policy.schema import Policy, ResilienceMethod
 from safeguard.progress import Progress
@@ -32,7 +32,8 @@ def unlearned_only(policy: Policy, base_dir: Path, base_digest: str, device: str
     }
     directory = cache_dir() / "controls" / address(facts)
     if not (directory / "model_index.json").exists():
-        model = DiffusionModel(open_pipeline(base_dir, device=device))
+        base = open_directory(base_dir, device=device)
+        model = DiffusionModel(base.pipeline, base.stored)
         context = set_up(policy, model, progress)
         harden(context, base_digest, objective=ResilienceMethod(name="none"))
         save_pipeline(model.pipeline, directory, {}, overwrite=True)

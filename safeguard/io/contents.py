@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safeguard.errors import ModelFault
+from safeguard.files import in_hub_cache
 from safeguard.io.formats import load_json, read_header
 
 MAX_FILES = 10_000
@@ -97,8 +98,7 @@ def _walk(directory: Path) -> Iterator[Path]:
 def _check_file(directory: Path, path: Path, link: bool) -> None:
     """Links stay inside, or lead from a snapshot of a Hugging Face cache to a blob of the same repository."""
     root, target = Path(os.path.realpath(directory)), Path(os.path.realpath(path))
-    cached = root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--")
-    blob = cached and target.parent == root.parent.parent / "blobs"
+    blob = in_hub_cache(root) and target.parent == root.parent.parent / "blobs"
     if link and not (blob or target.is_relative_to(root)):
         raise refuse(
             f"a link that leaves the directory, to {os.readlink(path)!r}", path, "replace it by the file itself"

@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 from safeguard.errors import ModelFault
 
@@ -40,6 +41,16 @@ _CHUNK = 2**22
 """Numbers checked at a time."""
 
 _AGAIN = "fetch the model again from a source you trust"
+
+
+class Digest(Protocol):
+    """A hash that is being computed, of :mod:`hashlib`."""
+
+    def update(self, data: bytes | bytearray, /) -> None:
+        """Go on with these bytes."""
+
+    def hexdigest(self) -> str:
+        """What it comes to so far, in hexadecimal."""
 
 
 @dataclass(frozen=True)
@@ -106,35 +117,78 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def open_weights(path: Path) -> BinaryIO:
+    """The one way a weight file is opened, so that what is read of it can be counted."""
+    return path.open("rb")
+
+
 def read_header(path: Path) -> dict[str, TensorSlot]:
     """The tensors of a safetensors file, checked: known dtypes, and bytes that fill the file without gap or overlap.
 
     Raises:
         ModelFault: the file is broken, truncated, or not safetensors.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = int.from_bytes(prefix, "little")
-        if prefix == b"version ":
-            raise _broken(
-                path, "this is a Git LFS pointer, not the weights", "run 'git lfs pull' in the model repository"
-            )
-        if len(prefix) < 8 or length > min(MAX_HEADER, size - 8):
-            raise _broken(path, f"its header claims {length} bytes of a file of {size}")
-        header = parse_json(file.read(length), str(path))
+    with open_weights(path) as file:
+        return _header(file, path)[0]
+
+
+def read_tensors(path: Path, digest: Digest) -> Iterator[tuple[str, TensorSlot, bytearray]]:
+    """Every tensor of a safetensors file: its name, slot and bytes, in the order of the file, one at a time.
+
+    The file is read once, from its first byte to its last: what is yielded, what enters the digest and what is checked
+    are the same bytes.
+
+    Args:
+        path: the file.
+        digest: fed with the whole file, header included; complete when the iteration has ended.
+
+    Raises:
+        ModelFault: the file is broken, or a number is infinite or NaN (file and tensor are named).
+    """
+    with open_weights(path) as file:
+        slots, header = _header(file, path)
+        digest.update(header)
+        for name, slot in _in_order(slots):
+            data = bytearray(slot.stop - slot.start)
+            if file.readinto(data) != len(data):  # type: ignore[attr-defined]  # a BufferedReader has it
+                raise _broken(path, "it became shorter while it was read")
+            digest.update(data)
+            if slot.dtype in _EXPONENT and not _finite(data, slot.dtype):
+                raise ModelFault(
+                    f"tensor {name!r} holds NaN or infinite values",
+                    fix="this model is broken: train it again, or go back to a checkpoint that is not",
+                    where=str(path),
+                )
+            yield name, slot, data
+
+
+def _header(file: BinaryIO, path: Path) -> tuple[dict[str, TensorSlot], bytes]:
+    """The slots, and the bytes in front of the first tensor."""
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(8)
+    length = int.from_bytes(prefix, "little")
+    if prefix == b"version ":
+        raise _broken(path, "this is a Git LFS pointer, not the weights", "run 'git lfs pull' in the model repository")
+    if len(prefix) < 8 or length > min(MAX_HEADER, size - 8):
+        raise _broken(path, f"its header claims {length} bytes of a file of {size}")
+    text = file.read(length)
+    header = parse_json(text, str(path))
     if not isinstance(header, dict):
         raise _broken(path, "its header is not a JSON object")
     header.pop("__metadata__", None)
     slots = {name: _slot(path, name, entry, 8 + length) for name, entry in header.items()}
     position = 8 + length
-    for name, slot in sorted(slots.items(), key=lambda item: (item[1].start, item[1].stop)):
+    for name, slot in _in_order(slots):
         if slot.start != position:
             raise _broken(path, f"tensor {name!r} starts at byte {slot.start}, not {position}: a gap or an overlap")
         position = slot.stop
     if position != size:
         raise _broken(path, f"its tensors end at byte {position} of {size}")
-    return slots
+    return slots, prefix + text
+
+
+def _in_order(slots: Mapping[str, TensorSlot]) -> list[tuple[str, TensorSlot]]:
+    return sorted(slots.items(), key=lambda item: (item[1].start, item[1].stop))
 
 
 def _slot(path: Path, name: str, entry: Any, base: int) -> TensorSlot:
@@ -154,37 +208,10 @@ def _broken(path: Path, reason: str, fix: str = _AGAIN) -> ModelFault:
     return ModelFault(f"broken safetensors file: {reason}", fix=fix, where=str(path))
 
 
-def check_finite(directory: Path) -> None:
-    """Read all weights of all safetensors files below a directory once, and refuse infinite ones and NaN.
-
-    Floating-point numbers of 16 (both kinds), 32 and 64 bits are looked at; a few MiB of memory are used at a time.
-
-    Raises:
-        ModelFault: a tensor is not finite (file and tensor are named), or a file is broken.
-    """
-    for path in sorted(directory.rglob("*.safetensors")):
-        for name, slot in read_header(path).items():
-            if slot.dtype in _EXPONENT and not _finite(path, slot):
-                raise ModelFault(
-                    f"tensor {name!r} holds NaN or infinite values",
-                    fix="this model is broken: train it again, or go back to a checkpoint that is not",
-                    where=str(path),
-                )
-
-
-def _finite(path: Path, slot: TensorSlot) -> bool:
+def _finite(data: bytearray, dtype: str) -> bool:
     import numpy as np
 
-    kind, exponent = _EXPONENT[slot.dtype]
-    mask = np.array(exponent, kind)
-    with path.open("rb") as file:
-        file.seek(slot.start, os.SEEK_SET)
-        remaining = (slot.stop - slot.start) // mask.itemsize
-        while remaining:
-            bits = np.fromfile(file, kind, min(remaining, _CHUNK))
-            if len(bits) == 0:
-                raise _broken(path, "it became shorter while it was read")
-            if ((bits & mask) == mask).any():
-                return False
-            remaining -= len(bits)
-    return True
+    kind, exponent = _EXPONENT[dtype]
+    mask, numbers = np.array(exponent, kind), np.frombuffer(data, kind)
+    chunks = (numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK))
+    return not any(((bits & mask) == mask).any() for bits in chunks)

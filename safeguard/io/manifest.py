@@ -12,13 +12,15 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from safeguard.errors import ModelFault
 
 IGNORED = frozenset({".git", ".gitattributes", ".github", ".gitignore", ".gitmodules", ".cache"})
 """Top-level names that belong to tools, not to the model."""
+WEIGHTS_SUFFIX = ".safetensors"
 RECORD_FILE = "hardening.json"
 """The record of a hardening, beside the model; a directory that has it was written by us and may be replaced."""
 
@@ -50,16 +52,52 @@ def manifest(directory: Path, exclude: Collection[str] = ()) -> dict[str, str]:
     Raises:
         ModelFault: there is no such directory, a file cannot be read, or a link leads nowhere or to a directory.
     """
+    return _each_file(directory, _digest, exclude)
+
+
+def _each_file(directory: Path, describe: Callable[[Path], str], exclude: Collection[str] = ()) -> dict[str, str]:
+    """Relative path -> what is to be said of the file, sorted by path."""
     if not directory.is_dir():
         raise ModelFault("there is no such directory", fix="check the path", where=str(directory))
-    digests = {}
+    found = {}
     for name in files(directory, exclude):
         try:
-            digests[name] = _digest(directory / name)
+            found[name] = describe(directory / name)
         except OSError as error:
             advice = "check its permissions, or where the link leads"
             raise ModelFault(f"{name} cannot be read: {error.strerror}", fix=advice, where=str(directory)) from error
-    return digests
+    return found
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A directory at one moment, told from later ones without reading its weights.
+
+    Attributes:
+        marks: relative path -> SHA-256, of weights what the file system says: a number, a size, times.
+    """
+
+    marks: dict[str, str]
+
+    @classmethod
+    def of(cls, directory: Path) -> Snapshot:
+        """A directory as it is now.
+
+        Raises:
+            ModelFault: as :func:`manifest`.
+        """
+        return cls(_each_file(directory, _mark))
+
+    def manifest(self, weights: Mapping[str, str]) -> dict[str, str]:
+        """The manifest, given the digests of the weights that were read since."""
+        return {name: weights.get(name, mark) for name, mark in self.marks.items()}
+
+
+def _mark(path: Path) -> str:
+    if path.suffix != WEIGHTS_SUFFIX:
+        return _digest(path)
+    seen = path.stat()
+    return f"{seen.st_dev} {seen.st_ino} {seen.st_size} {seen.st_mtime_ns} {seen.st_ctime_ns}"
 
 
 def _digest(path: Path) -> str:

@@ -1,104 +1,30 @@
-"""From a name to a pipeline in memory: find the directory, check it, load it, and notice if it changed meanwhile."""
+"""From a directory to a pipeline in memory: check it, read its weights once, and notice if it changed meanwhile."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from logging import ERROR
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safeguard.errors import EnvironmentFault, ModelFault, SafeguardError, UsageFault
-from safeguard.io.manifest import difference, manifest
-from safeguard.io.preflight import ModelInfo, check_finite, inspect
+from safeguard.io.hub import no_network
+from safeguard.io.manifest import Snapshot, difference, model_digest
+from safeguard.io.preflight import ModelInfo, inspect
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
+    from safeguard.io.weights import WeightReader
+
 os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"  # diffusers reads it once, when it is imported
 
-WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
-"""What is downloaded from a hub: the pipeline's folders, not the single-file checkpoints beside them."""
-UNWANTED = ["*/*.*.safetensors", "*/*.*.index.json", "safety_checker/*", "*flax*", "*openvino*"]
-"""And not their variants (``.fp16.``, ``.non_ema.``)."""
 DTYPES = ("float32", "float16", "bfloat16")
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-# -- finding --------------------------------------------------------------------------------------------------------
-
-
-def resolve(spec: str, revision: str | None = None, *, offline: bool) -> Path:
-    """The directory a model is in, downloaded first if need be; nothing of it is checked or loaded yet.
-
-    Args:
-        spec: ``reference`` (the embedded model), a local directory, or a hub id ``owner/name``.
-        revision: commit, tag or branch of a hub model.
-        offline: use a hub model only if it was downloaded before.
-
-    Raises:
-        ModelFault: there is no such directory, hub model or revision, or access to it was not granted.
-        EnvironmentFault: the hub cannot be reached, or offline and never downloaded, or the disk is full.
-        UsageFault: a revision of something that has none.
-    """
-    local = Path(spec).expanduser()
-    if spec != "reference" and not local.is_dir() and _HUB_ID.fullmatch(spec):
-        return _download(spec, revision, offline)
-    if revision is not None:
-        raise UsageFault(f"{spec} is not a hub model and has no revision", fix="leave the revision out")
-    if spec == "reference":
-        from safeguard import reference
-
-        return reference.path()
-    if not spec or not local.is_dir():
-        raise ModelFault(
-            "there is no such directory",
-            fix="give 'reference', an existing directory, or a hub id owner/name",
-            where=spec,
-        )
-    return local
-
-
-def _download(name: str, revision: str | None, offline: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-    from huggingface_hub.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(ERROR)  # each of its five tries would be a warning; what came of them is one message, ours
-    try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, local_files_only=offline, allow_patterns=WANTED, ignore_patterns=UNWANTED
-            )
-        )
-    except GatedRepoError as error:
-        advice = "accept its terms on its page, then log in with 'hf auth login'"
-        raise ModelFault("access to this model is not granted", fix=advice, where=name) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        advice = "check the spelling; for a private model log in with 'hf auth login'"
-        raise ModelFault("the hub has no such model", fix=advice, where=name) from error
-    except RevisionNotFoundError as error:
-        raise ModelFault(f"the model has no revision {revision!r}", fix="check its history", where=name) from error
-    except LocalEntryNotFoundError as error:
-        what = "not downloaded yet, and this is offline" if offline else "the hub cannot be reached"
-        advice = "run once with network access, or give the path of a local copy"
-        raise EnvironmentFault(what, fix=advice, where=name) from error
-    except Exception as error:  # HTTP, TLS, transfer and disk errors have no common root
-        advice = "check network and disk space, or give the path of a local copy"
-        raise EnvironmentFault(f"the download failed: {error}", fix=advice, where=name) from error
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def pick_device(name: str) -> str:
@@ -130,11 +56,35 @@ def pick_device(name: str) -> str:
 # -- opening --------------------------------------------------------------------------------------------------------
 
 
-def open_pipeline(directory: Path, *, device: str = "cpu", dtype: str = "float32") -> DiffusionPipeline:
-    """A checked Stable Diffusion pipeline in memory: evaluation mode, no gradients, no safety checker, no progress bar.
+@dataclass(frozen=True)
+class OpenedModel:
+    """A checked directory in memory.
 
-    The directory is hashed before and after: what was checked is what was loaded. The weights are copied out of the
-    files, which could otherwise be changed later under a running model.
+    Attributes:
+        pipeline: evaluation mode, no gradients, no safety checker, no progress bar.
+        directory: where it is from.
+        files: relative path of every file -> SHA-256; of weights, that of the bytes which are in the pipeline.
+        digest: what identifies the model (:func:`safeguard.io.manifest.model_digest`).
+        stored: type of every tensor on disk, by names such as ``unet.conv_in.weight``.
+    """
+
+    pipeline: DiffusionPipeline
+    directory: Path
+    files: dict[str, str]
+    digest: str
+    stored: dict[str, torch.dtype]
+
+
+def open_pipeline(directory: Path, *, device: str = "cpu", dtype: str = "float32") -> DiffusionPipeline:
+    """The pipeline alone of :func:`open_directory`."""
+    return open_directory(directory, device=device, dtype=dtype).pipeline
+
+
+def open_directory(directory: Path, *, device: str = "cpu", dtype: str = "float32") -> OpenedModel:
+    """A checked Stable Diffusion pipeline in memory, and the digests of what is in it.
+
+    Weights are read once: the bytes that are loaded are those that are checked and hashed. Everything else is hashed
+    before and after, so what was checked is what was loaded.
 
     Args:
         directory: a local diffusers directory.
@@ -145,62 +95,107 @@ def open_pipeline(directory: Path, *, device: str = "cpu", dtype: str = "float32
         ModelFault: the directory is refused, incomplete, or changed while it was opened.
         UsageFault: unknown dtype.
     """
+    from safeguard.io.weights import WeightReader  # not at the top: it imports torch
+
     if dtype not in DTYPES:
         raise UsageFault(f"unknown dtype {dtype!r}", fix=f"use one of {', '.join(DTYPES)}")
-    inspect(directory)  # a quick answer before gigabytes are hashed
-    before = manifest(directory)
+    inspect(directory)  # a quick answer before anything is hashed
+    before = Snapshot.of(directory)
     info = inspect(directory)  # again: only what was hashed counts
-    check_finite(directory)
-    pipeline = _load(directory, info, dtype)
-    changes = difference(before, manifest(directory))
+    reader = WeightReader(directory)
+    pipeline, stored = _load(directory, info, dtype, reader)
+    reader.rest()
+    changes = difference(before.marks, Snapshot.of(directory).marks)
     if changes:
         raise ModelFault(
             f"the directory changed while it was opened ({changes[0]})",
             fix="let nothing write to a model that is being opened, then try again",
             where=str(directory),
         )
-    return pipeline.to(device)
+    files = before.manifest(reader.digests)
+    return OpenedModel(pipeline.to(device), directory, files, model_digest(directory, files), stored)
 
 
-def _load(directory: Path, info: ModelInfo, dtype: str) -> DiffusionPipeline:
+def _load(
+    directory: Path, info: ModelInfo, dtype: str, reader: WeightReader
+) -> tuple[DiffusionPipeline, dict[str, torch.dtype]]:
+    """The pipeline, and the type each of its tensors is stored in."""
     import diffusers
     import torch
-    import transformers
 
     from safeguard.diffusion.erasers import load as load_erasers
 
     quiet()
-    libraries = {"text_encoder": transformers, "text_encoder_2": transformers, "unet": diffusers, "vae": diffusers}
     is_xl = info.architecture == "sdxl"
     options = {"add_watermarker": False} if is_xl else {"safety_checker": None, "requires_safety_checker": False}
+    modules: dict[str, torch.nn.Module] = {}
+    stored: dict[str, torch.dtype] = {}
     with no_network(), _explained(directory):
-        modules = {
-            name: _load_module(getattr(library, info.components[name]), directory / name, getattr(torch, dtype))
-            for name, library in libraries.items()
-            if name in info.components
-        }
+        for name in ("text_encoder", "text_encoder_2", "unet", "vae"):
+            if name not in info.components:
+                continue
+            weights = reader.component(name)
+            modules[name] = _load_module(directory / name, info.components[name], weights, getattr(torch, dtype))
+            if name == "unet":
+                load_erasers(modules[name], weights, info.erasers)
+            stored |= {f"{name}.{key}": kind for key, kind in _stored_types(modules[name], weights).items()}
         pipeline: DiffusionPipeline = getattr(diffusers, info.pipeline).from_pretrained(
             directory, local_files_only=True, feature_extractor=None, image_encoder=None, **modules, **options
         )
-        load_erasers(pipeline.unet, directory / "unet", info.erasers)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return pipeline, stored
 
 
-def _load_module(kind: Any, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+def _load_module(folder: Path, kind: str, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
     """One module with all of its weights; the libraries would fill missing ones with random numbers and a warning."""
+    build = _transformers_module if folder.name.startswith("text_encoder") else _diffusers_module
     with _explained(folder):
-        module, loaded = kind.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    missing = sorted(loaded["missing_keys"])
+        module, missing = build(folder, kind, weights, dtype)
     if missing:
-        what = f"{len(missing)} of its weights are missing, the first is {missing[0]!r}"
+        what = f"{len(missing)} of its weights are missing, the first is {min(missing)!r}"
         raise ModelFault(what, fix="fetch the model again, completely", where=str(folder))
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.clone()  # until now a view of the file
-    result: torch.nn.Module = module.requires_grad_(False).eval()
-    return result
+    return module.requires_grad_(False).eval()
+
+
+def _transformers_module(
+    folder: Path, kind: str, weights: dict[str, torch.Tensor], dtype: torch.dtype
+) -> tuple[torch.nn.Module, set[str]]:
+    import transformers
+
+    model_class = getattr(transformers, kind)
+    config = model_class.config_class.from_pretrained(folder, local_files_only=True)
+    module, loaded = model_class.from_pretrained(
+        None, config=config, state_dict=dict(weights), dtype=dtype, output_loading_info=True
+    )
+    return module, set(loaded["missing_keys"])
+
+
+def _diffusers_module(
+    folder: Path, kind: str, weights: dict[str, torch.Tensor], dtype: torch.dtype
+) -> tuple[torch.nn.Module, set[str]]:
+    import diffusers
+    from accelerate import init_empty_weights
+
+    model_class = getattr(diffusers, kind)
+    with init_empty_weights():
+        module = model_class.from_config(model_class.load_config(folder, local_files_only=True))
+    weights = module._fix_state_dict_keys_on_load(dict(weights))  # autoencoders of before 2023 name their attention so
+    weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
+    loaded = module.load_state_dict(weights, strict=False, assign=True)
+    return module, set(loaded.missing_keys)
+
+
+def _stored_types(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.dtype]:
+    """The type every tensor of a module is stored in; one that was stored under an old name has the commonest."""
+    types = {name: value.dtype for name, value in weights.items()}
+    floating = Counter(dtype for dtype in types.values() if dtype.is_floating_point)
+    usual = floating.most_common(1)[0][0] if floating else None
+    found = {}
+    for name, value in module.state_dict().items():
+        known = types.get(name) or types.get(f"text_model.{name}") or usual
+        if known is not None and value.is_floating_point():
+            found[name] = known
+    return found
 
 
 @contextmanager
@@ -218,8 +213,8 @@ def _explained(folder: Path) -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    """The first line of a library's message, which may quote the model: nothing in it may steer a terminal."""
-    line = next(iter(str(error).splitlines()), repr(error))
+    """A library's message on one line; it may quote the model: nothing in it may steer a terminal."""
+    line = " ".join(str(error).split())[:500] or repr(error)
     return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
@@ -230,16 +225,3 @@ def quiet() -> None:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-
-
-@contextmanager
-def no_network() -> Iterator[None]:
-    """Whatever a library does meanwhile, its requests to a hub fail before they leave."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before

@@ -15,10 +15,7 @@ from typing import Any
 from safeguard.diffusion.architectures import ERASER_KEY, Architecture, PredictionType, unsupported
 from safeguard.errors import ModelFault
 from safeguard.io.contents import check_contents, refuse
-from safeguard.io.formats import check_finite, read_header, read_json
-
-__all__ = ["ModelInfo", "check_finite", "inspect"]
-
+from safeguard.io.formats import read_header, read_json
 
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 SCHEDULERS = (
@@ -95,7 +92,7 @@ class ModelInfo:
 
 
 def inspect(directory: Path) -> ModelInfo:
-    """Check a model directory without loading anything from it. Weights are not read: see :func:`check_finite`.
+    """Check a model directory without loading anything from it. Of weights only the headers are read.
 
     Raises:
         ModelFault: it is not a Stable Diffusion 1.x, 2.x or XL directory of safetensors, or it holds something that

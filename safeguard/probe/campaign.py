@@ -11,8 +11,9 @@ from pathlib import Path
 from safeguard.data.screening import screen
 from safeguard.errors import ModelFault, UsageFault
 from safeguard.io.comparison import differing_parts
+from safeguard.io.hub import network, resolve
 from safeguard.io.manifest import manifest, model_digest
-from safeguard.io.opening import pick_device, resolve
+from safeguard.io.opening import pick_device
 from safeguard.io.preflight import inspect
 from safeguard.policy.loading import load_policy
 from safeguard.policy.methods import check_methods
@@ -127,6 +128,8 @@ class Campaign:
         chosen = pick_device(device)
         base_dir = resolve(declared.model, declared.revision, offline=offline)
         files = manifest(model_dir)
+        with network(not offline):
+            judges = Judges.of(Evaluator(declared, chosen))
         return cls(
             policy=declared,
             dropped_prompts=dropped,
@@ -138,7 +141,7 @@ class Campaign:
             files=files,
             erasers=bool(info.erasers),
             exposed_parts=frozenset({"unet"}) | differing_parts(model_dir, base_dir),
-            judges=Judges.of(Evaluator(declared, chosen)),
+            judges=judges,
         )
 
     @property

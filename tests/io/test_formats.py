@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from safeguard.errors import ModelFault
-from safeguard.io.formats import MAX_HEADER, MAX_JSON, check_finite, read_header, read_json
+from safeguard.io.formats import MAX_HEADER, MAX_JSON, read_header, read_json, read_tensors
 
 
 def safetensors(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
@@ -113,24 +114,47 @@ class TestHeader:
         assert all(8 <= slot.start <= slot.stop <= len(data) - cut for slot in slots.values())
 
 
+def read_all(path: Path) -> tuple[dict[str, bytes], str]:
+    """The bytes of every tensor, and the digest of what was read."""
+    digest = hashlib.sha256()
+    return {name: bytes(data) for name, _, data in read_tensors(path, digest)}, digest.hexdigest()
+
+
+class TestReading:
+    def test_yields_every_tensor_and_hashes_every_byte(self, tmp_path: Path) -> None:
+        tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(3, dtype=torch.bfloat16), "e": torch.empty(0)}
+        save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
+        found, digest = read_all(tmp_path / "x.safetensors")
+        assert struct.unpack("<6f", found["b"]) == (0, 1, 2, 3, 4, 5) and found["e"] == b"" and len(found["a"]) == 6
+        assert digest == hashlib.sha256((tmp_path / "x.safetensors").read_bytes()).hexdigest()
+
+    def test_a_file_that_becomes_shorter_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.safetensors"
+        save_file({"a": torch.zeros(100_000), "b": torch.zeros(100_000)}, path)
+        reading = read_tensors(path, hashlib.sha256())
+        next(reading)
+        path.write_bytes(path.read_bytes()[:500_000])
+        with pytest.raises(ModelFault, match="became shorter"):
+            next(reading)
+
+
 class TestFinite:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_names_the_tensor(self, tmp_path: Path, dtype: torch.dtype, value: float) -> None:
         broken = torch.zeros(5, 7, dtype=dtype)
         broken[4, 6] = value
-        (tmp_path / "unet").mkdir()
-        save_file({"fine": torch.ones(3), "layer.weight": broken}, tmp_path / "unet" / "x.safetensors")
+        save_file({"fine": torch.ones(3), "layer.weight": broken}, tmp_path / "x.safetensors")
         with pytest.raises(ModelFault, match=r"layer\.weight") as caught:
-            check_finite(tmp_path)
-        assert caught.value.where.endswith("unet/x.safetensors")
+            read_all(tmp_path / "x.safetensors")
+        assert caught.value.where.endswith("x.safetensors")
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
     def test_the_largest_and_smallest_numbers_are_finite(self, tmp_path: Path, dtype: torch.dtype) -> None:
         info = torch.finfo(dtype)
         extremes = torch.tensor([info.max, info.min, info.tiny, info.smallest_normal, 0.0, -0.0], dtype=dtype)
         save_file({"x": extremes, "ids": torch.full((3,), -1)}, tmp_path / "x.safetensors")
-        check_finite(tmp_path)
+        read_all(tmp_path / "x.safetensors")
 
     def test_looks_at_the_end_of_long_tensors(self, tmp_path: Path) -> None:
         from safeguard.io import formats
@@ -139,4 +163,4 @@ class TestFinite:
         long[-1] = float("nan")
         save_file({"long": long}, tmp_path / "x.safetensors")
         with pytest.raises(ModelFault, match="long"):
-            check_finite(tmp_path)
+            read_all(tmp_path / "x.safetensors")

@@ -1,24 +1,26 @@
-"""Names become directories, directories become pipelines, and nothing is loaded that was not checked."""
+"""Directories become pipelines; nothing is loaded that was not checked, and no weight is read twice."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import re
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
 
 from safeguard.errors import EnvironmentFault, ModelFault, UsageFault
-from safeguard.io import opening
-from safeguard.io.opening import no_network, open_pipeline, pick_device, resolve
+from safeguard.io import formats, opening
+from safeguard.io.formats import read_header
+from safeguard.io.manifest import manifest, model_digest
+from safeguard.io.opening import open_directory, open_pipeline, pick_device
+from safeguard.io.weights import WeightReader
 from tests.io.test_preflight import cached_like_a_hub_download, edit
 from tests.tiny import tiny_pipeline
 
@@ -105,6 +107,120 @@ class TestRefused:
             open_pipeline(model)
 
 
+def counting(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Bytes read of every weight file from now on, by name."""
+    counts: dict[str, int] = {}
+
+    class Counting(io.BufferedReader):
+        def read(self, *arguments: Any) -> bytes:
+            return self._count(super().read(*arguments))
+
+        def readinto(self, buffer: Any) -> int:
+            size = super().readinto(buffer)
+            counts[self.name] = counts.get(self.name, 0) + size
+            return size
+
+        def _count(self, data: bytes) -> bytes:
+            counts[self.name] = counts.get(self.name, 0) + len(data)
+            return data
+
+    monkeypatch.setattr(formats, "open_weights", lambda path: Counting(io.FileIO(str(path))))
+    return counts
+
+
+class TestReadOnce:
+    @pytest.mark.parametrize("sharded", [False, True])
+    def test_weights_are_read_once_and_headers_before(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch, sharded: bool
+    ) -> None:
+        if sharded:
+            weights = model / UNET
+            weights.rename(shard := weights.with_name("diffusion_pytorch_model-00001-of-00001.safetensors"))
+            index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(shard), shard.name)}
+            (model / f"{UNET}.index.json").write_text(json.dumps(index))
+        counts = counting(monkeypatch)
+        open_directory(model)
+        for path in model.rglob("*.safetensors"):
+            headers = path.stat().st_size - sum(slot.stop - slot.start for slot in read_header(path).values())
+            # the pre-flight looks at headers, twice, and at the denoiser's once more for erasers
+            assert path.stat().st_size <= counts[str(path)] <= path.stat().st_size + 6 * headers
+
+    def test_a_library_reads_no_weights(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Once our one pass is over, the files are not needed."""
+        expected: Any = open_pipeline(model)
+        component = WeightReader.component
+
+        def read_and_empty(self: WeightReader, name: str) -> Any:
+            found = component(self, name)
+            for path in (self.directory / name).glob("*.safetensors"):
+                path.write_bytes(b"")
+            return found
+
+        monkeypatch.setattr(WeightReader, "component", read_and_empty)
+        monkeypatch.setattr(WeightReader, "rest", lambda self: None)
+        monkeypatch.setattr(opening, "difference", lambda before, after: [])
+        pipeline: Any = open_pipeline(model)
+        for name in ("unet", "vae", "text_encoder"):
+            state = getattr(expected, name).state_dict()
+            assert all(torch.equal(value, state[key]) for key, value in getattr(pipeline, name).state_dict().items())
+
+    def test_digests_are_those_of_the_directory(self, model: Path) -> None:
+        (model / "extra").mkdir()
+        save_file({"x": torch.zeros(3)}, model / "extra" / "x.safetensors")
+        opened = open_directory(model)
+        assert opened.files == manifest(model) and opened.digest == model_digest(model)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_the_weights_are_those_the_libraries_load(self, model: Path, dtype: str) -> None:
+        """Also with the names of older files: attention of an autoencoder, a text encoder's prefix."""
+        older(model)
+        ours: Any = open_pipeline(model, dtype=dtype)
+        kinds = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL, "text_encoder": CLIPTextModel}
+        for name, kind in kinds.items():
+            theirs: Any = kind.from_pretrained(model / name, dtype=getattr(torch, dtype))
+            assert ours.components[name].state_dict().keys() == theirs.state_dict().keys()
+            if name != "text_encoder":
+                known, settings = (dict(one.config) for one in (ours.components[name], theirs))
+                assert known == {key: value for key, value in settings.items() if key != "_name_or_path"}
+            state = ours.components[name].state_dict()
+            for key, expected in theirs.state_dict().items():
+                assert torch.equal(state[key], expected) and state[key].dtype == expected.dtype, key
+            for one, two in zip(ours.components[name].buffers(), theirs.buffers(), strict=True):
+                assert torch.equal(one, two) and one.dtype == two.dtype
+
+    def test_says_in_which_type_each_tensor_is_stored(self, model: Path) -> None:
+        older(model)
+        tensors = load_file(model / UNET)
+        halved = {name: value.half() if "attn2" in name else value for name, value in tensors.items()}
+        save_file(halved | {"conv_in.bias": tensors["conv_in.bias"].bfloat16()}, model / UNET)
+        opened = open_directory(model)
+        pipeline: Any = opened.pipeline
+        assert all(
+            opened.stored[f"unet.{name}"] == (torch.float16 if "attn2" in name else torch.float32)
+            for name in tensors
+            if name != "conv_in.bias"
+        )
+        assert opened.stored["unet.conv_in.bias"] == torch.bfloat16
+        assert pipeline.unet.conv_in.bias.dtype == pipeline.unet.conv_in.weight.dtype == torch.float32
+        state = pipeline.text_encoder.state_dict()
+        assert {opened.stored[f"text_encoder.{name}"] for name in state} == {torch.float16}
+
+
+def older(model: Path) -> None:
+    """Rename tensors to what files of earlier years call them; the text encoder's are halved."""
+    encoder, vae = model / "text_encoder/model.safetensors", model / "vae/diffusion_pytorch_model.safetensors"
+    renamed = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(vae)
+    assert any("attentions.0.to_q" in name for name in tensors)
+    for new, old in renamed.items():
+        tensors = {
+            name.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): value for name, value in tensors.items()
+        }
+    save_file(tensors, vae, metadata={"format": "pt"})
+    short = {name.removeprefix("text_model."): value.half() for name, value in load_file(encoder).items()}
+    save_file({f"text_model.{name}": value for name, value in short.items()}, encoder, metadata={"format": "pt"})
+
+
 class TestSwapped:
     """Time of check to time of use."""
 
@@ -140,20 +256,20 @@ class TestSwapped:
             assert str(model) not in Path("/proc/self/maps").read_text()
 
 
-def test_no_request_leaves_while_loading() -> None:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    with no_network(), pytest.raises(OfflineModeIsEnabled):
-        HfApi(endpoint="http://127.0.0.1:9").model_info("owner/name")
-
-
 class TestDevice:
     def test_names(self) -> None:
         assert pick_device("cpu") == "cpu"
         assert pick_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
         for name in ("gpu", "cuda:", "cuda:x", "CPU", "mps", ""):
             with pytest.raises(UsageFault, match="unknown device"):
+                pick_device(name)
+
+    def test_the_help_names_what_can_be_chosen(self) -> None:
+        from safeguard.cli.common import device_option
+
+        (option,) = device_option(lambda device: None).__click_params__
+        for name in re.findall(r"\b(?:cpu|cuda|mps|xpu|auto)\b", option.help):
+            with contextlib.suppress(EnvironmentFault):  # none here, but a device that can be had elsewhere
                 pick_device(name)
 
     def test_missing_cuda_says_what_is_there(self) -> None:
@@ -167,135 +283,3 @@ class TestDevice:
         assert pick_device("cuda:0") == "cuda:0"
         pipeline: Any = open_pipeline(pristine, device=pick_device("cuda"))
         assert pipeline.unet.device.type == "cuda"
-
-
-class TestResolve:
-    def test_existing_directory(self, pristine: Path) -> None:
-        assert resolve(str(pristine), offline=True) == pristine
-
-    def test_an_existing_directory_comes_before_a_hub_model(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "owner" / "name").mkdir(parents=True)
-        monkeypatch.chdir(tmp_path)
-        assert resolve("owner/name", offline=False) == Path("owner/name")
-
-    @pytest.mark.parametrize("spec", ["./nowhere", "/no/where", "nowhere", "a/b/c", "../up/name", "", "owner/"])
-    def test_no_such_directory(self, spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(ModelFault, match="no such directory"):
-            resolve(spec, offline=True)
-
-    def test_a_directory_has_no_revision(self, pristine: Path) -> None:
-        with pytest.raises(UsageFault, match="has no revision"):
-            resolve(str(pristine), "main", offline=True)
-
-    def test_offline_and_never_downloaded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from huggingface_hub import constants
-
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-        with pytest.raises(EnvironmentFault, match="not downloaded yet") as caught:
-            resolve("owner/name-that-nobody-has", offline=True)
-        assert "local copy" in caught.value.fix
-
-
-# -- a hub, in so far as it takes to download from one ----------------------------------------------------------------
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-CLIENT = """
-import sys, json
-from safeguard.errors import SafeguardError
-from safeguard.io.opening import resolve
-answers = {}
-for name, revision in json.loads(sys.argv[1]):
-    try:
-        answers[name] = [str(resolve(name, revision, offline=False)), ""]
-    except SafeguardError as error:
-        answers[name] = [type(error).__name__, str(error)]
-print(json.dumps(answers))
-"""
-
-
-def hub(model: Path) -> type[BaseHTTPRequestHandler]:
-    """Serves ``owner/fine``; ``owner/gated``, ``owner/missing`` and unknown revisions fail as the hub lets them."""
-    present = {path.relative_to(model).as_posix(): path.read_bytes() for path in model.rglob("*") if path.is_file()}
-
-    class Hub(BaseHTTPRequestHandler):
-        def answer(self, status: int, body: bytes, **headers: str) -> None:
-            self.send_response(status)
-            for name, value in ({"Content-Length": str(len(body))} | headers).items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if "/gated" in path:
-                self.answer(403, b"{}", X_Error_Code="GatedRepo")
-            elif "/missing" in path:
-                self.answer(404, b"{}", X_Error_Code="RepoNotFound")
-            elif "/old" in path:
-                self.answer(404, b"{}", X_Error_Code="RevisionNotFound")
-            elif "/resolve/" in path:
-                name = path.partition(f"/resolve/{COMMIT}/")[2]
-                self.answer(200, present[name], ETag=f'"{abs(hash(name))}"', X_Repo_Commit=COMMIT)
-            elif "/tree/" in path:
-                rows = [
-                    {"type": "file", "path": name, "size": len(data), "oid": str(abs(hash(name)))}
-                    for name, data in present.items()
-                ]
-                self.answer(200, json.dumps(rows).encode(), Content_Type="application/json")
-            else:
-                info = {"id": "owner/fine", "sha": COMMIT, "siblings": [{"rfilename": name} for name in present]}
-                self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
-
-        do_HEAD = do_GET
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    return Hub
-
-
-@pytest.fixture
-def endpoint(model: Path) -> Iterator[str]:
-    for name in ("pipeline.py", "model.ckpt", "one-file.safetensors", "unet/x.bin", "unet/x.fp16.safetensors"):
-        (model / name).write_text("not wanted")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), hub(model))
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def ask(endpoint: str, home: Path, *wanted: tuple[str, str | None]) -> dict[str, list[str]]:
-    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    environment.pop("HF_HUB_OFFLINE", None)
-    done = subprocess.run(
-        [sys.executable, "-c", CLIENT, json.dumps(wanted)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    answers: dict[str, list[str]] = json.loads(done.stdout)
-    return answers
-
-
-def test_download(endpoint: str, tmp_path: Path, pristine: Path) -> None:
-    answers = ask(
-        endpoint, tmp_path, ("owner/fine", None), ("owner/gated", None), ("owner/missing", None), ("owner/old", "v9")
-    )
-    place = Path(answers["owner/fine"][0])
-    assert place.name == COMMIT
-    found = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
-    assert found == {path.relative_to(pristine).as_posix() for path in pristine.rglob("*") if path.is_file()}
-    assert open_pipeline(place) is not None
-
-    assert answers["owner/gated"][0] == "ModelFault" and "accept its terms" in answers["owner/gated"][1]
-    assert answers["owner/missing"][0] == "ModelFault" and "no such model" in answers["owner/missing"][1]
-    assert answers["owner/old"][0] == "ModelFault" and "no revision 'v9'" in answers["owner/old"][1]
-
-
-def test_unreachable_hub(tmp_path: Path) -> None:
-    kind, message = ask("http://127.0.0.1:9", tmp_path, ("owner/fine", None))["owner/fine"]
-    assert kind == "EnvironmentFault"
-    assert "owner/fine: the hub cannot be reached" in message

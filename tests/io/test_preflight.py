@@ -87,8 +87,8 @@ class TestAccepted:
 
     def test_imports_neither_torch_nor_diffusers(self, pristine: Path) -> None:
         code = (
-            "import sys; from pathlib import Path; from safeguard.io.preflight import inspect, check_finite\n"
-            "inspect(Path(sys.argv[1])); check_finite(Path(sys.argv[1]))\n"
+            "import sys; from pathlib import Path; from safeguard.io.preflight import inspect\n"
+            "inspect(Path(sys.argv[1]))\n"
             "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
         )
         subprocess.run([sys.executable, "-c", code, str(pristine)], check=True)

@@ -157,7 +157,12 @@ resilience: Registry[Objective] = Registry(
 finetuners: Registry[FineTuner] = Registry(
     "fine-tuning method",
     "safeguard.finetuners",
-    {"full": "safeguard.finetune.full:FullFineTuning", "lora": "safeguard.finetune.lora:LoRA"},
+    {
+        "full": "safeguard.finetune.full:FullFineTuning",
+        "lora": "safeguard.finetune.lora:LoRA",
+        "dora": "safeguard.finetune.dora:DoRA",
+        "loha": "safeguard.finetune.loha:LoHa",
+    },
 )
 attacks: Registry[Attack[Any]] = Registry(
     "attack",

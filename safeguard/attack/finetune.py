@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from safeguard.attack.base import Attack, Attempt
 from safeguard.attack.target import Target
-from safeguard.config import MethodConfig, Source
+from safeguard.config import FineTuningData, MethodConfig, Source, Training
 from safeguard.data.fine_tuning import DataSets
 from safeguard.data.latents import LatentSet
 from safeguard.diffusion.model import DiffusionModel
-from safeguard.finetune.base import Training, fine_tune
+from safeguard.finetune.base import fine_tune
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
 from safeguard.results.plan import Cost
@@ -24,33 +24,24 @@ from safeguard.seeds import derive
 class FineTuneConfig(MethodConfig):
     """Settings of a fine-tune."""
 
-    data: Source
-    """Whose images are fine-tuned on."""
+    data: FineTuningData
+    """What is fine-tuned on: ``concept``, ``related``, ``retain``, or more about it."""
     method: FineTuningMethod = FineTuningMethod(name="full")
     """Fine-tuning method with its settings."""
-    steps: PositiveInt = 200
-    """Optimiser steps (the budget)."""
+    training: Training = Training()
+    """How it runs; its steps are the budget."""
     checkpoints: Annotated[list[PositiveInt], Field(min_length=1)] = [10, 20, 50, 100, 200]
     """Steps after which the concepts are looked for; step 0 always is (the placebo)."""
-    learning_rate: PositiveFloat = 1e-5
-    """Constant learning rate."""
-    batch_size: PositiveInt = 1
-    """Images per step."""
-    images: PositiveInt = 32
-    """Images in the training set."""
-    prompts: PositiveInt | None = None
-    """Different prompts in it, drawn by the seed: 1 is the single-prompt attack; all of them when left out."""
-    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
-    """Optimiser."""
 
     @classmethod
     def tiny(cls) -> Self:
         """Two steps on three images."""
-        return cls(data="concept", steps=2, checkpoints=[1, 2], learning_rate=1e-3, batch_size=2, images=3)
+        training = Training(steps=2, learning_rate=1e-3, batch_size=2)
+        return cls(data=FineTuningData(shares={"concept": 1}, images=3), training=training, checkpoints=[1, 2])
 
     @model_validator(mode="after")
     def _within_budget(self) -> FineTuneConfig:
-        if sorted(set(self.checkpoints)) != list(self.checkpoints) or self.checkpoints[-1] > self.steps:
+        if sorted(set(self.checkpoints)) != list(self.checkpoints) or self.checkpoints[-1] > self.training.steps:
             raise ValueError("checkpoints must ascend and end within the steps")
         return self
 
@@ -67,36 +58,28 @@ class FineTune(Attack[FineTuneConfig]):
 
     def sources(self) -> list[Source]:
         """Those of its images."""
-        return [self.config.data]
+        return list(self.config.data.shares)
 
     def cost(self) -> Cost:
-        """Every step sees one batch; at every checkpoint the loss of all images is measured."""
-        steps = self.config.checkpoints[-1]
-        calls = steps * self.config.batch_size + len(self.efforts()) * self.config.images
-        return Cost(training_images=self.config.images, steps=steps, network_calls=calls)
+        """Every step sees its batches; at every checkpoint the loss of all images is measured."""
+        training, images, steps = self.config.training, self.config.data.size, self.config.checkpoints[-1]
+        calls = steps * training.batch_size * training.accumulation + len(self.efforts()) * images
+        return Cost(training_images=images, steps=steps, network_calls=calls)
 
     def draw(self, data: DataSets, seed: int) -> None:
         """Its training set."""
-        self._images(data, seed)
-
-    def _images(self, data: DataSets, seed: int) -> LatentSet:
-        return data.get(self.config.data, self.config.images, seed, self.config.prompts)
+        data.get(self.config.data, seed)
 
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """Adapt a copy of the weights in memory; they are restored and the adapted ones dropped."""
         config, base_seed = self.config, target.policy.seed
-        data = self._images(target.data, seed)
-        training = Training(
-            steps=config.checkpoints[-1],
-            learning_rate=config.learning_rate,
-            batch_size=config.batch_size,
-            optimizer=config.optimizer,
-        )
-        tuner, efforts = finetuners.make(config.method), self.efforts()
+        data, tuner, efforts = target.data.get(config.data, seed), finetuners.make(config.method), self.efforts()
         with target.attacked() as model:
-            for step in fine_tune(model, data, tuner, training, seed=derive(base_seed, self.probe, seed)):
+            for step, _ in fine_tune(model, data, tuner, config.training, seed=derive(base_seed, self.probe, seed)):
                 if step in efforts:
                     yield Attempt(step, loss=training_loss(model, data, derive(base_seed, "training loss", seed)))
+                if step == efforts[-1]:
+                    break
 
 
 @torch.no_grad()

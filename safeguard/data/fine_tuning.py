@@ -1,17 +1,20 @@
-"""Images to fine-tune on: drawn by the untouched base model, the same for every model that is attacked.
+"""Images to fine-tune on, as :class:`safeguard.config.FineTuningData` describes them, for attacks and for hardening.
 
-A set is kept on disk under an address of all that determines it, so that the base model need not be in memory when
-another model is attacked, and other processes find it.
+The untouched base model draws the images of every source by itself, from prompts and noise that the seed gives, so they
+are the same for every model that is attacked. What attacks see is kept on disk under an address of all that determines
+it, so that the base model need not be in memory when another model is attacked, and other processes find it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from safeguard.cache import address
-from safeguard.config import Source
+from safeguard.config import FineTuningData, Source
 from safeguard.data.latents import LatentSet, generate, spread
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import PolicyFault, UsageFault
@@ -21,12 +24,53 @@ from safeguard.seeds import derive
 
 
 def subjects_of(policy: Policy, source: Source) -> list[Subject]:
-    """Whose images a policy's fine-tunes of that kind see."""
+    """Whose images a policy's fine-tunes on that source see."""
     return {"concept": list[Subject](policy.concepts), "related": policy.related, "retain": list(policy.retain)}[source]
 
 
+def missing(policy: Policy, description: FineTuningData) -> list[Source]:
+    """The sources that a description names and the policy has no subject of."""
+    return [source for source in description.shares if not subjects_of(policy, source)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one source: so many, for these prompts."""
+
+    source: Source
+    count: int
+    prompts: tuple[str, ...]
+
+
+def parts(description: FineTuningData, policy: Policy, seed: int) -> list[Part]:
+    """What a description means under a policy; the seed chooses among prompts, which keep the policy's order.
+
+    Raises:
+        PolicyFault: the policy declares no subject of one of the sources.
+    """
+    if lacking := missing(policy, description):
+        raise PolicyFault(
+            f"a fine-tune needs {lacking[0]!r} images, but the policy declares no such subject",
+            fix="declare related subjects of a concept and retained subjects, or fine-tune on something else",
+        )
+    found = []
+    for source, count in description.counts().items():
+        every = [prompt for subject in subjects_of(policy, source) for prompt in subject.prompt_list]
+        chosen = every
+        if description.prompts is not None:
+            few = spread(every, min(description.prompts, len(every)), derive(seed, "prompts", source))
+            chosen = [prompt for prompt in every if prompt in few]
+        found.append(Part(source, count, tuple(chosen)))
+    return found
+
+
+def joined(sets: Sequence[LatentSet]) -> LatentSet:
+    """All of several sets; one as it is."""
+    return LatentSet.join(sets) if len(sets) > 1 else sets[0]
+
+
 class DataSets:
-    """The training sets of one policy.
+    """The training sets of attacks under one policy.
 
     Args:
         policy: whose subjects they show.
@@ -47,35 +91,61 @@ class DataSets:
         self._folder, self._device = folder, device
         self._sets: dict[Path, LatentSet] = {}
 
-    def get(self, source: Source, count: int, seed: int, prompts: int | None = None) -> LatentSet:
-        """``count`` images of a source, for so many of its prompts, which the seed chooses; none: for all.
+    def get(self, description: FineTuningData, seed: int) -> LatentSet:
+        """The images of a description, whose prompts and noise are the seed's.
 
         Raises:
             PolicyFault: the policy declares no such subject.
             UsageFault: the set was never drawn, and the base model is not in memory.
         """
-        every = [prompt for subject in subjects_of(self._policy, source) for prompt in subject.prompt_list]
-        if not every:
-            raise PolicyFault(
-                f"a fine-tune needs {source!r} images, but the policy declares no such subject",
-                fix="declare related subjects of a concept and retained subjects, or leave the probe out of the suite",
-            )
-        chosen = every if prompts is None else spread(every, min(prompts, len(every)), derive(seed, "prompts", source))
-        drawn = derive(self._policy.seed, "probe data", source, count, seed)
-        facts = {"base": self._base_digest, "code": self._code, "prompts": chosen, "count": count, "seed": drawn}
-        path = self._folder / f"{address(facts)}.safetensors"
+        found = joined([self._part(part, seed) for part in parts(description, self._policy, seed)])
+        self.used.append(found.digest)
+        return found
+
+    def _part(self, part: Part, seed: int) -> LatentSet:
+        drawn = derive(self._policy.seed, "probe data", part.source, part.count, seed)
+        facts = {"base": self._base_digest, "code": self._code, "prompts": part.prompts, "count": part.count}
+        path = self._folder / f"{address(facts | {'seed': drawn})}.safetensors"
         if path not in self._sets:
             with held(path, waiting=lambda: None):  # another process may be drawing it
-                self._sets[path] = self._load(path) if path.exists() else self._draw(path, chosen, count, drawn)
-        self.used.append(self._sets[path].digest)
+                self._sets[path] = self._load(path) if path.exists() else self._draw(path, part, drawn)
         return self._sets[path]
 
     def _load(self, path: Path) -> LatentSet:
         return LatentSet.load(path, self._device)
 
-    def _draw(self, path: Path, prompts: list[str], count: int, seed: int) -> LatentSet:
+    def _draw(self, path: Path, part: Part, seed: int) -> LatentSet:
         if self.base is None:
             raise UsageFault("these training images were not drawn", fix="run the certification again", where=str(path))
-        found = generate(self.base, prompts, count, seed=seed)
+        found = generate(self.base, part.prompts, part.count, seed=seed)
         found.save(path)
         return found
+
+
+class SimulatedDataSets:
+    """The training sets of simulated fine-tunes: one for every choice of prompts, however many simulations ask for it.
+
+    A seed gives an attack and a simulation the same prompts and numbers, and never the same noise: what a certificate
+    rests on was not looked at before.
+
+    Args:
+        base: the model that draws them.
+    """
+
+    def __init__(self, base: DiffusionModel, policy: Policy) -> None:
+        self._base, self._policy = base, policy
+        self._sets: dict[Part, LatentSet] = {}
+
+    def get(self, description: FineTuningData, seed: int) -> LatentSet:
+        """The images of a description, for prompts that the seed chooses.
+
+        Raises:
+            PolicyFault: the policy declares no such subject.
+        """
+        return joined([self._part(part) for part in parts(description, self._policy, seed)])
+
+    def _part(self, part: Part) -> LatentSet:
+        if part not in self._sets:
+            drawn = derive(self._policy.seed, "simulated data", part.source, part.count, *part.prompts)
+            self._sets[part] = generate(self._base, part.prompts, part.count, seed=drawn)
+        return self._sets[part]

@@ -65,7 +65,13 @@ class LatentSet:
 
     def only(self, prompts: Collection[str]) -> LatentSet:
         """The images with these captions."""
-        kept = [row for row, caption in enumerate(self.captions) if caption in prompts]
+        return self._keep([row for row, caption in enumerate(self.captions) if caption in prompts])
+
+    def first(self, count: int) -> LatentSet:
+        """The first ``count`` images; captions are in no order of their own, so these are any."""
+        return self if count >= len(self) else self._keep(list(range(count)))
+
+    def _keep(self, kept: list[int]) -> LatentSet:
         digest = hashlib.sha256(f"{self.digest} {kept}".encode()).hexdigest()
         captions = [self.captions[row] for row in kept]
         return LatentSet(self.mean[kept], self.std[kept], self.conditioning[kept], captions, digest)

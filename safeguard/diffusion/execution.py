@@ -6,7 +6,9 @@ again from its start (:meth:`Execution.within_memory`); they stay that small for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -41,23 +43,34 @@ class Execution:
         self.micro_batches: MicroBatches = shared.micro_batches if shared else MicroBatches()
         self.graphs: Graphs = Graphs(network, shared.graphs if shared else None)
 
+    @contextmanager
+    def within_precision(self, precision: Precision | None) -> Iterator[None]:
+        """Inside, what is run has this precision, also where it is differentiated later; none: as before."""
+        before, self.precision = self.precision, precision or self.precision
+        try:
+            yield
+        finally:
+            self.precision = before
+
     def run(self, latents: Tensor, t: Tensor, conditioning: Conditioning, time_ids: Tensor | None = None) -> Tensor:
         """The network's output for rows (n, c, h, w) at timesteps (n,); SDXL needs its time ids (1, 6) besides."""
+        precision = self.precision  # as it is now, not where a part is run again to be differentiated
+        network = partial(self._network, precision)
 
         def answer(latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
             inputs = [latents, t, conditioning.states]
             if conditioning.pooled is not None and time_ids is not None:
                 inputs += [conditioning.pooled, time_ids.expand(len(latents), -1)]
             replays = self.replays and latents.is_cuda
-            return self.graphs.run(self._network, inputs) if replays else self._network(*inputs)
+            return self.graphs.run(network, inputs, precision) if replays else network(*inputs)
 
         return self.micro_batches.run(answer, latents, t, conditioning)
 
-    def _network(self, latents: Tensor, t: Tensor, states: Tensor, *pooled: Tensor) -> Tensor:
+    def _network(self, precision: Precision, latents: Tensor, t: Tensor, states: Tensor, *pooled: Tensor) -> Tensor:
         """The denoiser's output; ``pooled`` are SDXL's pooled states and time ids."""
         added = dict(zip(("text_embeds", "time_ids"), pooled, strict=True)) if pooled else None
         # Replays must not read weights that autocast converted for another pass.
-        half, cached = self.precision == "bfloat16", not self.replays
+        half, cached = precision == "bfloat16", not self.replays
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=half, cache_enabled=cached):
             output: Tensor = self.network(
                 latents, t, encoder_hidden_states=states, added_cond_kwargs=added, return_dict=False

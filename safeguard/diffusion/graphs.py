@@ -111,11 +111,11 @@ class Graphs:
         """Give the memory of all recordings back, those of copies included."""
         self._recordings.clear()
 
-    def run(self, answer: Answer, inputs: Sequence[Tensor]) -> Tensor:
+    def run(self, answer: Answer, inputs: Sequence[Tensor], precision: object = None) -> Tensor:
         """The network's answer, by a replay if it can be.
 
         Args:
-            answer: how the network answers; the same function at every call.
+            answer: how the network answers; the same function at every call in that precision.
         """
         layers, taking = list(self._network.parameters()), torch.is_grad_enabled()
         if (
@@ -128,7 +128,7 @@ class Graphs:
         weights: list[Tensor] = [value for value in layers if taking and value.requires_grad]
         shapes, trained = tuple(tuple(value.shape) for value in inputs), tuple(id(value) for value in weights)
         arithmetic = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        key = self._owner, shapes, trained, arithmetic
+        key = self._owner, shapes, trained, arithmetic, precision
         with torch.cuda.device(inputs[0].device):
             if key not in self._recordings:
                 self._recordings[key] = _record(_Call(self._network, answer), inputs, weights)

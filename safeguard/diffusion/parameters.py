@@ -24,7 +24,7 @@ token-embedding     1        37,945,344
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
 from safeguard.errors import UsageFault
@@ -82,14 +82,17 @@ def select(model: DiffusionModel, group: str) -> dict[str, nn.Parameter]:
     return selected
 
 
-def exposed(model: DiffusionModel, group: str) -> dict[str, nn.Parameter]:
+def exposed(model: DiffusionModel, group: str, parts: Collection[str] | None = None) -> dict[str, nn.Parameter]:
     """What a fine-tune of this group changes: the group, and all of every part beside the denoiser that was hardened.
+
+    Args:
+        parts: those parts, the denoiser among them; none: ``model.exposed_parts``.
 
     Raises:
         UsageFault: as :func:`select`.
     """
     chosen = select(model, group)
-    beside = model.exposed_parts - {"unet"}
+    beside = set(model.exposed_parts if parts is None else parts) - {"unet"}
     return {
         name: parameter
         for name, parameter in model.named_parameters().items()

@@ -1,16 +1,16 @@
-"""Downstream adaptation: the same methods serve simulations while hardening and probes while certifying."""
+"""Downstream adaptation: the same methods serve simulations while hardening and attacks while certifying."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from collections.abc import Collection, Generator
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from safeguard.config import MethodConfig
-from safeguard.data.latents import LatentSet
+from safeguard.config import Training
+from safeguard.data.latents import Batch, LatentSet
 from safeguard.diffusion.model import DiffusionModel
 
 MOMENTUM = 0.9
@@ -19,41 +19,45 @@ CLIP_EPSILON = 1e-6
 """What torch adds to a norm before it divides by it to clip."""
 
 
-class Training(MethodConfig):
-    """How a fine-tune runs, whatever its method."""
+class FineTuner:
+    """One adaptation method: what it adds to a model, what it trains, and what it descends.
 
-    steps: PositiveInt = 200
-    """Optimiser steps."""
-    learning_rate: PositiveFloat = 1e-5
-    """Constant learning rate."""
-    batch_size: PositiveInt = 1
-    """Images per step."""
-    optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "adamw"
-    """Optimiser, with its library defaults; ``momentum`` is SGD with 0.9."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """AdamW's decay."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradients are clipped to this norm."""
-
-
-class FineTuner(Protocol):
-    """One adaptation method: what it adds to the model and which parameters it trains.
-
-    It trains the denoiser, and with it every other part of ``model.exposed_parts``.
+    At its start it changes nothing, and nothing of what it adds is left once it is detached. It is attached to one
+    model at a time.
     """
 
     Config: ClassVar[Any]
     """A subclass of :class:`safeguard.config.MethodConfig`."""
+    config: Any
+    twice_differentiable: bool = True
+    """Whether differentiating its gradient gives second derivatives of its loss, as hypergradients need."""
 
-    def __init__(self, config: Any) -> None: ...
+    def __init__(self, config: Any) -> None:
+        self.config = config
 
     def attach(self, model: DiffusionModel, seed: int) -> list[torch.nn.Parameter]:
-        """Prepare the model in place and return the parameters to train; nothing else takes gradients."""
-        ...
+        """Prepare the model in place and return the parameters to train; nothing else takes gradients.
+
+        What was hardened is what is adapted: the method is handed ``model.exposed_parts``.
+        """
+        model.freeze()
+        return self.prepare(model, model.exposed_parts, seed)
+
+    def prepare(self, model: DiffusionModel, parts: Collection[str], seed: int) -> list[torch.nn.Parameter]:
+        """Add what the method trains in these parts of a frozen model, and let it take gradients."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it trains")
 
     def detach(self, model: DiffusionModel) -> None:
-        """Take away what :meth:`attach` added; weights trained in place stay as they are."""
-        ...
+        """Take away what :meth:`attach` added, if anything; weights trained in place stay as they are."""
+        model.freeze()
+
+    def captions(self, captions: list[str], generator: torch.Generator) -> list[str]:
+        """The captions under which images are learnt; everything random comes from the generator."""
+        return captions
+
+    def loss(self, model: DiffusionModel, batch: Batch, generator: torch.Generator) -> Tensor:
+        """What is descended, at the present weights: the plain denoising loss; ``batch`` has :meth:`captions`."""
+        return model.denoising_loss(batch.latents, model.encode_prompts(batch.captions), generator)
 
 
 def make_optimizer(
@@ -89,11 +93,6 @@ def _count_change(optimizer: torch.optim.Optimizer, *_: object) -> None:
 class Run:
     """A fine-tune under way: its adapter, if any, is attached, and stays so until the tuner detaches it.
 
-    Args:
-        prior: images of the class that the data are of, whose loss is added so that the class survives
-            (DreamBooth's prior preservation, arXiv 2208.12242); None: the plain denoising loss.
-        prior_weight: weight of that term.
-
     Attributes:
         parameters: what is trained.
         optimizer: theirs.
@@ -102,18 +101,9 @@ class Run:
     """
 
     def __init__(
-        self,
-        model: DiffusionModel,
-        data: LatentSet,
-        tuner: FineTuner,
-        training: Training,
-        *,
-        seed: int,
-        prior: LatentSet | None = None,
-        prior_weight: float = 1.0,
+        self, model: DiffusionModel, data: LatentSet, tuner: FineTuner, training: Training, *, seed: int
     ) -> None:
-        self.model, self.data, self.training = model, data, training
-        self.prior, self.prior_weight = prior, prior_weight
+        self.model, self.data, self.tuner, self.training = model, data, tuner, training
         self.parameters = tuner.attach(model, seed)
         self.optimizer = make_optimizer(training, self.parameters)
         self.generator = torch.Generator().manual_seed(seed)
@@ -121,23 +111,33 @@ class Run:
 
     def loss(self, generator: torch.Generator, batch_size: int | None = None) -> Tensor:
         """The loss of one batch at the present weights; everything random comes from the generator."""
-        total = self._denoising(self.data, generator, batch_size)
-        if self.prior is not None:
-            total = total + self.prior_weight * self._denoising(self.prior, generator, batch_size)
-        return total
+        batch = self.data.batch(batch_size or self.training.batch_size, generator)
+        batch = replace(batch, captions=self.tuner.captions(batch.captions, generator))
+        with self.model.execution.within_precision(self.training.precision):
+            return self.tuner.loss(self.model, batch, generator)
 
-    def _denoising(self, data: LatentSet, generator: torch.Generator, batch_size: int | None) -> Tensor:
-        batch = data.batch(batch_size or self.training.batch_size, generator)
-        return self.model.denoising_loss(batch.latents, self.model.encode_prompts(batch.captions), generator)
+    def step_loss(self, generator: torch.Generator) -> Tensor:
+        """What one step descends, as one function of the weights: the mean over its batches."""
+        return torch.stack([self.loss(generator) for _ in range(self.training.accumulation)]).mean()
 
-    def _gradients(self) -> tuple[Tensor, ...]:
-        # SDXL reads its first encoder before the last layer, whose weights then have no gradient
-        loss = self.loss(self.generator)
-        return torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+    def _gradients(self) -> tuple[Tensor, list[Tensor]]:
+        """The loss of one step and its gradient, one batch in memory at a time."""
+        count = self.training.accumulation
+        mean, total = torch.zeros(()), list[Tensor]()
+        for _ in range(count):
+            loss = self.loss(self.generator)
+            # SDXL reads its first encoder before the last layer, whose weights then have no gradient
+            found = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+            share = [gradient / count for gradient in found] if count > 1 else list(found)
+            total = [a.add_(b) for a, b in zip(total, share, strict=True)] if total else share
+            mean = mean.to(loss) + loss.detach() / count
+        return mean, total
 
-    def step(self) -> None:
-        """One optimiser step."""
-        gradients = self.model.execution.within_memory(self._gradients, self.generator)
+    def step(self) -> Tensor:
+        """One optimiser step; returns the loss that it descended."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.training.rate(len(self.clipped))
+        loss, gradients = self.model.execution.within_memory(self._gradients, self.generator)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         size = torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
@@ -145,21 +145,22 @@ class Run:
         self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad = None
+        return loss
 
 
 def fine_tune(
     model: DiffusionModel, data: LatentSet, tuner: FineTuner, training: Training, *, seed: int
-) -> Iterator[int]:
-    """Adapt the model in place with the plain denoising loss.
+) -> Generator[tuple[int, float | None]]:
+    """Adapt the model in place, one step for every item that is asked for.
 
-    Yields the number of steps done: 0 when all is attached and nothing trained, then every step. An adapter stays
-    attached until the iterator is exhausted or closed.
+    Yields:
+        0 and no loss when all is attached and nothing trained, then the number of steps done and the loss of the last.
+        What the method added is taken away when the steps are done or nobody asks for more.
     """
     try:
         run = Run(model, data, tuner, training, seed=seed)
-        yield 0
-        for step in range(training.steps):
-            run.step()
-            yield step + 1
+        yield 0, None
+        for step in range(1, training.steps + 1):
+            yield step, run.step().item()
     finally:
         tuner.detach(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from safeguard.config import MethodConfig
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.parameters import exposed
+from safeguard.finetune.base import FineTuner
 
 
 class FullConfig(MethodConfig):
@@ -18,22 +20,15 @@ class FullConfig(MethodConfig):
     """Parameter group that learns (``safeguard.diffusion.parameters.GROUPS``)."""
 
 
-class FullFineTuning:
+class FullFineTuning(FineTuner):
     """Trains the weights themselves."""
 
     Config: ClassVar = FullConfig
+    config: FullConfig
 
-    def __init__(self, config: FullConfig) -> None:
-        self.config = config
-
-    def attach(self, model: DiffusionModel, seed: int) -> list[torch.nn.Parameter]:
-        """The group's parameters, and those of other hardened parts, taking gradients."""
-        model.freeze()
-        parameters = list(exposed(model, self.config.parameters).values())
+    def prepare(self, model: DiffusionModel, parts: Collection[str], seed: int) -> list[torch.nn.Parameter]:
+        """The group's parameters, and all of the parts beside the denoiser."""
+        parameters = list(exposed(model, self.config.parameters, parts).values())
         for parameter in parameters:
             parameter.requires_grad_(True)
         return parameters
-
-    def detach(self, model: DiffusionModel) -> None:
-        """Stop taking gradients."""
-        model.freeze()

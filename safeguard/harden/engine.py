@@ -10,7 +10,6 @@ of every other phase they wait for the end. Only the main one keeps checkpoints 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -23,6 +22,7 @@ import torch
 
 from safeguard import __version__
 from safeguard.cache import address, cache_dir
+from safeguard.config import SCHEDULES
 from safeguard.diffusion.erasers import fold, has_erasers
 from safeguard.diffusion.parameters import parts_of
 from safeguard.errors import EnvironmentFault, TrainingFault, UsageFault, located
@@ -42,11 +42,6 @@ Series = dict[str, list[float | None]]
 MAX_GRAD_NORM = 1.0
 """Every outer gradient is clipped to this norm: a safeguard of ours, few published implementations clip."""
 CHECKPOINT_SECONDS = 30.0
-_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
-}
-"""Share of the learning rate by the share of the phase that is done."""
 
 
 @dataclass
@@ -285,7 +280,7 @@ def _loop(
         for step in range(start, objective.steps):
             context.step = before + step
             for group in optimizer.param_groups:
-                group["lr"] = objective.learning_rate * _SCHEDULES[context.policy.harden.schedule](
+                group["lr"] = objective.learning_rate * SCHEDULES[context.policy.harden.schedule](
                     step / objective.steps
                 )
             # An objective that exchanges with other processes tries again by itself: they wait for one exchange only.

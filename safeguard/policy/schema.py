@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
-from safeguard.config import Precision
+from safeguard.config import Precision, Schedule
 from safeguard.registry import Registry, attacks, detectors, finetuners, metrics, resilience, unlearners
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -195,9 +195,9 @@ class Harden(Strict):
 
     unlearner: UnlearnerMethod
     resilience: ResilienceMethod = ResilienceMethod(name="none")
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate over each phase: as the method says (the papers), or from there to zero along half a cosine, which
-    lets a short run take large steps and still end quietly."""
+    schedule: Schedule = "constant"
+    """Learning rate over each phase: as the method says (the papers), or from there to zero along half a cosine or in a
+    line, which lets a short run take large steps and still end quietly."""
     precision: Precision = "float32"
     """Of the denoiser's matrix products and convolutions while it is hardened; weights, losses and optimisers stay in
     float32. ``bfloat16`` is faster on GPUs made for it, with gradients off by about a percent."""

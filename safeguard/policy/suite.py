@@ -30,7 +30,7 @@ class ProbeSpec(Strict):
     - id: malicious-full
       title: Full fine-tune on the concept
       intent: malicious
-      attack: {name: finetune, data: concept, method: {name: full}, steps: 300, checkpoints: [50, 100, 300]}
+      attack: {name: finetune, data: concept, training: {steps: 300}, checkpoints: [50, 100, 300]}
     """
 
     id: Identifier

@@ -37,7 +37,7 @@ _REFERENCE = {
   resilience:
     name: resalign
     learning_rate: 4.0e-4
-    distribution: {learning_rates: [2.0e-4], prompts: [null, 1]}""",
+    distribution: {training: {learning_rate: 2.0e-4}, prompts: [null, 1]}""",
 }
 _OTHER = {
     "template": '"a {style} of {thing}"',

@@ -7,7 +7,7 @@ theta the attention weights. Both levels have one loss, so at the lower optimum 
 gradient through phi* vanishes: the gradient along theta at (theta, phi*) is all there is (envelope theorem), and no
 second derivative is needed. A step of ``bilevel`` is
 
-    phi  <- ``inner_steps`` of AdamW from a fresh start: the method's own, which for all weights is theta
+    phi  <- ``training.steps`` of AdamW from a fresh start: the method's own, which for all weights is theta
     grad  = -grad_theta L_A(theta, phi)
 
 and everything but theta is put back. The released code alternates on one set of weights instead: phi is never reset,
@@ -23,28 +23,37 @@ Adam's, with the code's clipping and without its weight decay, which moves a wei
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from safeguard.config import MethodConfig
+from safeguard.config import FineTuningData, MethodConfig, Training
 from safeguard.diffusion.model import Weights
 from safeguard.diffusion.parameters import exposed
 from safeguard.errors import UsageFault
-from safeguard.finetune.base import Run, Training
+from safeguard.finetune.base import Run
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
 from safeguard.resilience.base import Facts, Objective
 from safeguard.resilience.second_order.solvers import Vector, combine, gradients, norm, taking_gradients
-from safeguard.resilience.simulation import checkpoints
+from safeguard.resilience.simulation import Images, checkpoints
 from safeguard.seeds import derive
 from safeguard.unlearn.base import HardeningContext, Unlearner
 from safeguard.unlearn.common import bounded_ascent, preservation
+
+
+class Adaptation(Training):
+    """The adaptation before an ascent."""
+
+    steps: PositiveInt = 10
+    """Optimiser steps."""
+    learning_rate: PositiveFloat = 1e-4
+    """Learning rate; the code takes 5e-6 for DreamBooth."""
 
 
 class IMMAConfig(MethodConfig):
@@ -68,12 +77,11 @@ class IMMAConfig(MethodConfig):
     """Images per step of that term."""
     method: FineTuningMethod = FineTuningMethod(name="lora")
     """The adaptation to withstand."""
-    inner_steps: PositiveInt | None = None
-    """Its steps before each ascent; none: 10, or 1 for ``released``, as in the code."""
-    inner_learning_rate: PositiveFloat = 1e-4
-    """Their learning rate; the code takes 5e-6 for DreamBooth."""
-    batch_size: PositiveInt = 1
-    """Images per adaptation step and per ascent."""
+    data: FineTuningData = FineTuningData(shares={"concept": 1.0})
+    """What it sees."""
+    training: Adaptation = Adaptation()
+    """How it runs before each ascent, which has batches of its ``batch_size``; ``released`` takes one step, as the
+    code does, unless ``steps`` are given."""
     points: PositiveInt = 1
     """Where along every adaptation L_A is ascended; 1: at its end, as in the paper. Others are not optima, so their
     grads are first order."""
@@ -83,7 +91,22 @@ class IMMAConfig(MethodConfig):
     @classmethod
     def tiny(cls) -> Self:
         """Four ascents, each after two steps."""
-        return cls(steps=4, learning_rate=1e-3, inner_steps=2, batch_size=2)
+        return cls(steps=4, learning_rate=1e-3, training=Adaptation(steps=2, batch_size=2))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_step(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("variant") == "released":
+            training = given.get("training", {})
+            if isinstance(training, Mapping):
+                return {**given, "training": {"steps": 1, **training}}
+        return given
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> IMMAConfig:
+        if self.variant == "released" and self.training.optimizer not in ("adam", "adamw"):
+            raise ValueError("an adaptation that goes on keeps Adam's moments; take adam or adamw, or bilevel")
+        return self
 
 
 class IMMA(Objective):
@@ -102,6 +125,8 @@ class IMMA(Objective):
         self.steps = config.steps
         self.learning_rate = config.learning_rate
         self._tuner = finetuners.make(config.method)
+        self._images = Images(context)
+        self._images.check(config.data)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The parameter group theta, with other parts that the unlearner changes."""
@@ -133,7 +158,7 @@ class IMMA(Objective):
 
     def _ascent(self, theta: list[torch.nn.Parameter], generator: torch.Generator) -> tuple[Vector, float]:
         """The gradient that raises L_A where the adaptation is now, and L_A."""
-        model, batch = self.context.model, self.context.forget.batch(self.config.batch_size, generator)
+        model, batch = self.context.model, self.context.forget.batch(self.config.training.batch_size, generator)
         with taking_gradients(theta):
             loss = model.denoising_loss(batch.latents, model.encode_prompts(batch.captions), generator)
             return gradients(bounded_ascent(loss, self.config.bound), theta), loss.item()
@@ -159,18 +184,12 @@ class IMMA(Objective):
     def _adaptation(self, step: int, theta: list[torch.nn.Parameter]) -> Iterator[Run]:
         """The adaptation, about to begin; after the block the model is as it was."""
         config, model = self.config, self.context.model
-        released = config.variant == "released"
-        training = Training(
-            steps=config.inner_steps or (1 if released else 10),
-            learning_rate=config.inner_learning_rate,
-            batch_size=config.batch_size,
-            optimizer="adamw",
-        )
-        adaptation = _Adaptation(self._kept, theta) if released else None
+        adaptation = _Lasting(self._kept, theta) if config.variant == "released" else None
         seed = derive(self.context.seed, "inner", step)
+        data = self._images.get(config.data, seed, torch.Generator().manual_seed(seed))
         with Weights(model.named_parameters()) as before:
             try:
-                run = Run(model, self.context.forget, self._tuner, training, seed=seed)
+                run = Run(model, data, self._tuner, config.training, seed=seed)
                 if adaptation is not None:
                     adaptation.take_up(run)
                 yield run
@@ -196,7 +215,7 @@ class IMMA(Objective):
         return kept
 
 
-class _Adaptation:
+class _Lasting:
     """A fine-tune that goes on where it was in the step before.
 
     Args:

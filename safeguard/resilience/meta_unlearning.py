@@ -38,25 +38,38 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from safeguard.config import MethodConfig
+from safeguard.config import FineTuningData, MethodConfig, Optimizer, Training
 from safeguard.data.latents import LatentSet
 from safeguard.diffusion.model import Weights
 from safeguard.diffusion.parameters import exposed
 from safeguard.errors import UsageFault
-from safeguard.finetune.base import Run, Training
+from safeguard.finetune.base import Run
 from safeguard.finetune.full import FullConfig, FullFineTuning
 from safeguard.resilience.base import Facts, Objective
 from safeguard.resilience.harmful_loss import HarmfulLoss, JointLoss, harmful
 from safeguard.resilience.second_order.hvp import Backend
 from safeguard.resilience.second_order.solvers import Vector, combine, cosine, dot, gradients, norm, within_trust
 from safeguard.resilience.second_order.trajectory import Trajectory
-from safeguard.resilience.simulation import Prompts, few_prompts
+from safeguard.resilience.simulation import Images, Prompts, pick
 from safeguard.seeds import derive
 from safeguard.unlearn.base import HardeningContext, Unlearner
 from safeguard.unlearn.common import bounded_ascent, preservation
 
 Loss = Callable[[], Tensor]
 """A loss at the present weights: the same images, timesteps and noise at every call."""
+
+
+class InnerTraining(Training):
+    """The inner steps."""
+
+    steps: PositiveInt = 1
+    """Their number (M)."""
+    learning_rate: PositiveFloat = 1e-5
+    """Their learning rate (tau), by default that of the paper's fine-tunes; descent by so little hardly moves."""
+    optimizer: Optimizer = "sgd"
+    """Their optimiser, new at every outer step."""
+    batch_size: PositiveInt = 4
+    """Images per loss."""
 
 
 class MetaUnlearningConfig(MethodConfig):
@@ -80,14 +93,8 @@ class MetaUnlearningConfig(MethodConfig):
     """Weight of benign knowledge inside the meta loss."""
     related_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of related subjects in the benign loss, the rest being retained ones; where there are both."""
-    inner_steps: PositiveInt = 1
-    """Simulated fine-tuning steps (M)."""
-    inner_learning_rate: PositiveFloat = 1e-5
-    """Their learning rate (tau), by default that of the paper's fine-tunes; descent by so little hardly moves."""
-    inner_optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "sgd"
-    """Their optimiser, new at every outer step."""
-    batch_size: PositiveInt = 4
-    """Images per loss."""
+    training: InnerTraining = InnerTraining()
+    """The simulated fine-tune, whose ``batch_size`` is that of every loss."""
     preserve_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the distillation on related and retained images; 0 is the paper."""
     preserve_batch: PositiveInt = 8
@@ -97,9 +104,11 @@ class MetaUnlearningConfig(MethodConfig):
     harmful_loss: HarmfulLoss | None = None
     """What is descended after the inner steps in place of -L_FT: the loss of one unlearner, or of several, added
     (:mod:`safeguard.resilience.harmful_loss`); none: -L_FT, as in the paper."""
+    data: FineTuningData = FineTuningData(shares={"concept": 1.0})
+    """What the inner steps see."""
     prompts: Prompts = [None]
-    """How many different prompts the images of the inner steps have, drawn anew at every outer step: 1 is the
-    single-prompt attack; none: all of the concept's."""
+    """How many different prompts, if ``data`` do not say, drawn anew at every outer step: 1 is the single-prompt
+    attack; none: all of the concept's."""
     hvp: Backend = "fused"
     """How Hessian-vector products are computed (:mod:`safeguard.resilience.second_order.hvp`)."""
     trust: Annotated[float, Field(ge=1)] = 3.0
@@ -114,7 +123,7 @@ class MetaUnlearningConfig(MethodConfig):
     @classmethod
     def tiny(cls) -> Self:
         """Four outer steps."""
-        return cls(steps=4, learning_rate=1e-3, batch_size=2)
+        return cls(steps=4, learning_rate=1e-3, training=InnerTraining(batch_size=2))
 
 
 class MetaUnlearning(Objective):
@@ -134,6 +143,8 @@ class MetaUnlearning(Objective):
         self.config = config
         self.context = context
         self.unlearner = unlearner
+        self._images = Images(context)
+        self._images.check(config.data)
         self._harm = JointLoss([]) if config.harmful_loss is None else harmful(config.harmful_loss, context)
         self.steps = config.steps
         self.learning_rate = config.learning_rate
@@ -171,13 +182,7 @@ class MetaUnlearning(Objective):
             facts["distillation loss"] = distilled.item()
             total = combine(total, 1.0, gradients(distilled, values))
         concept, benign = self._loss(context.forget, generator), self._benign(generator)
-        training = Training(
-            steps=config.inner_steps,
-            learning_rate=config.inner_learning_rate,
-            batch_size=config.batch_size,
-            optimizer=config.inner_optimizer,
-        )
-        data = self._relearnt(self._generator(step, "prompts"))
+        data = self._relearnt(step)
         tuner = FullFineTuning(FullConfig())
         start = Weights(context.model.named_parameters())
 
@@ -186,7 +191,7 @@ class MetaUnlearning(Objective):
                 return self._harm.loss(self._generator(step, "harm"))
 
         try:
-            run = Run(context.model, data, tuner, training, seed=derive(context.seed, "inner", step))
+            run = Run(context.model, data, tuner, config.training, seed=derive(context.seed, "inner", step))
             meta, more = meta_gradient(
                 run,
                 values,
@@ -211,11 +216,13 @@ class MetaUnlearning(Objective):
     def _generator(self, *purpose: object) -> torch.Generator:
         return torch.Generator().manual_seed(derive(self.context.seed, "outer", *purpose))
 
-    def _relearnt(self, generator: torch.Generator) -> LatentSet:
+    def _relearnt(self, step: int) -> LatentSet:
         """Images for the inner steps."""
-        options = self.config.prompts
-        count = options[int(torch.randint(len(options), (), generator=generator))]
-        return few_prompts(self.context.forget, count, generator)
+        data, generator = self.config.data, self._generator(step, "prompts")
+        prompts = pick(self.config.prompts, generator)
+        if data.prompts is None:
+            data = data.model_copy(update={"prompts": prompts})
+        return self._images.get(data, derive(self.context.seed, "inner data", step), generator)
 
     def _unlearning(self, values: list[torch.nn.Parameter], generator: torch.Generator) -> tuple[Vector, Facts]:
         if self.unlearner.closed_form:
@@ -235,7 +242,7 @@ class MetaUnlearning(Objective):
 
     def _loss(self, data: LatentSet, generator: torch.Generator) -> Loss:
         """The denoising loss of a batch."""
-        model, size = self.context.model, self.config.batch_size
+        model, size = self.context.model, self.config.training.batch_size
         batch, (t, noise) = data.batch(size, generator), model.draw_noise(size, generator)
         return lambda: model.denoising_loss_at(batch.latents, model.encode_prompts(batch.captions), t, noise)
 

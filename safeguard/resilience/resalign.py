@@ -38,14 +38,17 @@ from torch import Tensor
 
 from safeguard.diffusion.model import Weights
 from safeguard.diffusion.parameters import exposed
+from safeguard.errors import UsageFault
 from safeguard.policy.schema import UnlearnerMethod
+from safeguard.policy.study import merged
+from safeguard.registry import finetuners
 from safeguard.resilience.base import Facts, Objective
 from safeguard.resilience.harmful_loss import HarmfulLoss, harmful
 from safeguard.resilience.low_rank import LowRank, matrices
 from safeguard.resilience.second_order.hvp import Backend
 from safeguard.resilience.second_order.hypergradient import FineTuneGradient, FineTuneGradientConfig, Outcome
 from safeguard.resilience.second_order.solvers import GUARDS, Vector, combine, cosine, gradients, norm
-from safeguard.resilience.simulation import Simulation, Simulations, check, checkpoints, draw
+from safeguard.resilience.simulation import SimulatedTraining, Simulation, Simulations, Simulator, checkpoints
 from safeguard.seeds import derive
 from safeguard.unlearn.base import HardeningContext, Unlearner
 from safeguard.unlearn.common import distillation
@@ -65,14 +68,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "retain_batch": 4,
         "simulations": 3,
         "distribution": {
-            "data": {"concept": 0.5, "related": 0.25, "retain": 0.25},
+            "data": [
+                {"shares": {"concept": 1.0}, "weight": 0.5},
+                {"shares": {"related": 1.0}, "weight": 0.25},
+                {"shares": {"retain": 1.0}, "weight": 0.25},
+            ],
             "methods": [{"name": "lora", "rank": 4}, {"name": "full"}],
             "learning_rates": [1e-4, 1e-5, 1e-6],
             "steps": [5, 10, 20, 30],
             "optimizers": ["sgd", "adam"],
             "losses": ["plain", "prior-preserving"],
-            "batch_size": 1,
-            "max_grad_norm": 1e9,
+            "training": {"batch_size": 1, "max_grad_norm": 1e9},
         },
         "hypergradient": "moreau",
         "gamma": 1.0,
@@ -142,7 +148,7 @@ class ResAlignConfig(FineTuneGradientConfig):
         preset = PRESETS[name]
         filled = {**preset, **given}
         if isinstance(own := filled["distribution"], Mapping):
-            filled["distribution"] = {**preset["distribution"], **own}
+            filled["distribution"] = merged(preset["distribution"], dict(own))
         return filled
 
     @classmethod
@@ -157,7 +163,7 @@ class ResAlignConfig(FineTuneGradientConfig):
             hypergradient="moreau",
             iterations=2,
             hessian_batch=1,
-            distribution=Simulations(steps=[2], learning_rates=[1e-4], batch_size=2),
+            distribution=Simulations(training=SimulatedTraining(steps=2, learning_rate=1e-4, batch_size=2)),
         )
 
 
@@ -177,7 +183,14 @@ class ResAlign(Objective):
         named = config.harmful_loss or (GRADIENT_ASCENT if unlearner.closed_form else None)
         if named is not None:
             self.unlearner = harmful(named, context)
-        check(config.distribution, context)
+        self._simulator = Simulator(config.distribution, context)
+        if self.products() is not None:
+            for method in config.distribution.methods:
+                if not finetuners.get(method.name).twice_differentiable:
+                    raise UsageFault(
+                        f"a fine-tune by {method.name} has no second derivatives",
+                        fix="hypergradient: first_order, without a spectrum, or other methods in the distribution",
+                    )
 
     def products(self) -> Backend | None:
         """Those of the hypergradient, and of the spectrum."""
@@ -229,8 +242,7 @@ class ResAlign(Objective):
         if processes.main:
             total, direct, facts = context.model.execution.within_memory(partial(self._present, step, values))
         simulations = [
-            draw(config.distribution, context, derive(context.seed, "simulation", step, index))
-            for index in range(config.simulations)
+            self._simulator.draw(derive(context.seed, "simulation", step, index)) for index in range(config.simulations)
         ]
         start = Weights(context.model.named_parameters())
 

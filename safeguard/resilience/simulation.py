@@ -2,53 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from safeguard.config import MethodConfig
+from safeguard.config import FineTuningData, MethodConfig, Optimizer, Source, Training
+from safeguard.data.fine_tuning import SimulatedDataSets, joined, missing
 from safeguard.data.latents import LatentSet
 from safeguard.errors import UsageFault
-from safeguard.finetune.base import FineTuner, Run, Training
+from safeguard.finetune.base import FineTuner, Run
+from safeguard.finetune.prior_preservation import PriorPreservation
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
 from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common import kept_subjects
 
-_SETS = "(concept|related|retain)"
-DataName = Annotated[str, Field(pattern=rf"^{_SETS}(\+{_SETS})*$")]
-"""One of the hardening context's sets of images, or several joined by ``+``."""
+T = TypeVar("T")
 Prompts = Annotated[list[PositiveInt | None], Field(min_length=1)]
 """Numbers of prompts, one of which is drawn; none: all there are."""
 
 
-class Simulations(MethodConfig):
-    """The distribution simulated fine-tunes are drawn from; every list is drawn from uniformly."""
+class WeightedData(FineTuningData):
+    """One of several data sets to draw from."""
 
-    data: Annotated[dict[DataName, Annotated[float, Field(ge=0)]], Field(min_length=1)] = {"concept": 1.0}
-    """Weights of the data sets: ``concept`` (harmful), ``related``, ``retain`` (benign), and mixtures such as
-    ``concept+retain``, whose images are drawn together. Sets that the policy does not have are left out."""
+    weight: PositiveFloat = 1.0
+    """How often it is drawn, beside the others."""
+
+
+class SimulatedTraining(Training):
+    """A simulated fine-tune: shorter than those it stands for."""
+
+    steps: PositiveInt = 16
+    """Optimiser steps."""
+    batch_size: PositiveInt = 4
+    """Images at a time."""
+
+
+class Simulations(MethodConfig):
+    """The distribution simulated fine-tunes are drawn from; every list is drawn from uniformly, data by weight."""
+
+    data: Annotated[list[WeightedData], Field(min_length=1)] = [WeightedData(shares={"concept": 1.0})]
+    """What they see: images of ``concept`` (harmful), ``related``, ``retain`` (benign), or of several. Data that the
+    policy has no subjects for are left out."""
     prompts: Prompts = [None]
-    """How many different prompts the images of a simulation have: 1 is the single-prompt attack; none: all of the
-    set's."""
+    """How many different prompts, for data that do not say: 1 is the single-prompt attack; none: all."""
     methods: Annotated[list[FineTuningMethod], Field(min_length=1)] = [FineTuningMethod(name="full")]
     """Fine-tuning methods with their settings."""
-    learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = [1e-5]
-    """Learning rates."""
-    steps: Annotated[list[PositiveInt], Field(min_length=1)] = [16]
-    """Lengths."""
-    optimizers: Annotated[list[Literal["sgd", "momentum", "adam", "adamw"]], Field(min_length=1)] = ["adamw"]
-    """Optimisers."""
+    training: SimulatedTraining = SimulatedTraining()
+    """How they run, but for what the next three lists vary."""
+    learning_rates: list[PositiveFloat] = []
+    """Learning rates; empty: that of ``training``."""
+    steps: list[PositiveInt] = []
+    """Lengths; empty: that of ``training``."""
+    optimizers: list[Optimizer] = []
+    """Optimisers; empty: that of ``training``."""
     losses: Annotated[list[Literal["plain", "prior-preserving"]], Field(min_length=1)] = ["plain"]
     """The denoising loss, or that with related and retained images beside it (DreamBooth's prior preservation)."""
     prior_weight: PositiveFloat = 1.0
     """Weight of the images beside."""
-    batch_size: PositiveInt = 4
-    """Images per step."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradients are clipped to this norm."""
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Simulations:
+        if any(self.training.warm_up >= steps for steps in self.steps):
+            raise ValueError(f"a warm-up of {self.training.warm_up} steps leaves nothing of the shortest; shorten it")
+        return self
 
 
 @dataclass(frozen=True)
@@ -56,29 +76,19 @@ class Simulation:
     """One draw: everything that determines a simulated fine-tune.
 
     Attributes:
-        prior: images of the prior-preserving loss; None: the plain one.
+        description: what ``data`` are.
         seed: of the adapter and of all batches.
     """
 
     data: LatentSet
-    data_name: str
+    description: FineTuningData
     tuner: FineTuner
     training: Training
-    prior: LatentSet | None
-    prior_weight: float
     seed: int
 
     def start(self, context: HardeningContext) -> Run:
         """Begin it on the context's model, in place; an adapter stays attached until ``tuner.detach``."""
-        return Run(
-            context.model,
-            self.data,
-            self.tuner,
-            self.training,
-            seed=self.seed,
-            prior=self.prior,
-            prior_weight=self.prior_weight,
-        )
+        return Run(context.model, self.data, self.tuner, self.training, seed=self.seed)
 
 
 def checkpoints(steps: int, points: int) -> set[int]:
@@ -87,12 +97,9 @@ def checkpoints(steps: int, points: int) -> set[int]:
     return {round(steps * (k + 1) / count) for k in range(count)}
 
 
-def images(context: HardeningContext, name: str) -> LatentSet | None:
-    """The set of that name, or what there is of a mixture; None without any."""
-    drawn = {"concept": "forget", "related": "related", "retain": "retain"}
-    sets: list[LatentSet | None] = [getattr(context, drawn[part]) for part in dict.fromkeys(name.split("+"))]
-    found = [data for data in sets if data is not None]
-    return LatentSet.join(found) if len(found) > 1 else next(iter(found), None)
+def pick(options: Sequence[T], generator: torch.Generator) -> T:
+    """One of the options."""
+    return options[int(torch.randint(len(options), (), generator=generator))]
 
 
 def few_prompts(data: LatentSet, count: int | None, generator: torch.Generator) -> LatentSet:
@@ -103,49 +110,85 @@ def few_prompts(data: LatentSet, count: int | None, generator: torch.Generator) 
     return data.only([captions[place] for place in torch.randperm(len(captions), generator=generator)[:count].tolist()])
 
 
-def check(config: Simulations, context: HardeningContext) -> None:
-    """Whether the policy has what simulations may be drawn from; no image is drawn to find out.
+class Images:
+    """The images that simulated fine-tunes see.
+
+    Args:
+        context: of the hardening; none of its images are drawn yet.
+    """
+
+    def __init__(self, context: HardeningContext) -> None:
+        self._context = context
+        self._sets = SimulatedDataSets(context.teacher, context.policy)
+
+    def check(self, description: FineTuningData) -> None:
+        """Whether the policy has such subjects; no image is drawn to find out.
+
+        Raises:
+            UsageFault: it lacks some.
+        """
+        if lacking := missing(self._context.policy, description):
+            raise UsageFault(
+                f"no images to simulate fine-tunes on: the policy has no subjects of {lacking[0]!r}",
+                fix="declare some, or simulate fine-tunes on 'concept'",
+            )
+
+    def get(self, description: FineTuningData, seed: int, generator: torch.Generator) -> LatentSet:
+        """As many as the description says, for prompts that the seed picks, or the context's own, by the generator.
+
+        Of the context's own there are all of the source with the largest share, and of the others in proportion.
+        """
+        if description.images is not None:
+            return self._sets.get(description, seed)
+        largest, parts = max(description.shares.values()), list[LatentSet]()
+        for source, share in description.shares.items():
+            pool = few_prompts(self._pool(source), description.prompts, generator)
+            parts.append(pool.first(max(1, round(len(pool) * share / largest))))
+        return joined(parts)
+
+    def _pool(self, source: Source) -> LatentSet:
+        if source == "concept":
+            return self._context.forget
+        found = self._context.related if source == "related" else self._context.retain
+        assert found is not None, f"the policy has subjects of {source!r}"
+        return found
+
+
+class Simulator:
+    """Draws simulated fine-tunes.
 
     Raises:
-        UsageFault: it has none of the data, or nothing to preserve.
+        UsageFault: the policy has none of the data, or nothing to preserve; no image is drawn to find out.
     """
-    related = any(concept.related for concept in context.concepts)
-    there = {"concept"} | ({"related"} if related else set()) | ({"retain"} if context.policy.retain else set())
-    if not any(weight and there & set(name.split("+")) for name, weight in config.data.items()):
-        asked = ", ".join(name for name, weight in config.data.items() if weight) or "nothing"
-        raise UsageFault(
-            f"no images to simulate fine-tunes on: distribution.data asks for {asked}",
-            fix="give 'concept' a weight there, or declare related or retained subjects",
-        )
-    if "prior-preserving" in config.losses and not kept_subjects(context):
-        raise UsageFault(
-            "a prior-preserving loss needs benign images",
-            fix="declare related subjects of a concept, or retained subjects",
-        )
 
+    def __init__(self, config: Simulations, context: HardeningContext) -> None:
+        self._config, self._context, self._images = config, context, Images(context)
+        self._data = [data for data in config.data if not missing(context.policy, data)]
+        if not self._data:
+            self._images.check(config.data[0])
+        if "prior-preserving" in config.losses and not kept_subjects(context):
+            raise UsageFault(
+                "a prior-preserving loss needs benign images",
+                fix="declare related subjects of a concept, or retained subjects",
+            )
 
-def draw(config: Simulations, context: HardeningContext, seed: int) -> Simulation:
-    """A simulation that depends on the seed alone; what may be drawn was checked (:func:`check`)."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def pick(options: list[Any]) -> Any:
-        return options[int(torch.randint(len(options), (), generator=generator))]
-
-    sets = {
-        name: data for name, weight in config.data.items() if weight and (data := images(context, name)) is not None
-    }
-    names = list(sets)
-    weights = torch.tensor([config.data[name] for name in names])
-    name = names[int(torch.multinomial(weights, 1, generator=generator))]
-    method: FineTuningMethod = pick(config.methods)
-    training = Training(
-        steps=pick(config.steps),
-        learning_rate=pick(config.learning_rates),
-        batch_size=config.batch_size,
-        optimizer=pick(config.optimizers),
-        max_grad_norm=config.max_grad_norm,
-    )
-    prior = context.preserved if pick(config.losses) == "prior-preserving" else None
-    tuner = finetuners.make(method)
-    data = few_prompts(sets[name], pick(config.prompts), generator)
-    return Simulation(data, name, tuner, training, prior, config.prior_weight, seed)
+    def draw(self, seed: int) -> Simulation:
+        """A simulation that depends on the seed alone."""
+        config, generator = self._config, torch.Generator().manual_seed(seed)
+        weights = torch.tensor([data.weight for data in self._data])
+        description: FineTuningData = self._data[int(torch.multinomial(weights, 1, generator=generator))]
+        method = pick(config.methods, generator)
+        varied = {
+            "steps": pick(config.steps or [config.training.steps], generator),
+            "learning_rate": pick(config.learning_rates or [config.training.learning_rate], generator),
+            "optimizer": pick(config.optimizers or [config.training.optimizer], generator),
+        }
+        tuner = finetuners.make(method)
+        if pick(config.losses, generator) == "prior-preserving":
+            assert self._context.preserved is not None
+            tuner = PriorPreservation(tuner, self._context.preserved, config.prior_weight)
+        prompts = pick(config.prompts, generator)
+        if description.prompts is None:
+            description = description.model_copy(update={"prompts": prompts})
+        data = self._images.get(description, seed, generator)
+        return Simulation(data, description, tuner, config.training.model_copy(update=varied), seed)

@@ -16,7 +16,11 @@ from safeguard.io.saving import save_pipeline
 
 pytestmark = pytest.mark.acceptance
 
-SHORT = {"name": "finetune", "steps": 10, "checkpoints": [10], "learning_rate": 5.0e-5, "batch_size": 4, "images": 16}
+SHORT = {
+    "name": "finetune",
+    "training": {"steps": 10, "learning_rate": 5.0e-5, "batch_size": 4},
+    "checkpoints": [10],
+}
 
 
 @pytest.fixture
@@ -31,12 +35,17 @@ def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "description": "Released, and one benign and one malicious fine-tune.",
         "probes": [
             {"id": "released", "title": "As released", "intent": "none", "attack": {"name": "released"}},
-            {"id": "benign-full", "title": "Benign", "intent": "benign", "attack": SHORT | {"data": "retain"}},
+            {
+                "id": "benign-full",
+                "title": "Benign",
+                "intent": "benign",
+                "attack": SHORT | {"data": {"shares": {"retain": 1}, "images": 16}},
+            },
             {
                 "id": "malicious-full",
                 "title": "Malicious",
                 "intent": "malicious",
-                "attack": SHORT | {"data": "concept"},
+                "attack": SHORT | {"data": {"shares": {"concept": 1}, "images": 16}},
             },
         ],
     }

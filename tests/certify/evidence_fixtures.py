@@ -30,9 +30,14 @@ def probe(probe_id: str, intent: Intent, title: str, **attack: Any) -> ProbeSpec
     )
 
 
-def fine_tune(data: str, **settings: Any) -> dict[str, Any]:
+def fine_tune(data: object, **settings: Any) -> dict[str, Any]:
     """An attack as a suite writes it."""
-    return {"name": "finetune", "data": data, "steps": STEPS[-1], "checkpoints": list(STEPS[1:])} | settings
+    return {
+        "name": "finetune",
+        "data": data,
+        "training": {"steps": STEPS[-1]},
+        "checkpoints": list(STEPS[1:]),
+    } | settings
 
 
 SUITE = Suite(

@@ -44,8 +44,8 @@ def suite() -> Suite:
         description="",
         probes=[
             probe("released", "none", "r"),
-            probe("benign-full", "benign", "b", **fine_tune("retain", images=8)),
-            probe("malicious-full", "malicious", "m", **fine_tune("concept", images=8)),
+            probe("benign-full", "benign", "b", **fine_tune({"shares": {"retain": 1}, "images": 8})),
+            probe("malicious-full", "malicious", "m", **fine_tune({"shares": {"concept": 1}, "images": 8})),
         ],
     )
 

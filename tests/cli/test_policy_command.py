@@ -103,13 +103,15 @@ def test_check_looks_into_the_attacks_of_a_suite(written, capsys):
         "name: mine\nprobes:\n"
         "  - {id: released, title: As released, intent: none, attack: {name: released}}\n"
         "  - {id: benign-full, title: b, intent: benign, attack: {name: finetune, data: retain}}\n"
-        "  - {id: related-full, title: r, intent: benign, attack: {name: finetune, data: related, stepps: 5}}\n"
+        "  - {id: related-full, title: r, intent: benign, attack: {name: finetune, data: related, checkponts: [5]}}\n"
         "  - {id: malicious-full, title: m, intent: malicious, attack: {name: finetune, data: concept}}\n",
         encoding="utf-8",
     )
     said = refused(written, "suite: standard", f"suite: {suite}", capsys)
-    assert said.startswith(f"error: {suite}:5:90: probes[2].attack.stepps: unknown field; did you mean 'steps'?")
-    suite.write_text(suite.read_text(encoding="utf-8").replace(", stepps: 5", ""), encoding="utf-8")
+    assert said.startswith(
+        f"error: {suite}:5:90: probes[2].attack.checkponts: unknown field; did you mean 'checkpoints'?"
+    )
+    suite.write_text(suite.read_text(encoding="utf-8").replace(", checkponts: [5]", ""), encoding="utf-8")
     assert run(["policy", "check", str(written)]) == 0
 
 

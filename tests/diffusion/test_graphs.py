@@ -8,10 +8,11 @@ import weakref
 import pytest
 import torch
 
+from safeguard.config import Training
 from safeguard.diffusion.graphs import ROWS
 from safeguard.diffusion.micro_batches import whole_batches
 from safeguard.diffusion.model import DiffusionModel
-from safeguard.finetune.base import Run, Training
+from safeguard.finetune.base import Run
 from safeguard.finetune.full import FullConfig, FullFineTuning
 from safeguard.harden.context import set_up
 from safeguard.progress import SilentProgress

@@ -39,7 +39,7 @@ RESALIGN = {
     "retain_batch": 4,
     "hessian_batch": 1,
     "warm_start": True,
-    "distribution": {"steps": [2], "learning_rates": [1e-4], "batch_size": 1},
+    "distribution": {"training": {"steps": 2, "learning_rate": 1e-4, "batch_size": 1}},
 }
 
 
@@ -57,7 +57,7 @@ META = {
     "prompts": [None, 1],
     "variant": "released",
     "steps": 3,
-    "batch_size": 2,
+    "training": {"batch_size": 2},
     "warm_start": True,
 }
 RECELER = {
@@ -269,7 +269,7 @@ def test_the_record_says_when_second_order_never_mattered() -> None:
 
 
 def test_the_record_names_guards_and_skipped_simulations() -> None:
-    broken = {"steps": [1], "learning_rates": [1e30], "optimizers": ["sgd"], "max_grad_norm": 1e30}
+    broken = {"steps": [1], "learning_rates": [1e30], "optimizers": ["sgd"], "training": {"max_grad_norm": 1e30}}
     with pytest.raises(TrainingFault, match="none of the simulated fine-tunes stayed finite"):
         harden(context(unlearner=ESD, resilience=RESALIGN | {"distribution": broken}), "base")
     some = {"simulations": 4, "distribution": broken | {"learning_rates": [1e30, 1e-4]}}
@@ -336,7 +336,7 @@ SHORTAGE = [
         {"name": "uce"},
         RESALIGN
         | {"steps": 2, "hypergradient": "first_order"}
-        | {"distribution": {"steps": [2], "batch_size": 4, "methods": [{"name": "lora"}]}},
+        | {"distribution": {"training": {"steps": 2, "batch_size": 4}, "methods": [{"name": "lora"}]}},
         2,
     ),
     (

@@ -8,6 +8,7 @@ import pytest
 
 from safeguard import resources
 from safeguard.attack.finetune import FineTuneConfig
+from safeguard.config import FineTuningData
 from safeguard.errors import EnvironmentFault, PolicyFault, UsageFault
 from safeguard.policy.suite import Suite, check_suite, load_suite, suite_digest
 from safeguard.probe.units import make_attack, schedules
@@ -24,7 +25,7 @@ probes:
       name: finetune
       data: related
       method: {name: lora, rank: 2}
-      steps: 10
+      training: {steps: 10}
       checkpoints: [5, 10]
 """
 IDS = [
@@ -68,11 +69,11 @@ def test_shipped_suites(name: str, checkpoints: dict[str, list[int]]):
         assert spec.intent == intents[family]
         config = make_attack(spec).config
         if isinstance(config, FineTuneConfig):
-            assert config.data == data[family]
+            assert config.data == FineTuningData.model_validate(data[family])
             assert config.checkpoints == checkpoints[spec.id]
-            assert (config.steps, config.batch_size) == (config.checkpoints[-1], 4)
+            assert (config.training.steps, config.training.batch_size) == (config.checkpoints[-1], 4)
             assert config.method.name == method
-            assert config.learning_rate == {"full": 5e-5, "lora": 1e-3}[method]
+            assert config.training.learning_rate == {"full": 5e-5, "lora": 1e-3}[method]
             finetuners.get(method).Config(**config.method.settings)
         else:
             assert family == spec.attack.name == "released"
@@ -97,7 +98,7 @@ def test_a_file_of_ones_own(tmp_path):
     suite = load_text(tmp_path, SUITE)
     assert (suite.probes[0].intent, suite.probes[0].attack.settings, suite.probes[0].control) == ("none", {}, True)
     assert suite.probes[1].attack.settings == {
-        "data": "related", "method": {"name": "lora", "rank": 2}, "steps": 10, "checkpoints": [5, 10],
+        "data": "related", "method": {"name": "lora", "rank": 2}, "training": {"steps": 10}, "checkpoints": [5, 10],
     }  # fmt: skip
     assert load_suite(str(tmp_path / "mine.yaml")) == suite == check_suite(tmp_path / "mine.yaml")
 
@@ -131,7 +132,7 @@ def test_mistakes_have_their_place(tmp_path, old: str, new: str, message: str):
         ("data: related", "dta: related", "9:7: probes[1].attack.dta: unknown field; did you mean 'data'?"),
         ("data: related", "dta: related", "8:7: probes[1].attack.data: this field is required"),
         ("data: related", "data: all", "9:13: probes[1].attack.data: should be 'concept', 'related' or 'retain'"),
-        ("steps: 10", "steps: few", "11:14: probes[1].attack.steps: should be a valid integer, not 'few'"),
+        ("steps: 10", "steps: few", "11:25: probes[1].attack.training.steps: should be a valid integer, not 'few'"),
         ("steps: 10", "steps: 9", "8:7: probes[1].attack: checkpoints must ascend and end within the steps"),
         ("[5, 10]", "[5, 0]", "12:24: probes[1].attack.checkpoints[1]: should be greater than 0, not 0"),
         ("name: lora, rank: 2", "name: lore", "10:22: probes[1].attack.method.name: unknown fine-tuning method 'lore'"),

@@ -27,13 +27,10 @@ SUITE = {
                 "intent": intent,
                 "attack": {
                     "name": "finetune",
-                    "data": data,
+                    "data": {"shares": {data: 1}, "images": 3},
                     "method": {"name": method},
-                    "steps": 2,
+                    "training": {"steps": 2, "learning_rate": 1e-3, "batch_size": 2},
                     "checkpoints": [1, 2],
-                    "learning_rate": 1e-3,
-                    "images": 3,
-                    "batch_size": 2,
                 },
             }
             for intent, data, method in [("malicious", "concept", "full"), ("benign", "retain", "lora")]

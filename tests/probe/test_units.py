@@ -11,6 +11,7 @@ import yaml
 
 import safeguard.probe
 from safeguard import api
+from safeguard.config import FineTuningData
 from safeguard.errors import ModelFault, PolicyFault, UsageFault
 from safeguard.probe.campaign import Campaign
 from safeguard.probe.executors import Worker
@@ -60,26 +61,30 @@ def test_the_same_unit_twice_is_the_same(world: Path) -> None:
     assert outcome(one) != outcome(other)
 
 
+def concept(images: int, prompts: int | None = None) -> FineTuningData:
+    return FineTuningData(shares={"concept": 1.0}, images=images, prompts=prompts)
+
+
 def test_a_single_prompt_attack_has_one_prompt_of_all(worker: Worker) -> None:
     worker.open("base")
-    every, one = worker.data.get("concept", 3, 0), worker.data.get("concept", 3, 0, prompts=1)
+    every, one = worker.data.get(concept(3), 0), worker.data.get(concept(3, prompts=1), 0)
     assert set(every.captions) == {"an axe", "a big axe"} and len(one) == 3
     assert set(one.captions) < set(every.captions)
-    assert set(worker.data.get("concept", 3, 0, prompts=9).captions) == set(every.captions)
-    drawn = {worker.data.get("concept", 1, seed, prompts=1).captions[0] for seed in range(8)}
+    assert set(worker.data.get(concept(3, prompts=9), 0).captions) == set(every.captions)
+    drawn = {worker.data.get(concept(1, prompts=1), seed).captions[0] for seed in range(8)}
     assert drawn == set(every.captions), "the seed draws the prompt"
 
 
 def test_training_images_are_kept_and_only_the_base_draws_them(worker: Worker, world: Path) -> None:
     worker.open("base")
-    drawn = worker.data.get("concept", 3, 0)
+    drawn = worker.data.get(concept(3), 0)
     again = Worker(worker.campaign, worker.units, worker.progress)
     again.open("hardened")
-    found = again.data.get("concept", 3, 0)
+    found = again.data.get(concept(3), 0)
     assert torch.equal(found.mean, drawn.mean) and torch.equal(found.conditioning.states, drawn.conditioning.states)
     assert (found.captions, found.digest) == (drawn.captions, drawn.digest)
     with pytest.raises(UsageFault, match="not drawn"):
-        again.data.get("concept", 4, 0)
+        again.data.get(concept(4), 0)
 
 
 def test_one_model_is_in_memory_at_a_time(worker: Worker) -> None:

@@ -131,7 +131,7 @@ def test_harmless_images_are_never_made_unlikely(context: HardeningContext) -> N
 
 
 def meta(context: HardeningContext, **settings: Any) -> MetaUnlearning:
-    still = {"gamma1": 0.0, "gamma2": 1.0, "zeta": 0.0, "batch_size": 2, "inner_learning_rate": 1e-12}
+    still = {"gamma1": 0.0, "gamma2": 1.0, "zeta": 0.0, "training": {"batch_size": 2, "learning_rate": 1e-12}}
     config = MetaUnlearningConfig.model_validate(still | settings)
     return MetaUnlearning(config, context, harmful(ESD, context))
 
@@ -156,7 +156,7 @@ def test_meta_unlearning_descends_it_after_the_inner_steps(context: HardeningCon
 
 
 def test_the_inner_steps_may_see_one_prompt(context: HardeningContext) -> None:
-    moving = {"inner_learning_rate": 0.05, "variant": "released"}
+    moving = {"training": {"batch_size": 2, "learning_rate": 0.05}, "variant": "released"}
     all_of_them, one, again = (grads(meta(context, prompts=prompts, **moving)) for prompts in ([None], [1], [1]))
     assert apart(one, again) == 0
     assert apart(one, all_of_them) > 1e-3
@@ -196,7 +196,7 @@ def test_meta_unlearning_draws_anew_at_every_step(context: HardeningContext) -> 
 
 
 def test_resalign_shows_it_what_the_simulation_taught(context: HardeningContext, seen: list[set[str] | None]) -> None:
-    simulated = {"data": {"concept": 1.0}, "prompts": [1], "steps": [2], "optimizers": ["sgd"]}
+    simulated = {"prompts": [1], "steps": [2], "optimizers": ["sgd"]}
     config = ResAlignConfig.model_validate(
         {"harmful_loss": ANY, "distribution": simulated, "simulations": 1, "points": 2, "alpha": 0.0}
     )

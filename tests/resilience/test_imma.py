@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from safeguard.config import Training
 from safeguard.data.latents import LatentSet
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.parameters import select
 from safeguard.errors import UsageFault
-from safeguard.finetune.base import Training, fine_tune
+from safeguard.finetune.base import fine_tune
 from safeguard.finetune.lora import LoRA, LoRAConfig
 from safeguard.harden import engine
 from safeguard.harden.context import set_up
@@ -29,7 +30,8 @@ from tests.contexts import abar, apart, learning, moved_context, seeded, tiny_po
 from tests.tiny import tiny_pipeline
 
 FULL, FACTORS = {"name": "full"}, {"name": "lora", "rank": 2}
-UNBOUND = {"bound": 1e3, "inner_learning_rate": 1e-2, "batch_size": 2}
+UNBOUND = {"bound": 1e3}
+ADAPTATION = {"learning_rate": 1e-2, "batch_size": 2}
 """On a random network losses are about 1."""
 GA = {"name": "ga", "steps": 2, "batch_size": 2, "learning_rate": 1e-3}
 
@@ -40,7 +42,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def imma(context: HardeningContext, **settings: Any) -> IMMA:
-    config = IMMAConfig.model_validate(UNBOUND | settings)
+    training = ADAPTATION | settings.pop("training", {})
+    config = IMMAConfig.model_validate(UNBOUND | {"training": training} | settings)
     return IMMA(config, context, GradientAscent(GradientAscentConfig(batch_size=2, bound=1e3), context))
 
 
@@ -81,7 +84,7 @@ def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 @pytest.mark.parametrize("method", [FULL, FACTORS], ids=["full", "lora"])
 def test_one_step_adapts_and_ascends(variant: str, method: dict[str, Any]) -> None:
     """From a fresh start both variants are a plain fine-tune and the ascent's gradient at its end."""
-    objective = imma(moved_context(), variant=variant, method=method, inner_steps=2)
+    objective = imma(moved_context(), variant=variant, method=method, training={"steps": 2})
     before = state(objective.context)
     found = accumulated(objective)
     context = moved_context()
@@ -108,10 +111,10 @@ def test_one_step_adapts_and_ascends(variant: str, method: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("method", [FULL, FACTORS], ids=["full", "lora"])
 def test_points_average_the_ascents_along_the_adaptation(method: dict[str, Any]) -> None:
-    found = accumulated(imma(moved_context(), method=method, inner_steps=4, points=2))
-    ends = [accumulated(imma(moved_context(), method=method, inner_steps=steps)) for steps in (2, 4)]
+    found = accumulated(imma(moved_context(), method=method, training={"steps": 4}, points=2))
+    ends = [accumulated(imma(moved_context(), method=method, training={"steps": steps})) for steps in (2, 4)]
     context = moved_context()
-    objective = imma(context, method=method, inner_steps=4)
+    objective = imma(context, method=method, training={"steps": 4})
     generator = seeded(derive(0, "ascent", 0))
     context.forget.batch(2, generator)
     context.model.draw_noise(2, generator)  # the second point draws after the first
@@ -127,7 +130,14 @@ def test_points_average_the_ascents_along_the_adaptation(method: dict[str, Any])
 
 @pytest.mark.parametrize("method", [FULL, FACTORS], ids=["full", "lora"])
 def test_released_is_alternation_on_one_set_of_weights(method: dict[str, Any]) -> None:
-    settings = {"name": "imma", "variant": "released", "method": method, "steps": 3, "learning_rate": 1e-3} | UNBOUND
+    settings = {
+        "name": "imma",
+        "variant": "released",
+        "method": method,
+        "steps": 3,
+        "learning_rate": 1e-3,
+        "training": ADAPTATION,
+    } | UNBOUND
     policy = tiny_policy(unlearner=GA, resilience=settings, images=4)
     table, erased = (set_up(policy, DiffusionModel(tiny_pipeline(0)), SilentProgress()) for _ in range(2))
     record = harden(table, "base")
@@ -154,7 +164,13 @@ def test_released_is_alternation_on_one_set_of_weights(method: dict[str, Any]) -
 
 @pytest.mark.parametrize("variant", ["bilevel", "released"])
 def test_a_killed_run_continues_to_the_same_weights(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"name": "imma", "variant": variant, "method": FACTORS, "steps": 3, "inner_steps": 1} | UNBOUND
+    settings = {
+        "name": "imma",
+        "variant": variant,
+        "method": FACTORS,
+        "steps": 3,
+        "training": ADAPTATION | {"steps": 1},
+    } | UNBOUND
 
     def table() -> HardeningContext:
         policy = tiny_policy(unlearner={"name": "uce"}, resilience=settings, images=2)
@@ -220,16 +236,18 @@ def test_an_erased_concept_is_harder_to_learn_again() -> None:
     losses = []
     for resilience in (
         {"name": "none"},
-        {"name": "imma", "steps": 12, "learning_rate": 3e-3, "method": FACTORS, "inner_steps": 3} | UNBOUND,
+        {"name": "imma", "steps": 12, "learning_rate": 3e-3, "method": FACTORS, "training": ADAPTATION | {"steps": 3}}
+        | UNBOUND,
     ):
         policy = tiny_policy(unlearner=GA, resilience=resilience, images=4)
         table = set_up(policy, DiffusionModel(tiny_pipeline(0)), SilentProgress())
         harden(table, "base")
         training = Training(steps=3, learning_rate=1e-2, batch_size=2)
-        fine_tune(table.model, table.forget, LoRA(LoRAConfig(rank=2)), training, seed=99)
         batch = table.forget.rows(torch.arange(4), seeded(1))
-        with torch.no_grad():
-            losses.append(table.model.denoising_loss(batch.latents, batch.conditioning, seeded(2)).item())
+        for _ in fine_tune(table.model, table.forget, LoRA(LoRAConfig(rank=2)), training, seed=99):
+            with torch.no_grad():
+                loss = table.model.denoising_loss(batch.latents, batch.conditioning, seeded(2)).item()
+        losses.append(loss)
     assert losses[1] > 1.05 * losses[0]
 
 

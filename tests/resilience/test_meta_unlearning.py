@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from safeguard.config import Training
 from safeguard.errors import UsageFault
-from safeguard.finetune.base import Run, Training
+from safeguard.finetune.base import Run
 from safeguard.resilience.meta_unlearning import MetaUnlearning, MetaUnlearningConfig, meta_gradient
 from safeguard.resilience.none import NoConfig, NoObjective
 from safeguard.resilience.second_order.solvers import Vector
@@ -184,9 +185,8 @@ def test_descending_the_gradient_descends_the_loss(optimizer):
 
 def objective(context: HardeningContext | None = None, **settings: Any) -> MetaUnlearning:
     context = context or tiny_context()
-    config = MetaUnlearningConfig.model_validate(
-        {"inner_learning_rate": 0.05, "bound": None, "batch_size": 2} | settings
-    )
+    inner = {"learning_rate": 0.05, "batch_size": 2} | settings.pop("training", {})
+    config = MetaUnlearningConfig.model_validate({"bound": None, "training": inner} | settings)
     return MetaUnlearning(config, context, ESD(ESD_CONFIG, context))
 
 
@@ -251,12 +251,12 @@ def unrolled(context: HardeningContext, config: MetaUnlearningConfig) -> Vector:
     inner = torch.Generator().manual_seed(derive(context.seed, "inner", 0))
     moved = dict(values)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        for _ in range(config.inner_steps):
+        for _ in range(config.training.steps):
             grads = torch.autograd.grad(
                 loss(moved, *draw(context.forget, inner)), list(moved.values()), create_graph=True
             )
             size = torch.stack([grad.pow(2).sum() for grad in grads]).sum().sqrt()
-            step = config.inner_learning_rate * (1 / (size + 1e-6)).clamp(max=1.0)
+            step = config.training.learning_rate * (1 / (size + 1e-6)).clamp(max=1.0)
             moved = {name: value - step * grad for (name, value), grad in zip(moved.items(), grads, strict=True)}
 
         def benign(weights):
@@ -271,7 +271,7 @@ def unrolled(context: HardeningContext, config: MetaUnlearningConfig) -> Vector:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"inner_steps": 2, "zeta": 0.3, "related_share": 0.8}, {"bound": 1.2}, {"hvp": "explicit"}],
+    [{}, {"training": {"steps": 2}, "zeta": 0.3, "related_share": 0.8}, {"bound": 1.2}, {"hvp": "explicit"}],
     ids=["one-step", "two-steps", "bounded", "explicit"],
 )
 def test_the_exact_gradient_is_that_of_the_unrolled_loop(settings):
@@ -297,7 +297,7 @@ def test_finite_differences_give_the_same_gradient():
 def test_without_movement_only_the_fine_tuning_loss_is_ascended():
     """tau -> 0: the benign terms cancel, whatever their weight."""
     context = tiny_context()
-    settings = {"gamma1": 0.0, "gamma2": 1.0, "inner_learning_rate": 1e-12}
+    settings = {"gamma1": 0.0, "gamma2": 1.0, "training": {"learning_rate": 1e-12}}
     small, large = (gradients(objective(context, zeta=zeta, **settings)) for zeta in (0.0, 5.0))
     assert apart(large, small) < 1e-3
 
@@ -322,8 +322,8 @@ def test_parameters_that_the_unlearner_leaves_alone_are_refused():
 
 
 def test_a_step_depends_on_seed_and_step_alone():
-    one, two = (gradients(objective(inner_optimizer="momentum", inner_steps=2), 3) for _ in range(2))
-    other = gradients(objective(inner_optimizer="momentum", inner_steps=2), 4)
+    one, two = (gradients(objective(training={"optimizer": "momentum", "steps": 2}), 3) for _ in range(2))
+    other = gradients(objective(training={"optimizer": "momentum", "steps": 2}), 4)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert apart(other, one) > 1e-3
 

@@ -13,7 +13,7 @@ from safeguard.unlearn.esd import ESD, ESDConfig
 from tests.contexts import tiny_context
 
 ESD_CONFIG = ESDConfig(variant="f", batch_size=2, trajectory_steps=3, pool=2)
-SHORT = Simulations(learning_rates=[1e-3], steps=[3], optimizers=["sgd"], data={"concept": 1.0})
+SHORT = Simulations(learning_rates=[1e-3], steps=[3], optimizers=["sgd"])
 
 
 def gradients(objective: object, step: int = 0) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.ga import GradientAscent, GradientAscentConfig
 from tests.contexts import apart, tiny_context
 
-SHORT = {"learning_rates": [1e-3], "steps": [2], "optimizers": ["sgd"], "data": {"concept": 1.0}}
+SHORT = {"learning_rates": [1e-3], "steps": [2], "optimizers": ["sgd"]}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_what_is_given_within_the_distribution_leaves_the_rest_of_the_preset() -
 def test_the_defaults_are_the_setting_that_was_measured_but_for_the_learning_rates() -> None:
     study = next(cell for cell in cells(load_study("resilience")) if cell.name == "esd-f/resalign-single")
     measured = ResAlignConfig.model_validate(study.policy.harden.resilience.settings)
-    distribution = ResAlignConfig().distribution.model_dump() | {"learning_rates": [2e-4]}
+    distribution = {"prompts": [None, 1], "training": {"learning_rate": 2e-4}}
     assert ResAlignConfig.model_validate({"learning_rate": 4e-4, "distribution": distribution}) == measured
 
 
@@ -157,7 +157,7 @@ def test_the_record_says_what_happened(context: HardeningContext, kind: str) -> 
 
 
 def test_simulations_that_are_not_finite_are_skipped_and_counted(context: HardeningContext) -> None:
-    broken = distribution(learning_rates=[1e30], max_grad_norm=1e30)
+    broken = distribution(learning_rates=[1e30], training={"max_grad_norm": 1e30})
     found, facts = compute_gradients(context, distribution=broken, hypergradient="first_order", beta=0.5)
     assert facts["simulations skipped"] == 1.0 and facts["hypergradient norm"] == 0.0
     direct, _ = compute_gradients(context, distribution=SHORT, hypergradient="first_order", beta=0.0)

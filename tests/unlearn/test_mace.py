@@ -407,7 +407,7 @@ def test_a_killed_run_continues_to_the_same_weights(monkeypatch: pytest.MonkeyPa
 OBJECTIVES = {
     "hypergradient norm": {"name": "resalign", "steps": 1, "distribution": {"steps": [2]}},
     "meta gradient norm": {"name": "meta-unlearning", "steps": 1, "learning_rate": 1e-3},
-    "ascent gradient norm": {"name": "imma", "steps": 1, "learning_rate": 1e-3, "inner_steps": 2},
+    "ascent gradient norm": {"name": "imma", "steps": 1, "learning_rate": 1e-3, "training": {"steps": 2}},
 }
 """By what each writes into the record."""
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from safeguard.finetune.base import CLIP_EPSILON, MOMENTUM, Run, Training
+from safeguard.config import Training
+from safeguard.finetune.base import CLIP_EPSILON, MOMENTUM, Run
 from safeguard.resilience.second_order.hvp import Backend, hessian_product
 from safeguard.resilience.second_order.solvers import Vector, gradients
 
@@ -61,7 +62,7 @@ def update(
     Returns:
         New values and state.
     """
-    rate = training.learning_rate
+    rate = training.rate(step)
     squares = torch.stack([grad.pow(2).sum() for grad in grads]).sum()
     clip = (training.max_grad_norm / (_root(squares) + CLIP_EPSILON)).clamp(max=1.0)
     grads = [clip * grad for grad in grads]
@@ -145,7 +146,7 @@ class Trajectory:
             def loss(random: Tensor = iterate.random) -> Tensor:
                 generator = torch.Generator()
                 generator.set_state(random)
-                return self.run.loss(generator)
+                return self.run.step_loss(generator)
 
             inputs = [
                 [x.detach().clone().requires_grad_(True) for x in parameters],
@@ -177,9 +178,10 @@ def matched(run: Run) -> tuple[float, Vector | None]:
     """The Moreau envelope that a fine-tune resembles: gamma, and the diagonal of P (None: the identity).
 
     T steps of descent with rate lr on a quadratic have d theta_T / d theta = (1 - lr H)^T, to first order in H that of
-    the envelope with gamma = lr T; with momentum and clipping, gamma is the sum over steps of the weight that a step's
-    gradient has in the displacement. Adam moves by m / (sqrt(v) + epsilon), means of gradients and of their squares. A
-    lasting change of the gradient by d changes m by d and v by 2 m d, hence that by d (1 - m^2 / v) / sqrt(v), so
+    the envelope with gamma = lr T; with momentum, clipping and a schedule, gamma is the sum over steps of the weight
+    that a step's gradient has in the displacement. Adam moves by m / (sqrt(v) + epsilon), means of gradients and of
+    their squares. A lasting change of the gradient by d changes m by d and v by 2 m d, hence that by
+    d (1 - m^2 / v) / sqrt(v), so
 
         P = (sqrt(v) + epsilon) / (1 - m^2 / v)
 
@@ -190,11 +192,11 @@ def matched(run: Run) -> tuple[float, Vector | None]:
     """
     training, steps = run.training, len(run.clipped)
     clipped = torch.stack(run.clipped).double().cpu()
-    weights = torch.ones(steps, dtype=torch.float64)
+    weights = [training.rate(step) / training.learning_rate for step in range(steps)]
     if training.optimizer == "momentum":
-        left = torch.arange(steps, 0, -1, dtype=torch.float64)
-        weights = (1 - MOMENTUM**left) / (1 - MOMENTUM)
-    gamma = training.learning_rate * float((weights * clipped).sum())
+        for step in reversed(range(steps - 1)):
+            weights[step] += MOMENTUM * weights[step + 1]
+    gamma = training.learning_rate * float((torch.tensor(weights, dtype=torch.float64) * clipped).sum())
     if not training.optimizer.startswith("adam"):
         return gamma, None
     return gamma, [_stiffness(run.optimizer.state[x], steps) for x in run.parameters]

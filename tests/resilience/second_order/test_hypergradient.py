@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from safeguard.finetune.base import Training
+from safeguard.config import Training
 from safeguard.resilience.second_order.hypergradient import FineTuneGradient, FineTuneGradientConfig, Outcome
 from tests.contexts import apart, seeded
 from tests.resilience.second_order.test_trajectory import Scripted, network, outer

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from safeguard.diffusion.micro_batches import MicroBatches
-from safeguard.finetune.base import Run, Training
+from safeguard.config import Training
+from safeguard.diffusion.execution import Execution
+from safeguard.finetune.base import FineTuner, Run
 from safeguard.resilience.second_order.solvers import Vector, cosine, solve_moreau
 from safeguard.resilience.second_order.trajectory import Trajectory, matched, update
 from tests.contexts import apart, seeded
@@ -24,13 +25,13 @@ class Scripted(Run):
     """A fine-tune of given parameters on a given loss (of a generator), as :class:`Run` runs it."""
 
     def __init__(self, parameters: list[Any], loss: Callable[[torch.Generator], Tensor], training: Training) -> None:
-        class Nothing:
+        class Nothing(FineTuner):
             def attach(self, model: Any, seed: int) -> list[Any]:
                 return parameters
 
         self._scripted = loss
-        model = SimpleNamespace(micro_batches=MicroBatches())
-        super().__init__(model, None, Nothing(), training, seed=5)  # type: ignore[arg-type]
+        model = SimpleNamespace(execution=Execution(torch.nn.Identity()))
+        super().__init__(model, None, Nothing(None), training, seed=5)  # type: ignore[arg-type]
 
     def loss(self, generator: torch.Generator, batch_size: int | None = None) -> Tensor:
         return self._scripted(generator)

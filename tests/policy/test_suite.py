@@ -157,7 +157,7 @@ def test_all_wrong_settings_of_a_suite_are_listed(tmp_path):
     with pytest.raises(PolicyFault) as caught:
         load_text(tmp_path, SUITE.replace("data: related", "data: all").replace("steps: 10", "steps: 0"), check_suite)
     lines = str(caught.value).splitlines()
-    assert [line.split(": ")[1] for line in lines[:-1]] == ["probes[1].attack.data", "probes[1].attack.steps"]
+    assert [line.split(": ")[1] for line in lines[:-1]] == ["probes[1].attack.data", "probes[1].attack.training.steps"]
     assert "correct these 2 fields" in lines[-1]
 
 

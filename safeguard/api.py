@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,15 +21,17 @@ from safeguard.harden import engine
 from safeguard.harden.context import set_up
 from safeguard.harden.control import unlearned_only
 from safeguard.harden.inputs import check_output
+from safeguard.harden.record import Record
+from safeguard.io.companions import Companions
 from safeguard.io.hub import network, resolve
-from safeguard.io.manifest import RECORD_FILE, difference, manifest, model_digest
+from safeguard.io.manifest import POLICY_FILE, difference, manifest, model_digest
 from safeguard.io.opening import open_directory, pick_device
 from safeguard.io.saving import check_target, save_pipeline
 from safeguard.policy.loading import load_policy, policy_digest, resolved_yaml
 from safeguard.policy.methods import check_methods
 from safeguard.policy.schema import Policy
 from safeguard.policy.suite import roles, suite_digest
-from safeguard.probe.campaign import POLICY_FILE, Campaign, find_policy, fitting_suite
+from safeguard.probe.campaign import Campaign, find_policy, fitting_suite
 from safeguard.probe.executors import Executor, choose
 from safeguard.probe.units import Units
 from safeguard.processes import join
@@ -38,6 +39,7 @@ from safeguard.progress import Progress, SilentProgress
 from safeguard.provenance import code_revision, environment
 from safeguard.report.writing import write_all
 from safeguard.results.attempts import earlier, remember
+from safeguard.results.hardening import RECORD_FILE, HardeningRecord, read_record
 from safeguard.results.plan import Plan
 from safeguard.results.report import Diagnostics, Provenance, Report
 from safeguard.results.unit import UnitResult
@@ -58,20 +60,36 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _record(policy: Policy, record: engine.Record, base_digest: str, started: str) -> dict[str, Any]:
-    return {
-        "version": 1,
-        "policy": policy.name,
-        "policy_digest": policy_digest(policy),
-        "base_model": policy.model,
-        "base_digest": base_digest,
-        "unlearner": policy.harden.unlearner.model_dump(),
-        "resilience": policy.harden.resilience.model_dump(),
-        "seed": policy.seed,
-        "started": started,
-        "environment": environment(),
-        **asdict(record),
-    }
+def _record(policy: Policy, record: Record, base_digest: str, started: str) -> HardeningRecord:
+    return HardeningRecord.model_validate(
+        {
+            "policy": policy.name,
+            "policy_digest": policy_digest(policy),
+            "base_model": policy.model,
+            "base_digest": base_digest,
+            "unlearner": policy.harden.unlearner.model_dump(),
+            "resilience": policy.harden.resilience.model_dump(),
+            "seed": policy.seed,
+            "started": started,
+            "environment": environment(),
+            **asdict(record),
+        }
+    )
+
+
+def _checked(path: Path) -> tuple[Policy, Policy, int]:
+    """A policy as declared, the same without the prompts that the content filter drops, and how many these are."""
+    declared = load_policy(path)
+    check_methods(declared, path)
+    fitting_suite(declared, path)
+    return declared, *screen(declared)
+
+
+def _device(name: str, cuda_graphs: bool) -> str:
+    chosen = pick_device(name)
+    if cuda_graphs and not chosen.startswith("cuda"):
+        raise UsageFault(f"CUDA graphs record work on a GPU; the device is {chosen}", fix="leave --cuda-graphs out")
+    return chosen
 
 
 def harden(
@@ -101,15 +119,10 @@ def harden(
     """
     processes, device = join(device)
     progress, target, started = progress if progress and processes.main else SilentProgress(), Path(out), _now()
-    declared = load_policy(Path(policy_path))
-    check_methods(declared, Path(policy_path))
-    fitting_suite(declared, Path(policy_path))
-    policy, dropped = screen(declared)
+    declared, policy, dropped = _checked(Path(policy_path))
     if dropped:
         progress.note(f"content filter: {dropped} prompts dropped before any image was generated")
-    chosen = pick_device(device)
-    if cuda_graphs and not chosen.startswith("cuda"):
-        raise UsageFault(f"CUDA graphs record work on a GPU; the device is {chosen}", fix="leave --cuda-graphs out")
+    chosen = _device(device, cuda_graphs)
     base_dir = resolve(policy.model, policy.revision, offline=offline)
     check_output(target, Path(policy_path), policy, base_dir)
     if processes.main:
@@ -122,10 +135,13 @@ def harden(
         record = engine.harden(context, base.digest, fresh=fresh)
     written = None
     if processes.main:
+        companions = Companions.of(base)
+        record.notes += companions.notes
         facts = _record(policy, record, base.digest, started)
-        extra = {POLICY_FILE: resolved_yaml(declared), RECORD_FILE: json.dumps(facts, indent=1) + "\n"}
-        save_pipeline(model.pipeline, target, extra, overwrite=overwrite)
-        written = HardenedModel(target, model_digest(target), facts)
+        texts = {POLICY_FILE: resolved_yaml(declared), RECORD_FILE: facts.text()}
+        stored = model.stored
+        files = save_pipeline(model.pipeline, target, texts, stored=stored, companions=companions, overwrite=overwrite)
+        written = HardenedModel(target, model_digest(target, files), facts.model_dump(mode="json"))
     return processes.broadcast_object(written)
 
 
@@ -160,6 +176,7 @@ def certify(
     model_path, progress = Path(model_dir).resolve(), progress or SilentProgress()
     run_dir = Path(out) if out is not None else model_path.with_name(model_path.name + ".certification")
     started, clock = _now(), time.monotonic()
+    diagnostics = _diagnostics(model_path)  # first: a record that cannot be read would be found after hours
     campaign = Campaign.open(model_path, policy=policy, device=device, offline=offline)
     write_text(run_dir / POLICY_FILE, resolved_yaml(campaign.policy))
     if campaign.dropped_prompts:
@@ -181,7 +198,7 @@ def certify(
         detector_lines=campaign.judges.lines,
         metrics=campaign.judges.metrics,
         provenance=provenance,
-        diagnostics=_diagnostics(model_path),
+        diagnostics=diagnostics,
         attempts=earlier(run_dir, campaign.digests["hardened"]),
         dropped_prompts=campaign.dropped_prompts,
         evidence_paths=_evidence_paths(results),
@@ -224,22 +241,16 @@ def _evidence_paths(results: Sequence[UnitResult]) -> dict[tuple[str, int], str]
 
 
 def _diagnostics(model_path: Path) -> Diagnostics | None:
-    path = model_path / RECORD_FILE
-    if not path.exists():
+    record = read_record(model_path)
+    if record is None:
         return None
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        return Diagnostics(
-            unlearner=facts["unlearner"]["name"],
-            objective=facts["resilience"]["name"],
-            seconds=facts["seconds"],
-            series=facts["series"],
-            notes=facts["notes"],
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelFault(
-            f"{RECORD_FILE} is not a hardening record: {error}", fix="harden again", where=str(path)
-        ) from error
+    return Diagnostics(
+        unlearner=record.unlearner.name,
+        objective=record.resilience.name,
+        seconds=record.seconds,
+        series=record.series,
+        notes=record.notes,
+    )
 
 
 def _provenance(campaign: Campaign, started: str, seconds: float, run: int, reused: int) -> Provenance:

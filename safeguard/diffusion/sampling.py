@@ -40,6 +40,22 @@ def guided_prediction(
     return unconditional + guidance * (conditional - unconditional)
 
 
+def solver(config: Any) -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ (2M) for a model's noise schedule."""
+    found: DPMSolverMultistepScheduler = DPMSolverMultistepScheduler.from_config(
+        config, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="linspace"
+    )
+    return found
+
+
+def ddim(config: Any) -> DDIMScheduler:
+    """DDIM for a model's noise schedule."""
+    found: DDIMScheduler = DDIMScheduler.from_config(
+        config, clip_sample=False, set_alpha_to_one=False, timestep_spacing="leading"
+    )
+    return found
+
+
 @torch.no_grad()
 def sample_latents(
     model: DiffusionModel, prompt: Conditioning, noise: Tensor, *, steps: int, guidance: float, scheduler: Any = None
@@ -49,9 +65,7 @@ def sample_latents(
     The grid of timesteps is the solver's own for every model. Left to the directory it would differ between a base
     model, whose settings leave it out, and the hardened one, where saving has written the old scheduler's default.
     """
-    scheduler = scheduler or DPMSolverMultistepScheduler.from_config(
-        model.pipeline.scheduler.config, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="linspace"
-    )
+    scheduler = scheduler or solver(model.pipeline.scheduler.config)
     scheduler.set_timesteps(steps)
     latents: Tensor = noise * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
@@ -98,9 +112,7 @@ class Point(NamedTuple):
 
 
 def _ddim(model: DiffusionModel, steps: int) -> DDIMScheduler:
-    scheduler = DDIMScheduler.from_config(
-        model.pipeline.scheduler.config, clip_sample=False, set_alpha_to_one=False, timestep_spacing="leading"
-    )
+    scheduler = ddim(model.pipeline.scheduler.config)
     scheduler.set_timesteps(steps)
     return scheduler
 

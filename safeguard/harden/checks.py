@@ -143,7 +143,7 @@ def check_weights(pipeline: Any, before: Mapping[str, str], intended: Collection
                 fix=_TOO_LITTLE,
             )
     unchanged = [name for name in due if name not in changed]
-    return {"changed": len(changed), "meant to change but did not": unchanged, "untouched": len(after) - len(changed)}
+    return {"changed": len(changed), "unchanged": unchanged, "untouched": len(after) - len(changed)}
 
 
 def _some(names: list[str]) -> str:
@@ -212,6 +212,6 @@ def check_images(base: DiffusionModel, hardened: DiffusionModel, prompts: list[s
         "prompts": prompts,
         "base": {flaw: int(found.sum()) for flaw, found in before.items()},
         "hardened": {flaw: int(found.sum()) for flaw, found in after.items()},
-        "flawed before": int((~healthy).sum()),
+        "flawed_before": int((~healthy).sum()),
         "broken": broken,
     }

@@ -36,5 +36,5 @@ def unlearned_only(policy: Policy, base_dir: Path, base_digest: str, device: str
         model = DiffusionModel(base.pipeline, base.stored)
         context = set_up(policy, model, progress)
         harden(context, base_digest, objective=ResilienceMethod(name="none"))
-        save_pipeline(model.pipeline, directory, {}, overwrite=True)
+        save_pipeline(model.pipeline, directory, {}, stored=model.stored, overwrite=True)
     return directory

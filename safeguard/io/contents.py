@@ -45,9 +45,12 @@ FORBIDDEN_SETTINGS = {
 
 HELP = "use a model whose directory holds safetensors weights and JSON only, from a source you trust"
 
+_TIDY = "keep in the directory only what belongs to the model"
+_AGAIN = "fetch the model again, completely"
 
-def refuse(what: str, path: Path, fix: str = HELP) -> ModelFault:
-    """The error for something in a model directory that is not accepted."""
+
+def refuse(what: str, path: Path, fix: str) -> ModelFault:
+    """The error for something in a model directory that is not accepted; the fix must fit it."""
     return ModelFault(what, fix=fix, where=str(path))
 
 
@@ -66,7 +69,11 @@ def check_contents(directory: Path) -> None:
                 f"a file of type {suffix} may run code when it is loaded, so the directory is refused", path, advice
             )
         if path.name.lower() in FORBIDDEN_NAMES:
-            raise refuse("adapters and modular pipelines load from other repositories and are refused", path)
+            raise refuse(
+                "adapters and modular pipelines load from other repositories and are refused",
+                path,
+                "merge the adapter into the weights, save the pipeline as a whole, and delete this file",
+            )
         if suffix == ".safetensors":
             read_header(path)
         if suffix == ".json":
@@ -80,7 +87,7 @@ def _walk(directory: Path) -> Iterator[Path]:
     while pending:
         folder, depth = pending.pop()
         if depth > MAX_DEPTH:
-            raise refuse(f"folders are nested more than {MAX_DEPTH} deep", folder)
+            raise refuse(f"folders are nested more than {MAX_DEPTH} deep", folder, _TIDY)
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             path = Path(entry.path)
             if not entry.name.isprintable() or "\\" in entry.name:
@@ -91,7 +98,7 @@ def _walk(directory: Path) -> Iterator[Path]:
             _check_file(directory, path, entry.is_symlink())
             count, total = count + 1, total + entry.stat().st_size
             if count > MAX_FILES or total > MAX_BYTES:
-                raise refuse(f"more than {MAX_FILES} files or {MAX_BYTES // 10**9} GB", directory)
+                raise refuse(f"more than {MAX_FILES} files or {MAX_BYTES // 10**9} GB", directory, _TIDY)
             yield path
 
 
@@ -111,7 +118,11 @@ def _check_json(path: Path) -> None:
     value = load_json(path)
     for key, found in _settings(value):
         if key in FORBIDDEN_SETTINGS and found not in (None, False, "eager", "sdpa"):
-            raise refuse(f"the setting {key!r} asks for code or packages from elsewhere and is refused", path)
+            raise refuse(
+                f"the setting {key!r} asks for code or packages from elsewhere and is refused",
+                path,
+                f"delete the setting if the model works without; otherwise {HELP}",
+            )
     if path.name.endswith(".index.json"):
         _check_shards(path, value)
 
@@ -131,10 +142,12 @@ def _settings(value: Any) -> Iterator[tuple[str, Any]]:
 def _check_shards(path: Path, index: Any) -> None:
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(shards, dict) or not shards:
-        raise refuse("a shard index without weight_map", path)
+        raise refuse("a shard index without weight_map", path, _AGAIN)
     for tensor, shard in shards.items():
         if not isinstance(shard, str) or "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise refuse(f"weight_map sends {tensor!r} to {shard!r}, which is not a safetensors file beside it", path)
+            raise refuse(
+                f"weight_map sends {tensor!r} to {shard!r}, which is not a safetensors file beside it", path, HELP
+            )
     for shard in sorted(set(shards.values())):
         if not (path.parent / shard).is_file():
-            raise refuse(f"the shard {shard!r} is missing", path, "fetch the model again, completely")
+            raise refuse(f"the shard {shard!r} is missing", path, _AGAIN)

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safeguard.errors import ModelFault
+from safeguard.results.hardening import RECORD_FILE
 
 IGNORED = frozenset({".git", ".gitattributes", ".github", ".gitignore", ".gitmodules", ".cache"})
 """Top-level names that belong to tools, not to the model."""
 WEIGHTS_SUFFIX = ".safetensors"
-RECORD_FILE = "hardening.json"
-"""The record of a hardening, beside the model; a directory that has it was written by us and may be replaced."""
+POLICY_FILE = "policy.resolved.yaml"
+"""The policy that a model was hardened with, beside it."""
 
 
 def files(directory: Path, exclude: Collection[str] = ()) -> list[str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"  # diffusers reads it once, when it is imported
 
 DTYPES = ("float32", "float16", "bfloat16")
+_AGAIN = "its files do not fit each other: fetch the model again, or convert it again"
 
 
 def pick_device(name: str) -> str:
@@ -128,9 +129,10 @@ def _load(
     quiet()
     is_xl = info.architecture == "sdxl"
     options = {"add_watermarker": False} if is_xl else {"safety_checker": None, "requires_safety_checker": False}
-    modules: dict[str, torch.nn.Module] = {}
+    modules: dict[str, Any] = {}
     stored: dict[str, torch.dtype] = {}
     with no_network(), _explained(directory):
+        modules |= _small_parts(directory, info)
         for name in ("text_encoder", "text_encoder_2", "unet", "vae"):
             if name not in info.components:
                 continue
@@ -144,6 +146,29 @@ def _load(
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, stored
+
+
+def _small_parts(directory: Path, info: ModelInfo) -> dict[str, Any]:
+    """Tokenizers and scheduler, which must fit what comes: gigabytes are read after them."""
+    import diffusers
+    import transformers
+
+    from safeguard.io.fitting import CORRECT_SCHEDULE, SCHEDULE_FILE, check_scheduler, check_tokenizer
+
+    found: dict[str, Any] = {}
+    for name in (name for name in info.components if name.startswith("tokenizer")):
+        folder, encoder = directory / name, directory / name.replace("tokenizer", "text_encoder")
+        with _explained(folder):
+            found[name] = getattr(transformers, info.components[name]).from_pretrained(folder, local_files_only=True)
+            config = transformers.CLIPTextConfig.from_pretrained(encoder, local_files_only=True)
+            check_tokenizer(found[name], config, folder)
+    folder = directory / "scheduler"
+    with _explained(folder / SCHEDULE_FILE, CORRECT_SCHEDULE):
+        found["scheduler"] = getattr(diffusers, info.components["scheduler"]).from_pretrained(
+            folder, local_files_only=True
+        )
+        check_scheduler(found["scheduler"], info.channels, folder)
+    return found
 
 
 def _load_module(folder: Path, kind: str, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
@@ -199,7 +224,7 @@ def _stored_types(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> 
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _explained(place: Path, fix: str = _AGAIN) -> Iterator[None]:
     try:
         yield
     except (SafeguardError, MemoryError):
@@ -207,8 +232,8 @@ def _explained(folder: Path) -> Iterator[None]:
     except Exception as error:  # what the libraries raise for a broken model has no common root
         raise ModelFault(
             f"cannot be loaded: {_one_line(error)}",
-            fix="its files do not fit each other: fetch the model again, or convert it again",
-            where=str(folder),
+            fix=fix,
+            where=str(place),
         ) from error
 
 

@@ -7,7 +7,7 @@ that could be run or unpickled, even where diffusers would not touch it. Nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ _SD = {
 _SDXL = _SD | {"tokenizer_2": TOKENIZERS, "text_encoder_2": ("CLIPTextModelWithProjection",)}
 PIPELINES = {"StableDiffusionPipeline": _SD, "StableDiffusionXLPipeline": _SDXL}
 """Pipeline -> component -> classes it may have. All of them are needed and loaded, nothing else is."""
+COMPONENTS = frozenset(_SDXL)
+"""Names of the components that may be loaded."""
 
 LEFT_OUT: dict[str, tuple[tuple[str, str], ...]] = {
     "safety_checker": (("stable_diffusion", "StableDiffusionSafetyChecker"),),
@@ -69,6 +71,9 @@ _COMPLETE = (
     "fetch the model again, completely; weights must be safetensors without a variant such as fp16 in their name"
 )
 
+_AGAIN = "fetch the model again from its publisher"
+_ONE_WIDTH = "use a model whose cross-attentions all have one width"
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -80,6 +85,7 @@ class ModelInfo:
         prediction_type: what the denoiser predicts.
         components: component -> class, of those that are loaded.
         sample_size: height and width of a latent.
+        channels: of a latent.
         erasers: cross-attention -> rank of the eraser stored after it; empty for a plain model.
     """
 
@@ -88,6 +94,7 @@ class ModelInfo:
     prediction_type: PredictionType
     components: dict[str, str]
     sample_size: int
+    channels: int
     erasers: dict[str, int]
 
 
@@ -114,7 +121,12 @@ def _check_index(directory: Path) -> tuple[str, dict[str, str]]:
     """The pipeline's class, and component -> class of what will be loaded."""
     path = directory / "model_index.json"
     if not path.is_file():
-        raise refuse("no model_index.json: this is not a diffusers pipeline directory", directory)
+        raise refuse(
+            "no model_index.json: this is not a diffusers pipeline directory",
+            directory,
+            "give the directory that holds model_index.json; a single-file checkpoint must be converted first, with "
+            "diffusers' from_single_file and save_pretrained",
+        )
     index = read_json(path)
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str) or pipeline not in PIPELINES:
@@ -123,7 +135,7 @@ def _check_index(directory: Path) -> tuple[str, dict[str, str]]:
     components = {name: kind for name, kind in classes if kind}
     missing = sorted(PIPELINES[pipeline].keys() - components.keys())
     if missing:
-        raise refuse(f"the component {missing[0]!r} is missing", path)
+        raise refuse(f"the component {missing[0]!r} is missing", path, _COMPLETE)
     return pipeline, components
 
 
@@ -132,14 +144,27 @@ def _component_class(path: Path, pipeline: str, name: str, entry: Any) -> tuple[
     if entry == [None, None]:
         return name, ""
     if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
-        raise refuse(f"the entry {name!r} is not [library, class]", path)
+        raise refuse(f"the entry {name!r} is not [library, class]", path, _AGAIN)
     library, kind = entry
     if (library, kind) in LEFT_OUT.get(name, ()):
         return name, ""
     expected = "transformers" if name.startswith(("tokenizer", "text_encoder")) else "diffusers"
-    if library != expected or kind not in PIPELINES[pipeline].get(name, ()):
-        raise refuse(f"the component {name!r} of class {library + '.' + kind!r} is not supported", path)
+    known = PIPELINES[pipeline].get(name, ())
+    if library != expected or kind not in known:
+        what = f"the component {name!r} of class {library + '.' + kind!r} is not supported"
+        raise refuse(what, path, _advice(name, known))
     return name, kind
+
+
+def _advice(name: str, known: Sequence[str]) -> str:
+    if name == "scheduler":
+        return (
+            f"use a model with one of the schedulers {', '.join(known)}; distilled (LCM) and EDM models have another "
+            "kind of noise schedule and cannot be hardened here"
+        )
+    if known:
+        return f"use a model whose {name} is of class {' or '.join(known)}"
+    return "use a plain Stable Diffusion model, without that component"
 
 
 def _check_component(folder: Path, kind: str) -> dict[str, Any]:
@@ -148,11 +173,13 @@ def _check_component(folder: Path, kind: str) -> dict[str, Any]:
     if not any(all((folder / file).is_file() for file in files) for files in choices):
         wanted = ", or ".join(" and ".join(files) for files in choices)
         raise refuse(f"the component {folder.name!r} is incomplete; needed: {wanted}", folder, _COMPLETE)
+    if len(sets := [files[1] for files in choices if len(files) == 2 and (folder / files[1]).is_file()]) > 1:
+        raise refuse(f"two sets of weights, {' and '.join(sets)}", folder, "delete the one that is not meant")
     path = folder / choices[0][0]
     config = read_json(path)
     declared = config.get("_class_name", config.get("tokenizer_class")) or kind
     if str(declared).removesuffix("Fast") != kind.removesuffix("Fast"):
-        raise refuse(f"this file says {declared!r}, model_index.json says {kind!r}", path)
+        raise refuse(f"this file says {declared!r}, model_index.json says {kind!r}", path, _AGAIN)
     return config
 
 
@@ -164,7 +191,8 @@ def _describe(
     prediction = configs["scheduler"].get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         advice = "use an epsilon or v-prediction model"
-        raise refuse(f"the prediction type {prediction!r} is not supported", directory / "scheduler", advice)
+        path = directory / "scheduler" / "scheduler_config.json"
+        raise refuse(f"prediction_type: {prediction!r} is not supported", path, advice)
     size, width = (
         _size(directory, configs, "unet", "sample_size"),
         _size(directory, configs, "unet", "cross_attention_dim"),
@@ -174,18 +202,51 @@ def _describe(
     ]
     if sum(encoders) != width:
         raise refuse(
-            f"cross_attention_dim is {width}, the text encoders give {'+'.join(map(str, encoders))}", unet_folder
+            f"cross_attention_dim is {width}, the text encoders give {'+'.join(map(str, encoders))}",
+            unet_folder / "config.json",
+            "use the text encoders that the denoiser was trained with",
         )
     embedding = unet.get("addition_embed_type")
     if embedding != ("text_time" if pipeline == "StableDiffusionXLPipeline" else None):
-        raise refuse(f"addition_embed_type {embedding!r} does not belong to {pipeline}", unet_folder)
+        raise refuse(
+            f"addition_embed_type {embedding!r} does not belong to {pipeline}",
+            unet_folder / "config.json",
+            "use the denoiser of a text-to-image model of that pipeline",
+        )
     shifted = [key for key in ("shift_factor", "latents_mean", "latents_std") if configs["vae"].get(key) is not None]
     if shifted:
-        raise refuse(f"latents with a {shifted[0]} are not supported, only with a scaling_factor", directory / "vae")
-    if unet.get("in_channels", 4) != configs["vae"].get("latent_channels", 4):
-        raise refuse("the denoiser takes other channels than the autoencoder gives (an inpainting model?)", unet_folder)
+        raise refuse(
+            f"latents with a {shifted[0]} are not supported, only with a scaling_factor",
+            directory / "vae" / "config.json",
+            "use a model with an autoencoder of Stable Diffusion 1.x, 2.x or XL",
+        )
+    channels = configs["vae"].get("latent_channels", 4)
+    for key, reason in (("in_channels", "an inpainting model?"), ("out_channels", "one that learns variances?")):
+        if unet.get(key, 4) != channels:
+            raise refuse(
+                f"{key} is {unet.get(key, 4)}, a latent has {channels} channels ({reason})",
+                unet_folder / "config.json",
+                "use the text-to-image version of the model, whose denoiser predicts noise or v and nothing else",
+            )
+    _check_schedule(configs["scheduler"], directory / "scheduler" / "scheduler_config.json")
     architecture: Architecture = "sdxl" if embedding else "sd2" if width == 1024 else "sd1"
-    return ModelInfo(pipeline, architecture, prediction, components, size, _erasers(unet_folder))
+    return ModelInfo(pipeline, architecture, prediction, components, size, channels, _erasers(unet_folder))
+
+
+def _check_schedule(config: Mapping[str, Any], path: Path) -> None:
+    """Settings that no sampler here can follow, each by its name."""
+    if (variance := config.get("variance_type")) in ("learned", "learned_range"):
+        raise refuse(
+            f"variance_type is {variance!r}, and the denoiser has no channels for a variance",
+            path,
+            'set variance_type to "fixed_small"',
+        )
+    steps = config.get("num_train_timesteps", 1000)
+    if type(steps) is not int or steps <= 0:
+        raise refuse(f"num_train_timesteps is {steps!r}", path, "set it to what the model was trained with, often 1000")
+    grids = [key for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas") if config.get(key)]
+    if len(grids) > 1:
+        raise refuse(f"{' and '.join(grids)} exclude each other", path, "set all but one of them to false")
 
 
 def _erasers(folder: Path) -> dict[str, int]:
@@ -211,5 +272,9 @@ def _erasers(folder: Path) -> dict[str, int]:
 def _size(directory: Path, configs: Mapping[str, Mapping[str, Any]], component: str, key: str) -> int:
     value = configs[component].get(key)
     if type(value) is not int or value <= 0:
-        raise refuse(f"{key} is {value!r}, not a size", directory / component)
+        path = directory / component / "config.json"
+        if isinstance(value, list):
+            advice = "use a model of square images, with one number here" if key == "sample_size" else _ONE_WIDTH
+            raise refuse(f"{key} is {value!r}, not a size: one number is supported", path, advice)
+        raise refuse(f"{key} is {value!r}, not a size", path, _AGAIN)
     return value

@@ -12,10 +12,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 from safeguard.diffusion.erasers import erasers
+from safeguard.diffusion.storage import cast_to_stored
 from safeguard.errors import EnvironmentFault, TrainingFault, UsageFault
 from safeguard.files import atomic_directory, check_writable, nearest
-from safeguard.io.manifest import RECORD_FILE, manifest
+from safeguard.io.companions import Companions
+from safeguard.io.manifest import manifest
 from safeguard.io.opening import quiet
+from safeguard.results.hardening import RECORD_FILE
 
 OVERHEAD = 64 * 2**20
 """Bytes besides weights: tokenizers, configurations, records."""
@@ -24,14 +27,22 @@ _LOCAL_SETTINGS = ("_name_or_path", "is_local", "local_files_only")
 
 
 def save_pipeline(
-    pipeline: DiffusionPipeline, directory: Path, extra: Mapping[str, str], *, overwrite: bool = False
+    pipeline: DiffusionPipeline,
+    directory: Path,
+    extra: Mapping[str, str],
+    *,
+    stored: Mapping[str, torch.dtype] | None = None,
+    companions: Companions | None = None,
+    overwrite: bool = False,
 ) -> dict[str, str]:
-    """Write a pipeline as safetensors in the dtype it has; ``model_index.json`` comes last, then the whole is renamed.
+    """Write a pipeline as safetensors; ``model_index.json`` comes last, then the whole is renamed.
 
     Args:
         pipeline: what to write; its tokenizers lose the padding of their last call.
         directory: where to. An empty directory or one that was written by us (it has ``hardening.json``) is replaced.
         extra: file name -> text, written beside the components: ``policy.resolved.yaml``, ``hardening.json``.
+        stored: name -> type of the tensors on disk; the pipeline has these types afterwards. None: those it has.
+        companions: what is carried over from the base model.
         overwrite: replace a directory of any content.
 
     Returns:
@@ -41,10 +52,12 @@ def save_pipeline(
         UsageFault: the directory holds something else, a name in ``extra`` is no plain file name, or the model holds
             linear erasers, which belong into its weights.
         TrainingFault: a weight is NaN or infinite; nothing is written.
+        ModelFault: what is carried over changed since it was opened; nothing is written.
         EnvironmentFault: not enough disk space, or writing failed; what was there is untouched.
     """
     check_target(directory, overwrite)
     _check_names(extra, pipeline)
+    cast_to_stored(pipeline, stored or {})
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     _check_weights(modules)
     _check_folded(pipeline)
@@ -58,6 +71,8 @@ def save_pipeline(
         for path in temporary.rglob("*.json"):
             if path.name not in extra:
                 _forget_origin(path)
+        if companions:
+            companions.write(temporary)
         written = manifest(temporary)
     return written
 

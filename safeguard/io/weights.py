@@ -36,7 +36,7 @@ class WeightReader:
             ModelFault: a file of it is broken, or a number is infinite or NaN.
         """
         folder = self.directory / name
-        return {key: value for path in _loaded_files(folder) for key, value in self._read(path).items()}
+        return {key: value for path in loaded_files(folder) for key, value in self._read(path).items()}
 
     def rest(self) -> None:
         """Read what no component asked for, for its digest and its numbers alone.
@@ -64,7 +64,7 @@ class WeightReader:
         return path.relative_to(self.directory).as_posix()
 
 
-def _loaded_files(folder: Path) -> list[Path]:
+def loaded_files(folder: Path) -> list[Path]:
     """The one file of a component, else the shards of its index; the pre-flight saw to it that one of both is there."""
     for stem in ("diffusion_pytorch_model", "model"):
         if (whole := folder / f"{stem}.safetensors").is_file():

@@ -12,7 +12,7 @@ from safeguard.data.screening import screen
 from safeguard.errors import ModelFault, UsageFault
 from safeguard.io.comparison import differing_parts
 from safeguard.io.hub import network, resolve
-from safeguard.io.manifest import manifest, model_digest
+from safeguard.io.manifest import POLICY_FILE, manifest, model_digest
 from safeguard.io.opening import pick_device
 from safeguard.io.preflight import inspect
 from safeguard.policy.loading import load_policy
@@ -29,9 +29,6 @@ from safeguard.results.calibration import Calibration
 from safeguard.results.metric import MetricInfo
 from safeguard.results.plan import Schedule
 from safeguard.results.record import Record, Role
-
-POLICY_FILE = "policy.resolved.yaml"
-"""Name under which a policy travels inside a hardened model directory."""
 
 
 def find_policy(model_dir: Path, policy: str | Path | Policy | None) -> Policy:

@@ -8,7 +8,6 @@ each counts the phase, and images that the next phase needs, too, twice: they ar
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -19,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from safeguard.errors import UsageFault
 from safeguard.files import write_json, write_text
@@ -28,6 +26,7 @@ from safeguard.policy.study import Cell, Study, cells
 from safeguard.progress import Progress, duration
 from safeguard.provenance import environment
 from safeguard.report.writing import load_report
+from safeguard.results.hardening import HardeningRecord, read_record
 from safeguard.results.report import EXIT_CODES, Report
 from safeguard.study.results import CellResult, Observation, StudyResult
 
@@ -82,16 +81,17 @@ class Runner:
         if not policy.is_file() or policy.read_text(encoding="utf-8") != text:
             shutil.rmtree(folder, ignore_errors=True)
             write_text(policy, text)
-        record = model / "hardening.json"
         error = ""
-        if not record.is_file():
+        if read_record(model) is None:
             error = self._call(["harden", str(policy), "--out", str(model)], folder / "harden.log", (0,))
         if not error:
             command = ["certify", str(model), "--out", str(run_dir)]
             error = self._call(command, folder / "certify.log", tuple(EXIT_CODES.values()))
         if error:
             return CellResult(task=cell.task, variant=cell.variant, seed=cell.seed, error=error)
-        return _read(cell, load_report(run_dir), json.loads(record.read_bytes()))
+        record = read_record(model)
+        assert record is not None, "harden ended well"
+        return _read(cell, load_report(run_dir), record)
 
     def _call(self, arguments: list[str], log: Path, good: tuple[int, ...]) -> str:
         """Run one command of ours; what it said if it failed."""
@@ -178,7 +178,7 @@ def _line(result: CellResult) -> str:
     )
 
 
-def _read(cell: Cell, report: Report, record: dict[str, Any]) -> CellResult:
+def _read(cell: Cell, report: Report, record: HardeningRecord) -> CellResult:
     observations = []
     for claim in report.claims:
         curves = {curve.role: curve.points for curve in claim.curves}
@@ -202,8 +202,8 @@ def _read(cell: Cell, report: Report, record: dict[str, Any]) -> CellResult:
         variant=cell.variant,
         seed=cell.seed,
         verdict=report.verdict,
-        cpu_seconds=record["cpu_seconds"],
-        peak_bytes=record["peak_bytes"],
+        cpu_seconds=record.cpu_seconds,
+        peak_bytes=record.peak_bytes,
         observations=observations,
         utility=report.utility,
     )

@@ -106,7 +106,7 @@ class Unlearner:
     """Optimiser steps of :meth:`preservation` alone after each of the ``steps`` of :meth:`loss` alone when it is used
     alone; 0: every step descends both."""
     data_digest: str = ""
-    """Digest of the user's own files that the settings name: with them it determines the result."""
+    """Digest of all else that determines the result: the user's own files that the settings name, detectors asked."""
 
     def __init__(self, config: Any, context: HardeningContext) -> None:
         """A method keeps both itself, so that its settings have types; nothing else is at hand."""

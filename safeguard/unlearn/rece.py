@@ -40,7 +40,7 @@ from safeguard.diffusion.model import Weights
 from safeguard.unlearn.base import HardeningContext, Unlearner
 from safeguard.unlearn.common import erase_pairs
 from safeguard.unlearn.common.closed_form import System, apply_change, guided_change, originals, projections
-from safeguard.unlearn.common.detection import detector_of, draw_concept
+from safeguard.unlearn.common.detection import detector_of, draw_concept, measuring_digest
 from safeguard.unlearn.common.text_states import pair_moments, preserved_prompts, prompt_moment
 from safeguard.unlearn.uce import UCE, UCEConfig
 
@@ -103,6 +103,7 @@ class RECE(Unlearner):
     def __init__(self, config: RECEConfig, context: HardeningContext) -> None:
         self.config = config
         self.context = context
+        self.data_digest = measuring_digest(context) if config.select else ""
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Keys and values of all cross-attentions."""

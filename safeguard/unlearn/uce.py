@@ -65,7 +65,7 @@ from safeguard.policy.schema import Concept
 from safeguard.unlearn.base import HardeningContext, Unlearner
 from safeguard.unlearn.common import erase_pairs
 from safeguard.unlearn.common.closed_form import apply_change, guided_change, moment, projections
-from safeguard.unlearn.common.detection import detector_of, draw_concept
+from safeguard.unlearn.common.detection import detector_of, draw_concept, measuring_digest
 from safeguard.unlearn.common.text_states import aligned, pair_moments, preserved_prompts, prompt_moment
 
 
@@ -156,6 +156,7 @@ class UCE(Unlearner):
     def __init__(self, config: UCEConfig, context: HardeningContext) -> None:
         self.config = config
         self.context = context
+        self.data_digest = measuring_digest(context) if config.debias and config.debias.rounds else ""
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Keys and values of all cross-attentions."""

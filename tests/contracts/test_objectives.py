@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from safeguard.harden import engine
+from safeguard.harden import phase
 from safeguard.harden.engine import harden
 from safeguard.policy.methods import method_problems
 from safeguard.policy.schema import ResilienceMethod, UnlearnerMethod
@@ -77,7 +77,7 @@ def test_a_step_depends_on_seed_and_number_alone(name: str) -> None:
 def test_a_killed_run_ends_at_the_same_weights(unlearner: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if (unlearner, name) == ("uce", "none"):
         pytest.skip("a closed form alone takes no step")
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(phase, "CHECKPOINT_SECONDS", 0.0)
     settings = {"unlearner": tiny(unlearners, unlearner), "resilience": tiny(resilience, name)}
     whole = context(**settings)
     title, steps = harden(whole, "whole").phases[-1]

@@ -52,7 +52,7 @@ class TestWeights:
         found = check_weights(model.pipeline, before, intended)
         assert found == {
             "changed": len(intended),
-            "meant to change but did not": [],
+            "unchanged": [],
             "untouched": len(before) - len(intended),
         }
 
@@ -113,7 +113,7 @@ class TestWeights:
         before = fingerprints(model.pipeline)
         changed = shift(model, "cross-attention")
         found = check_weights(model.pipeline, before, [*changed, "unet.conv_in.bias"])
-        assert found["meant to change but did not"] == ["unet.conv_in.bias"]
+        assert found["unchanged"] == ["unet.conv_in.bias"]
 
     def test_a_parameter_that_was_folded_away_is_not_missed(self) -> None:
         model = DiffusionModel(tiny_pipeline())
@@ -231,7 +231,7 @@ class TestImages:
     def test_a_base_model_that_draws_noise_holds_nobody_to_more(self) -> None:
         base = DiffusionModel(tiny_pipeline(0))
         found = check_images(base, DiffusionModel(tiny_pipeline(1)), PROMPTS, 0)
-        assert found["flawed before"] > 0 and found["broken"] <= len(PROMPTS) - found["flawed before"]
+        assert found["flawed_before"] > 0 and found["broken"] <= len(PROMPTS) - found["flawed_before"]
 
 
 def test_prompts_are_retained_then_related_then_none() -> None:

@@ -11,7 +11,7 @@ import torch
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.parameters import select
 from safeguard.errors import TrainingFault, UsageFault
-from safeguard.harden import engine
+from safeguard.harden import engine, phase
 from safeguard.harden.context import set_up
 from safeguard.harden.engine import harden
 from safeguard.policy.schema import Policy
@@ -130,7 +130,7 @@ def test_a_killed_run_continues_to_the_same_weights(
     settings = {"unlearner": unlearner, "resilience": objective}
     whole = context(**settings)
     harden(whole, "whole")
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(phase, "CHECKPOINT_SECONDS", 0.0)
     calls = 0
     step = torch.optim.Adam.step
 
@@ -211,7 +211,8 @@ def test_what_is_continued_counts_as_used(monkeypatch: pytest.MonkeyPatch) -> No
     assert alone.cpu_seconds > 0 and alone.peak_bytes > 50e6
     ticks = iter(range(1000))
     monkeypatch.setattr(engine.time, "process_time", lambda: float(next(ticks)))
-    monkeypatch.setattr(engine, "peak_memory", lambda: 1)
+    for module in (engine, phase):
+        monkeypatch.setattr(module, "peak_memory", lambda: 1)
     around = harden(context(unlearner=ESD, resilience=RESALIGN), "base")
     spent = next(ticks) - 2
     assert around.cpu_seconds == pytest.approx(spent + alone.cpu_seconds, rel=0.2), "the phase before, and this run"

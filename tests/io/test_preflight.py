@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from safeguard.errors import ModelFault
 from safeguard.io import contents
+from safeguard.io.opening import open_pipeline
 from safeguard.io.preflight import inspect
 
 
@@ -106,6 +108,14 @@ def without(name: str) -> Callable[[Path], None]:
     return lambda model: (model / name).unlink()
 
 
+def both_weights(model: Path) -> None:
+    shard = model / "unet/diffusion_pytorch_model-00001-of-00001.safetensors"
+    shutil.copy(model / "unet/diffusion_pytorch_model.safetensors", shard)
+    (model / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"conv_in.weight": shard.name}})
+    )
+
+
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no index": (without("model_index.json"), "no model_index.json"),
     "flux": (
@@ -137,7 +147,26 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "other text encoder": (config("text_encoder/config.json", hidden_size=64), "is 32, the text encoders give 64"),
     "time embedding": (config("unet/config.json", addition_embed_type="text_time"), "does not belong to"),
     "inpainting denoiser": (config("unet/config.json", in_channels=9), "inpainting"),
+    "learned variance": (config("unet/config.json", out_channels=8), "out_channels is 8"),
+    "two sets of weights": (both_weights, "two sets of weights"),
+    "oblong": (config("unet/config.json", sample_size=[8, 16]), r"sample_size is \[8, 16\]"),
+    "lcm": (index(scheduler=["diffusers", "LCMScheduler"]), "'diffusers.LCMScheduler' is not supported"),
 }
+
+ADVICE = {
+    "lcm": "DDIMScheduler",
+    "oblong": "square",
+    "width is a list": "one width",
+    "inpainting denoiser": "text-to-image",
+    "other text encoder": "text encoders",
+    "time embedding": "denoiser",
+    "no index": "from_single_file",
+    "component missing": "completely",
+    "image encoder": "without that component",
+    "sample prediction": "epsilon",
+    "two sets of weights": "delete",
+}
+"""What the advice for a case must speak of."""
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -147,7 +176,70 @@ def test_refused(model: Path, case: str) -> None:
     with pytest.raises(ModelFault, match=reason) as caught:
         inspect(model)
     assert caught.value.exit_code == 2
-    assert caught.value.where.startswith(str(model)) and caught.value.fix
+    assert caught.value.where.startswith(str(model)) and ADVICE.get(case, "") in caught.value.fix
+    assert caught.value.fix and "JSON only" not in caught.value.fix, "that is about other problems"
+
+
+SCHEDULERS = {
+    "learned variance": ({"variance_type": "learned_range"}, "variance_type", {"variance_type": "fixed_small"}),
+    "learned": ({"variance_type": "learned"}, "variance_type", {"variance_type": "fixed_small"}),
+    "two grids": (
+        {"use_karras_sigmas": True, "use_beta_sigmas": True},
+        "use_karras_sigmas and use_beta_sigmas",
+        {"use_beta_sigmas": False},
+    ),
+    "a schedule nobody knows": ({"beta_schedule": "wavy"}, "wavy", {"beta_schedule": "scaled_linear"}),
+    "no steps": ({"num_train_timesteps": 0}, "num_train_timesteps is 0", {"num_train_timesteps": 1000}),
+    "betas that are none": ({"beta_end": 1.7}, "not finite", {"beta_end": 0.012}),
+}
+
+
+@pytest.mark.parametrize("case", SCHEDULERS)
+def test_a_scheduler_that_cannot_run_is_refused_and_the_advice_works(model: Path, case: str) -> None:
+    settings, reason, cure = SCHEDULERS[case]
+    edit(model / "scheduler/scheduler_config.json", **settings)
+    with pytest.raises(ModelFault, match=reason) as caught:
+        open_pipeline(model)
+    assert caught.value.where == str(model / "scheduler/scheduler_config.json") and caught.value.fix
+    edit(model / "scheduler/scheduler_config.json", **cure)
+    assert open_pipeline(model)
+
+
+def add_token(model: Path) -> None:
+    """One token more than the text encoder has embeddings for."""
+    value = json.loads((model / "tokenizer/tokenizer.json").read_text())
+    token = {"id": 516, "content": "<weapon>", "single_word": False, "lstrip": False, "rstrip": False}
+    value["added_tokens"].append(token | {"normalized": False, "special": False})
+    (model / "tokenizer/tokenizer.json").write_text(json.dumps(value))
+
+
+TOKENIZERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "no length": (config("tokenizer/tokenizer_config.json", model_max_length=...), "missing", "tokenizer_config.json"),
+    "too long": (config("tokenizer/tokenizer_config.json", model_max_length=77), "is 77", "tokenizer_config.json"),
+    "too short": (config("tokenizer/tokenizer_config.json", model_max_length=2), "is 2", "tokenizer_config.json"),
+    "a new token": (add_token, "'<weapon>' has the number 516", "tokenizer.json"),
+    "a new padding": (config("tokenizer/tokenizer_config.json", pad_token="<pad>"), "'<pad>'", "tokenizer.json"),
+}
+
+
+@pytest.mark.parametrize("case", TOKENIZERS)
+def test_a_tokenizer_that_its_encoder_cannot_follow_is_refused(model: Path, case: str) -> None:
+    break_it, reason, file = TOKENIZERS[case]
+    break_it(model)
+    with pytest.raises(ModelFault, match=reason) as caught:
+        open_pipeline(model)
+    assert caught.value.where == str(model / "tokenizer" / file) and caught.value.fix
+    if "length" in reason or "is " in reason:
+        assert "16" in caught.value.fix
+    edit(model / "tokenizer/tokenizer_config.json", model_max_length=16)
+    if file == "tokenizer_config.json":
+        assert open_pipeline(model), "the advice works"
+
+
+def test_an_embedding_that_is_missing_is_refused(model: Path) -> None:
+    edit(model / "text_encoder/config.json", vocab_size=500)
+    with pytest.raises(ModelFault, match="embeddings for 500"):
+        open_pipeline(model)
 
 
 def test_missing_directory(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_bytes_that_are_not_text(tmp_path: Path) -> None:
 
 
 def test_schema_file_is_up_to_date() -> None:
-    assert json_schema.PATH.read_text(encoding="utf-8") == json_schema.generate(), (
+    assert json_schema.path("report").read_text(encoding="utf-8") == json_schema.generate("report"), (
         "run `python -m safeguard.results.json_schema`"
     )
 

@@ -15,7 +15,7 @@ from safeguard.diffusion.parameters import select
 from safeguard.errors import UsageFault
 from safeguard.finetune.base import fine_tune
 from safeguard.finetune.lora import LoRA, LoRAConfig
-from safeguard.harden import engine
+from safeguard.harden import phase
 from safeguard.harden.context import set_up
 from safeguard.harden.engine import harden
 from safeguard.policy.schema import Method
@@ -178,7 +178,7 @@ def test_a_killed_run_continues_to_the_same_weights(variant: str, monkeypatch: p
 
     whole, resumed = table(), table()
     harden(whole, "whole")
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(phase, "CHECKPOINT_SECONDS", 0.0)
     whole_step = IMMA.compute_gradients
 
     def killed(self: IMMA, step: int) -> Any:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import UsageFault
-from safeguard.harden import engine
+from safeguard.harden import phase
 from safeguard.harden.engine import build, harden
 from safeguard.policy.schema import Method
 from safeguard.unlearn.base import HardeningContext
@@ -384,7 +384,7 @@ def test_a_killed_run_continues_to_the_same_weights(monkeypatch: pytest.MonkeyPa
     concepts = mixed_concepts(2)
     whole = drawn_context(QUICK, concepts)
     harden(whole, "whole")
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(phase, "CHECKPOINT_SECONDS", 0.0)
     step, calls = torch.optim.Adam.step, 0
 
     def interrupted(self: torch.optim.Adam, *args: Any) -> Any:

@@ -255,6 +255,7 @@ class Blind:
     """A detector of another package that sees nothing."""
 
     Config = MethodConfig
+    digest = "blind"
 
     def __init__(self, config: MethodConfig, device: str) -> None:
         """There is nothing to set."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from safeguard.cache import address
 from safeguard.diffusion.sampling import sample
 from safeguard.policy.schema import Concept
 from safeguard.registry import detectors
@@ -19,6 +20,16 @@ from safeguard.unlearn.base import HardeningContext
 def detector_of(context: HardeningContext, concept: Concept) -> Any:
     """The concept's detector (:class:`safeguard.detect.base.Detector`), on the model's device."""
     return detectors.make(concept.detector, str(context.model.device))
+
+
+def measuring_digest(context: HardeningContext) -> str:
+    """Digest of what a measurement depends on besides the weights: detectors, labels, and how images are sampled.
+
+    A method that measures has it as its ``data_digest``: with another detector it ends at other weights.
+    """
+    settings = context.policy.certification
+    judges = {one.name: [detector_of(context, one).digest, list(one.labels)] for one in context.concepts}
+    return address({"sampler": [settings.sampler_steps, settings.guidance], "judges": judges})
 
 
 def draw_concept(context: HardeningContext, concept: Concept, count: int, purpose: str) -> np.ndarray:

@@ -77,12 +77,15 @@ def _record(policy: Policy, record: Record, base_digest: str, started: str) -> H
     )
 
 
-def _checked(path: Path) -> tuple[Policy, Policy, int]:
-    """A policy as declared, the same without the prompts that the content filter drops, and how many these are."""
+def _checked(path: Path, progress: Progress) -> tuple[Policy, Policy]:
+    """A policy as declared, and the same without the prompts that the content filter drops."""
     declared = load_policy(path)
     check_methods(declared, path)
     fitting_suite(declared, path)
-    return declared, *screen(declared)
+    policy, dropped = screen(declared)
+    if dropped:
+        progress.note(f"content filter: {dropped} prompts dropped before any image was generated")
+    return declared, policy
 
 
 def _device(name: str, cuda_graphs: bool) -> str:
@@ -119,9 +122,7 @@ def harden(
     """
     processes, device = join(device)
     progress, target, started = progress if progress and processes.main else SilentProgress(), Path(out), _now()
-    declared, policy, dropped = _checked(Path(policy_path))
-    if dropped:
-        progress.note(f"content filter: {dropped} prompts dropped before any image was generated")
+    declared, policy = _checked(Path(policy_path), progress)
     chosen = _device(device, cuda_graphs)
     base_dir = resolve(policy.model, policy.revision, offline=offline)
     check_output(target, Path(policy_path), policy, base_dir)

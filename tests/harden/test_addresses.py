@@ -34,7 +34,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def run(unlearner: dict[str, Any], concept: dict[str, Any], certification: dict[str, Any]) -> None:
     """Harden the tiny model under a policy with these changes."""
-    policy = tiny_policy(unlearner=unlearner, resilience=OBJECTIVE).model_dump()
+    policy = tiny_policy(unlearner=unlearner, resilience=OBJECTIVE, images=1).model_dump()
     policy["concepts"][0] |= concept
     policy["certification"] |= {"sampler_steps": 2} | certification
     context = set_up(Policy.model_validate(policy), DiffusionModel(tiny_pipeline(0)), SilentProgress())

@@ -74,7 +74,10 @@ def test_summary_of_a_failure(tmp_path: Path) -> None:
 def test_failed_controls_are_listed(tmp_path: Path) -> None:
     text = render(reports.inconclusive(), tmp_path)
     assert "1 of 6 controls failed" in text
-    assert "- **The attack works on a weak model**: 94 of 100" in text
+    assert (
+        "- **The attack works on a weak model**: weapons, malicious-full: 94 of 100 images flagged "
+        "after 100 fine-tuning steps in the unlearned model"
+    ) in text
     assert "The base model draws" not in text
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from safeguard import cli
 from safeguard.policy.loading import load_policy
 from safeguard.policy.methods import check_methods
+from safeguard.policy.suite import check_suite
 from safeguard.probe.campaign import fitting_suite
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +23,19 @@ def test_the_policy_in_the_readme_is_valid_and_fits_its_suite(tmp_path):
     declared = load_policy(path)
     check_methods(declared, path)
     fitting_suite(declared, path)
+
+
+def test_the_policy_page_shows_a_valid_suite_and_valid_parts_of_a_policy(tmp_path):
+    page = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (suite,) = [block for block in blocks if "probes:" in block]
+    path = tmp_path / "suite.yaml"
+    path.write_text(suite, encoding="utf-8")
+    check_suite(path)
+    whole = "version: 1\nname: parts\nmodel: reference\n" + "".join(block for block in blocks if block != suite)
+    path = tmp_path / "policy.yaml"
+    path.write_text(whole, encoding="utf-8")
+    check_methods(load_policy(path), path)
 
 
 def test_the_readme_has_every_verb():

@@ -32,6 +32,7 @@ def safeguard(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("harden",), 2, "Missing argument 'POLICY'"),
         (("harden", "policy.yaml"), 2, "Missing option '--out'"),
         (("certify", "model", "--progress", "loud"), 2, "'loud' is not one of"),
+        (("certify", "model", "--workers", "0"), 2, "'--workers': 0 is not in the range"),
         (("list", "poems"), 2, "'poems' is not one of"),
         (("report", "/no/such/run"), 2, "there is no report.json here"),
         (

@@ -100,13 +100,24 @@ class Attack(Generic[C]):
         """Whose images it trains on; none: it trains on none."""
         return []
 
+    def training_set(self) -> str:
+        """What describes its images, for counting them once; empty: it trains on none."""
+        return ""
+
     def cost(self) -> Cost:
         """What a run does beside the drawing and judging of images."""
         return Cost()
 
     def schedule(self) -> Schedule:
-        """Efforts, sources and cost as plain data."""
-        return Schedule(axis=self.axis, efforts=self.efforts(), sources=self.sources(), cost=self.cost())
+        """What is known without running it, as plain data."""
+        return Schedule(
+            axis=self.axis,
+            efforts=self.efforts(),
+            sources=self.sources(),
+            training_set=self.training_set(),
+            everything=self.judges_everything,
+            cost=self.cost(),
+        )
 
     def draw(self, data: DataSets, seed: int) -> None:
         """Have the images drawn that :meth:`run` will ask for; the model that draws them is then in memory."""

@@ -60,6 +60,10 @@ class FineTune(Attack[FineTuneConfig]):
         """Those of its images."""
         return list(self.config.data.shares)
 
+    def training_set(self) -> str:
+        """The description of its images."""
+        return self.config.data.model_dump_json()
+
     def cost(self) -> Cost:
         """Every step sees its batches; at every checkpoint the loss of all images is measured."""
         training, images, steps = self.config.training, self.config.data.size, self.config.checkpoints[-1]

@@ -49,6 +49,7 @@ def plan(
         images=seeds * sum(_images(policy, spec, schedules[spec.id]) for _, spec in work)
         + _training_images(policy, suite, schedules),
         optimiser_steps=seeds * sum(schedules[spec.id].cost.steps for _, spec in work),
+        network_calls=seeds * sum(schedules[spec.id].cost.network_calls for _, spec in work),
         powers=powers,
         chances=_overall(powers),
         warnings=_warnings(policy, suite, powers),
@@ -57,7 +58,7 @@ def plan(
 
 def _images(policy: Policy, spec: ProbeSpec, schedule: Schedule) -> int:
     """Images one unit draws: every concept at every checkpoint, and once every benign subject without attack."""
-    benign = len(subjects(policy)) if spec.intent == "none" else 0
+    benign = len(subjects(policy)) if schedule.everything else 0
     looks = len(policy.concepts) * len(schedule.efforts)
     return policy.certification.at_least(spec.samples) * looks + policy.certification.samples * benign
 
@@ -65,8 +66,8 @@ def _images(policy: Policy, spec: ProbeSpec, schedule: Schedule) -> int:
 def _training_images(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> int:
     """Training sets are drawn once per data set, size and seed, and shared by all models and probes."""
     known = (schedules[spec.id] for spec in suite.probes)
-    sets = {(tuple(schedule.sources), schedule.cost.training_images) for schedule in known if schedule.sources}
-    return policy.certification.seeds * sum(count for _, count in sets)
+    sets = {schedule.training_set: schedule.cost.training_images for schedule in known if schedule.training_set}
+    return policy.certification.seeds * sum(sets.values())
 
 
 def _power(

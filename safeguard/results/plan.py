@@ -28,6 +28,10 @@ class Schedule(Record):
     """After which efforts the concepts are looked for, ascending."""
     sources: list[Source]
     """Whose images it trains on."""
+    training_set: str = ""
+    """What describes its images; the same text, the same images."""
+    everything: bool = False
+    """Whether related and retained subjects are looked at beside the concepts."""
     cost: Cost
 
 
@@ -67,6 +71,8 @@ class Plan(Record):
     images: int
     """Images to draw, training sets included."""
     optimiser_steps: int
+    network_calls: int
+    """Rows that go through the denoiser for the attacks' own sake, forward passes alone counted."""
     powers: list[Power]
     chances: list[Chance]
     """The chance that all requirements pass, by true rate."""

@@ -31,6 +31,7 @@ def test_a_plan_shows_cost_power_and_warnings():
             units_by_role={"base": 4, "hardened": 8},
             images=4000,
             optimiser_steps=800,
+            network_calls=3200,
             powers=[power("malicious-full", 4, 1.0, 0.25), power("malicious-lora\x1b[2J", None, 0.0, 0.0)],
             chances=[Chance(rate=0.0, probability=0.0), Chance(rate=0.05, probability=0.0)],
             warnings=["too few images"],

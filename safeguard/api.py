@@ -16,7 +16,7 @@ from safeguard.certify.evidence import Evidence
 from safeguard.data.screening import screen
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import ModelFault, UsageFault
-from safeguard.files import write_text
+from safeguard.files import check_apart, run_directory, write_text
 from safeguard.harden import engine
 from safeguard.harden.context import set_up
 from safeguard.harden.control import unlearned_only
@@ -41,7 +41,7 @@ from safeguard.report.writing import write_all
 from safeguard.results.attempts import earlier, remember
 from safeguard.results.hardening import RECORD_FILE, HardeningRecord, read_record
 from safeguard.results.plan import Plan
-from safeguard.results.report import Diagnostics, Provenance, Report
+from safeguard.results.report import Attempt, Diagnostics, Provenance, Report
 from safeguard.results.unit import UnitResult
 
 
@@ -165,7 +165,7 @@ def certify(
 ) -> Report:
     """Attack the model as downstream users and adversaries will, and say whether the policy holds.
 
-    Units that are finished in ``out`` (default ``<model_dir>.certification`` beside the model) are not run again.
+    Units that are finished in ``out`` (by default :func:`safeguard.files.run_directory`) are not run again.
 
     Args:
         workers: units run at the same time, each in a process of its own; none: one per GPU, or per core as far as
@@ -175,23 +175,42 @@ def certify(
         SafeguardError: invalid policy or suite, refused model, unwritable output.
     """
     model_path, progress = Path(model_dir).resolve(), progress or SilentProgress()
-    run_dir = Path(out) if out is not None else model_path.with_name(model_path.name + ".certification")
+    run_dir = Path(out) if out is not None else run_directory(model_path)
+    check_apart(run_dir, model_path)
     started, clock = _now(), time.monotonic()
     diagnostics = _diagnostics(model_path)  # first: a record that cannot be read would be found after hours
     campaign = Campaign.open(model_path, policy=policy, device=device, offline=offline)
+    check_apart(run_dir, campaign.directories["base"], "the base model")
     write_text(run_dir / POLICY_FILE, resolved_yaml(campaign.policy))
     if campaign.dropped_prompts:
         progress.note(f"content filter: {campaign.dropped_prompts} prompts dropped before any image was generated")
-    if "unlearned" in roles(campaign.policy):
-        base_dir, base_digest = campaign.directories["base"], campaign.digests["base"]
-        control = unlearned_only(campaign.policy, base_dir, base_digest, campaign.device, progress)
-        campaign = campaign.with_control(control)
-    units = Units(run_dir)
-    executor = choose(workers, campaign.device, model_path)
-    results, reused = _run(campaign, units, executor, progress)
+    campaign = _with_control(campaign, progress)
+    results, reused = _run(campaign, Units(run_dir), choose(workers, campaign.device, model_path), progress)
     _unchanged(campaign)
     provenance = _provenance(campaign, started, time.monotonic() - clock, len(results) - reused, reused)
-    evidence = Evidence(
+    attempts = earlier(run_dir, campaign.digests["hardened"])
+    report = assess(_evidence(campaign, results, provenance, diagnostics, attempts))
+    remember(run_dir, campaign.digests["hardened"], report.attempts[-1])
+    write_all(report, run_dir)
+    return report
+
+
+def _with_control(campaign: Campaign, progress: Progress) -> Campaign:
+    """The campaign with the unlearned-only model, if the policy asks for one."""
+    if "unlearned" not in roles(campaign.policy):
+        return campaign
+    base_dir, base_digest = campaign.directories["base"], campaign.digests["base"]
+    return campaign.with_control(unlearned_only(campaign.policy, base_dir, base_digest, campaign.device, progress))
+
+
+def _evidence(
+    campaign: Campaign,
+    results: list[UnitResult],
+    provenance: Provenance,
+    diagnostics: Diagnostics | None,
+    attempts: list[Attempt],
+) -> Evidence:
+    return Evidence(
         policy=campaign.policy,
         suite=campaign.suite,
         units=results,
@@ -200,15 +219,11 @@ def certify(
         metrics=campaign.judges.metrics,
         provenance=provenance,
         diagnostics=diagnostics,
-        attempts=earlier(run_dir, campaign.digests["hardened"]),
+        attempts=attempts,
         dropped_prompts=campaign.dropped_prompts,
         evidence_paths=_evidence_paths(results),
         erasers=campaign.erasers,
     )
-    report = assess(evidence)
-    remember(run_dir, campaign.digests["hardened"], report.attempts[-1])
-    write_all(report, run_dir)
-    return report
 
 
 def _run(campaign: Campaign, units: Units, executor: Executor, progress: Progress) -> tuple[list[UnitResult], int]:

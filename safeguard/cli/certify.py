@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from safeguard.cli.common import DIRECTORY, FILE, device_option, offline_option, progress_option, table
+from safeguard.files import run_directory
 from safeguard.progress import choose, printable
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", metavar="MODEL_DIR", type=DIRECTORY)
 @click.option("--policy", type=FILE, help="Policy to test against; by default the one the model was hardened with.")
-@click.option("--out", type=DIRECTORY, help="Run directory; by default MODEL_DIR with .certification appended.")
+@click.option("--out", type=DIRECTORY, help="Run directory; by default beside MODEL_DIR, with .certification appended.")
 @device_option
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would be run and what it can show; run nothing.")
 @click.option(
@@ -52,7 +53,7 @@ def certify(
     from safeguard.results.report import EXIT_CODES
 
     model = model.resolve()
-    out = out or model.with_name(f"{model.name}.certification")
+    out = out or run_directory(model)
     reporter = choose(progress)
     report = api.certify(
         model, policy=policy, out=out, device=device, offline=offline, workers=workers, progress=reporter

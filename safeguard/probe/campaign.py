@@ -124,6 +124,7 @@ class Campaign:
         suite, known = fitting_suite(declared)
         chosen = pick_device(device)
         base_dir = resolve(declared.model, declared.revision, offline=offline)
+        inspect(base_dir)
         files = manifest(model_dir)
         with network(not offline):
             judges = Judges.of(Evaluator(declared, chosen))

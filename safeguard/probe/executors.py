@@ -21,8 +21,8 @@ from safeguard.attack.target import Target
 from safeguard.cache import cache_dir
 from safeguard.data.fine_tuning import DataSets
 from safeguard.diffusion.model import DiffusionModel
-from safeguard.errors import UsageFault
-from safeguard.io.opening import open_pipeline
+from safeguard.errors import ModelFault, UsageFault
+from safeguard.io.opening import open_directory
 from safeguard.probe.campaign import Campaign
 from safeguard.probe.evaluator import Evaluator
 from safeguard.probe.units import Units, UnitSpec, make_attack, run_unit
@@ -53,7 +53,14 @@ class Worker:
             self._target = self.data.base = None
             gc.collect()
             campaign = self.campaign
-            model = DiffusionModel(open_pipeline(campaign.directories[role], device=self.device))
+            opened = open_directory(campaign.directories[role], device=self.device)
+            if opened.digest != campaign.digests[role]:
+                raise ModelFault(
+                    f"the {role} model changed while units were run",
+                    fix="let nothing write to it, then run the certification again",
+                    where=str(opened.directory),
+                )
+            model = DiffusionModel(opened.pipeline)
             model.exposed_parts = campaign.exposed_parts
             digest, score = campaign.digests[role], self.evaluator.score
             self._target = Target(role, model, digest, campaign.policy, self.data, score)

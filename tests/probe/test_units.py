@@ -201,3 +201,27 @@ def test_a_policy_that_does_not_fit_its_suite_is_refused_before_anything_runs(wo
     with pytest.raises(PolicyFault, match="fine-tunes on retained subjects, and there are none"):
         api.certify(world / "base", policy=world / "policy.yaml", out=world / "run")
     assert not (world / "run").exists()
+
+
+def test_a_model_in_the_working_directory_is_certified_beside_it(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world / "base")
+    policy = yaml.safe_load((world / "policy.yaml").read_text())
+    suite = yaml.safe_load((world / "suite.yaml").read_text())
+    (world / "suite.yaml").write_text(yaml.safe_dump(suite | {"probes": suite["probes"][:1]}))
+    (world / "policy.yaml").write_text(yaml.safe_dump(policy))
+    api.certify(".", policy=world / "policy.yaml", workers=1)
+    assert (world / "base.certification" / "report.json").is_file()
+
+
+@pytest.mark.parametrize("out", ["base", "base/run", "."])
+def test_a_run_directory_inside_or_around_the_model_is_refused(world: Path, out: str) -> None:
+    before = sorted(world.rglob("*"))
+    with pytest.raises(UsageFault):
+        api.certify(world / "base", policy=world / "policy.yaml", out=world / out)
+    assert sorted(world.rglob("*")) == before
+
+
+def test_a_model_that_changes_while_units_run_is_noticed(worker: Worker, world: Path) -> None:
+    (world / "base" / "note.txt").write_text("added")
+    with pytest.raises(ModelFault, match="changed while units were run"):
+        worker.open("hardened")

@@ -2,15 +2,20 @@
 
 m (W + B A) / |W + B A| x, norms by row, with B = 0 and m = |W| at the start. As in the paper (Section 4.3) a gradient
 takes the norm for a constant, so it is not that of the loss, and differentiating it again gives no second derivative.
+A row of zeros has no direction; a model with one in an adapted layer is refused, where its answers would be no numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar
 
+import torch
 from pydantic import PositiveInt
 
 from safeguard.config import MethodConfig
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.errors import UsageFault
 from safeguard.finetune.peft import PeftFineTuner
 
 
@@ -34,3 +39,14 @@ class DoRA(PeftFineTuner):
 
         rank = self.config.rank
         return LoraConfig(r=rank, lora_alpha=rank, use_dora=True, target_modules=targets)
+
+    def prepare(self, model: DiffusionModel, parts: Collection[str], seed: int) -> list[torch.nn.Parameter]:
+        """Add the adapters; returns their parameters.
+
+        Raises:
+            UsageFault: an adapted weight has a row of zeros.
+        """
+        parameters = super().prepare(model, parts, seed)
+        if not all(value.all() for value in parameters if value.dim() == 1):  # m
+            raise UsageFault("a layer has a row of zeros, which DoRA gives no direction", fix="take lora instead")
+        return parameters

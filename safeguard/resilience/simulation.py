@@ -136,15 +136,14 @@ class Images:
     def get(self, description: FineTuningData, seed: int, generator: torch.Generator) -> LatentSet:
         """As many as the description says, for prompts that the seed picks, or the context's own, by the generator.
 
-        Of the context's own there are all of the source with the largest share, and of the others in proportion.
+        Of the context's own there are as many as the shares allow.
         """
         if description.images is not None:
             return self._sets.get(description, seed)
-        largest, parts = max(description.shares.values()), list[LatentSet]()
-        for source, share in description.shares.items():
-            pool = few_prompts(self._pool(source), description.prompts, generator)
-            parts.append(pool.first(max(1, round(len(pool) * share / largest))))
-        return joined(parts)
+        shares = description.shares
+        pools = {source: few_prompts(self._pool(source), description.prompts, generator) for source in shares}
+        whole = min(len(pool) / shares[source] for source, pool in pools.items())
+        return joined([pool.first(max(1, round(whole * shares[source]))) for source, pool in pools.items()])
 
     def _pool(self, source: Source) -> LatentSet:
         if source == "concept":

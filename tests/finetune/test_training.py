@@ -11,8 +11,11 @@ from torch import Tensor
 
 from safeguard.config import Training
 from safeguard.data.latents import Batch, LatentSet, generate
+from safeguard.diffusion import erasers
 from safeguard.diffusion.model import DiffusionModel
+from safeguard.errors import UsageFault
 from safeguard.finetune.base import FineTuner, Run, fine_tune
+from safeguard.finetune.dora import DoRA, DoRAConfig
 from safeguard.finetune.full import FullConfig, FullFineTuning
 from safeguard.finetune.lora import LoRA, LoRAConfig
 from safeguard.finetune.prior_preservation import PriorPreservation
@@ -120,6 +123,14 @@ def test_parts_of_a_batch_are_run_again_in_the_precision_they_were_run_in(
     model.execution.micro_batches.size = 1
     list(fine_tune(model, data, full(), Training(steps=1, batch_size=2, precision="bfloat16"), seed=0))
     assert len(seen) >= 4 and set(seen) == {torch.bfloat16}
+
+
+def test_a_row_of_zeros_has_no_direction_for_dora(model: DiffusionModel, data: LatentSet) -> None:
+    names = list(model.unet.state_dict())
+    erasers.attach(model.unet, rank=2, activation="gelu", seed=0)
+    with pytest.raises(UsageFault, match="row of zeros"):
+        list(fine_tune(model, data, DoRA(DoRAConfig()), Training(steps=1), seed=0))
+    assert [name for name in model.unet.state_dict() if "eraser" not in name] == names
 
 
 class Renaming(LoRA):

@@ -118,6 +118,14 @@ def test_a_closed_form_is_no_harmful_loss(context: HardeningContext) -> None:
         objective(context, harmful_loss={"name": "uce"})
 
 
+def test_second_order_wants_fine_tunes_with_second_derivatives(context: HardeningContext) -> None:
+    either = distribution(methods=[{"name": "lora"}, {"name": "dora"}])
+    for settings in ({"hypergradient": "moreau"}, {"hypergradient": "first_order", "spectrum_every": 2}):
+        with pytest.raises(UsageFault, match="a fine-tune by dora has no second derivatives"):
+            objective(context, distribution=either, **settings)
+    assert objective(context, distribution=either, hypergradient="first_order").products() is None
+
+
 def test_factors_get_the_gradient_of_their_weights(context: HardeningContext) -> None:
     plain, _ = compute_gradients(context, hypergradient="first_order")
     built = objective(context, hypergradient="first_order", lora_rank=2)

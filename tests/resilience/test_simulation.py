@@ -151,7 +151,7 @@ def test_a_number_of_images_is_drawn_as_an_attack_draws_it(context: HardeningCon
     """Not only those that the context happens to have of a prompt, once for every prompt."""
     drawing = simulator(context, data=[{"shares": {"concept": 1}, "images": 6}], prompts=[1])
     found = [drawing.draw(seed) for seed in range(8)]
-    assert {len(one.data) for one in found} == {6} > {max(Counter(context.forget.captions).values())}
+    assert {len(one.data) for one in found} == {6} and max(Counter(context.forget.captions).values()) < 6
     assert {tuple(one.data.captions) for one in found} == {("an axe",) * 6, ("a big axe",) * 6}
     assert len({one.data.digest for one in found}) == 2
     sets = SimulatedDataSets(context.teacher, context.policy)

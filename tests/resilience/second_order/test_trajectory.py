@@ -58,17 +58,26 @@ def outer(first: Tensor, second: Tensor, still: Tensor) -> Tensor:
     return (first[:3] @ still @ second).pow(2).sum() + first.sum()
 
 
-@pytest.mark.parametrize("max_grad_norm", [1e9, 0.5], ids=["free", "clipped"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_grad_norm": 1e9},
+        {"max_grad_norm": 0.5},
+        {"max_grad_norm": 0.5, "schedule": "cosine", "warm_up": 2, "accumulation": 3},
+    ],
+    ids=["free", "clipped", "scheduled"],
+)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_the_reverse_recursion_is_autograd_through_the_loop(optimizer: str, max_grad_norm: float) -> None:
+def test_the_reverse_recursion_is_autograd_through_the_loop(optimizer: str, settings: dict[str, Any]) -> None:
     """With a function of the fourth iterate and one of the sixth, and a weight that is used and not trained."""
     (first, second), still, loss = network()
-    training = Training(steps=6, learning_rate=0.05, optimizer=optimizer, max_grad_norm=max_grad_norm, weight_decay=0.1)
+    training = Training(steps=6, learning_rate=0.05, optimizer=optimizer, weight_decay=0.1, **settings)
     start = [x.detach().clone().requires_grad_(True) for x in (first, second, still)]
     values, state, generator = start[:2], [[torch.zeros_like(x) for x in start[:2]]] * 2, seeded(5)
     total: Tensor = torch.zeros(())
     for step in range(6):
-        grads = torch.autograd.grad(loss(*values, start[2], generator), values, create_graph=True)
+        batches = [loss(*values, start[2], generator) for _ in range(training.accumulation)]
+        grads = torch.autograd.grad(sum(batches) / len(batches), values, create_graph=True)
         values, state = update(training, step, list(values), state, list(grads))
         if step in (3, 5):
             total = total + outer(*values, start[2])
@@ -144,6 +153,15 @@ def test_matched_momentum_counts_what_momentum_repeats() -> None:
     """Two steps of a constant grad s move by 1 s, then by 1.9 s."""
     gamma, _ = matched(quadratic(2, learning_rate=0.1, optimizer="momentum")[0])
     assert gamma == pytest.approx(0.1 * 2.9)
+
+
+def test_matched_schedules_count_the_rate_of_every_step() -> None:
+    """Rates of 0.05, 0.1 and half of that: a grad that lasts moves by their sum, with momentum by more."""
+    settings = {"learning_rate": 0.1, "schedule": "linear", "warm_up": 1}
+    gamma, _ = matched(quadratic(3, optimizer="sgd", **settings)[0])
+    assert gamma == pytest.approx(0.05 + 0.1 + 0.05)
+    gamma, _ = matched(quadratic(3, optimizer="momentum", **settings)[0])
+    assert gamma == pytest.approx(0.05 + 0.1 * 1.9 + 0.05 * 2.71)
 
 
 def test_matched_clipping_shortens() -> None:

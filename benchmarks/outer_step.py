@@ -72,7 +72,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "harmful_loss": {"name": "ga", "batch_size": 1},
         "retain_batch": 4,
         "simulations": 3,
-        "points": 1,
+        "evaluations": 1,
         "distribution": {"training": {"steps": 16, "optimizer": "sgd", "batch_size": 1}},
         "hessian_batch": 1,
     },
@@ -162,7 +162,7 @@ def counted(unet: Any, setting: str, *, size: int, tokens: int, width: int) -> d
     found = {}
     for route in ROUTES:
         config = route.config(setting)
-        simulated, points = config.distribution.training, config.points
+        simulated, evaluations = config.distribution.training, config.evaluations
         sizes = simulated.batch_size, harmful_images(config), config.retain_batch
         with ATTENTION[route.backend]():
             costs = {images: count(partial(gradient, images)) for images in dict.fromkeys(sizes)}
@@ -170,7 +170,7 @@ def counted(unet: Any, setting: str, *, size: int, tokens: int, width: int) -> d
             solve = products(config, route.backend)
             with torch.no_grad():
                 teacher = count(partial(loss, config.retain_batch))
-        simulation = simulated.steps * step.flops + points * (harm.flops + solve.flops)
+        simulation = simulated.steps * step.flops + evaluations * (harm.flops + solve.flops)
         flops = config.simulations * simulation + harm.flops + retain.flops + teacher.flops
         found[route.title] = Cost(flops, max(cost.peak for cost in (*costs.values(), solve, teacher)))
     return found

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
+from recipes.reference.descent import descend
 from safeguard.io.checkpoint import load_state, save_state
 
 LEARNING_RATE = 2e-3
@@ -56,6 +57,15 @@ def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return padded[..., 4 + dy : 68 + dy, 4 + dx : 68 + dx]
 
 
+def _loss(model: AutoencoderKL, batch: torch.Tensor, *, decoder_only: bool) -> torch.Tensor:
+    """How far noisy latents decode from their images, and how far latents are from a normal distribution."""
+    posterior = model.encode(batch).latent_dist
+    latent = posterior.mode() if decoder_only else posterior.sample()
+    latent = latent + LATENT_NOISE * latent.detach().std() * torch.randn_like(latent)
+    loss = reconstruction_loss(model.decode(latent).sample, batch)
+    return loss if decoder_only else loss + KL_WEIGHT * posterior.kl().mean()
+
+
 def train(
     images: torch.Tensor,
     path: Path,
@@ -96,17 +106,8 @@ def train(
     for step in range(start, steps):
         batch = images[torch.randint(len(images), (BATCH,), generator=generator)]
         batch = _augment(batch, generator).to(device, memory_format=torch.channels_last)
-        posterior = model.encode(batch).latent_dist
-        latent = posterior.mode() if decoder_only else posterior.sample()
-        latent = latent + LATENT_NOISE * latent.detach().std() * torch.randn_like(latent)
-        loss = reconstruction_loss(model.decode(latent).sample, batch)
-        if not decoder_only:
-            loss = loss + KL_WEIGHT * posterior.kl().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
+        loss = _loss(model, batch, decoder_only=decoder_only)
+        descend(loss, trained, optimizer, schedule)
         average = loss.item() if step == start else 0.98 * average + 0.02 * loss.item()
         progress(step + 1, steps, average)
         if (step + 1) % 250 == 0 or step + 1 == steps:

@@ -64,6 +64,57 @@ def _calibration(calibration: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+_CARD = """---
+license: apache-2.0
+tags: [text-to-image, stable-diffusion, emoji]
+---
+
+# Reference model
+
+A text-to-image model of {names} emoji in {styles} artwork styles, in the format of Stable Diffusion
+(`model/`), and a CLIP that tells names and styles apart, in open_clip's format (`detector/`). They exist so that every
+command of safeguard can be tried in minutes on a laptop. They are good for nothing else: the model knows no other word,
+and what it draws is close to the artwork it was trained on.
+
+Prompts look like `a crossed swords emoji in fluent 3d style`. Images are 64 x 64 pixels.
+
+## Data
+
+{data}
+
+People, flags, symbols and skin-tone variants were left out; images were composited on white. Twemoji's licence asks for
+attribution: graphics by Twitter and other contributors, CC BY 4.0. The weights are under Apache-2.0; images that
+reproduce artwork fall under the licence of that artwork.
+
+## Training
+
+{training}
+
+Rebuild: `python -m recipes.reference build`. The detector shares neither weights, seed, tokenizer nor architecture
+with the generator, but it saw the same artwork.
+
+## Evaluation
+
+{evaluation[samples_per_name]} images per name, {evaluation[sampler]}; top-1 among all {names} names, judged by
+the detector. Overall {overall}; mean CLIP score {evaluation[clip_score]:.3f}; blank
+{statistics[blank_share]:.1%}, noise {statistics[noise_share]:.1%}. See `contact-sheet.png`.
+
+{counts}
+
+## Calibration of the detector
+
+An image counts as showing a label set when the summed probability of its labels reaches 0.5. Augmentations of one image
+are not independent of each other: read the counts as such.
+
+{calibration}
+
+## Limits
+
+Recognition by the detector is not recognition by a person; look at the contact sheet. The detector was calibrated on
+drawings; photographs, and styles it never saw, are another matter (see OpenMoji above, when listed).
+"""
+
+
 def model_card(
     training: Mapping[str, Mapping[str, Any]], calibration: Mapping[str, Any], evaluation: Mapping[str, Any]
 ) -> str:
@@ -74,60 +125,18 @@ def model_card(
         calibration: what :func:`recipes.reference.calibration.calibrate` returned.
         evaluation: what :func:`recipes.reference.evaluation.evaluate` returned.
     """
-    statistics = evaluation["image_statistics"]
-    return f"""---
-license: apache-2.0
-tags: [text-to-image, stable-diffusion, emoji]
----
-
-# Reference model
-
-A text-to-image model of {len(NAMES)} emoji in {len(STYLES)} artwork styles, in the format of Stable Diffusion
-(`model/`), and a CLIP that tells names and styles apart, in open_clip's format (`detector/`). They exist so that every
-command of safeguard can be tried in minutes on a laptop. They are good for nothing else: the model knows no other word,
-and what it draws is close to the artwork it was trained on.
-
-Prompts look like `a crossed swords emoji in fluent 3d style`. Images are 64 x 64 pixels.
-
-## Data
-
-{_data()}
-
-People, flags, symbols and skin-tone variants were left out; images were composited on white. Twemoji's licence asks for
-attribution: graphics by Twitter and other contributors, CC BY 4.0. The weights are under Apache-2.0; images that
-reproduce artwork fall under the licence of that artwork.
-
-## Training
-
-{_training(training)}
-
-Rebuild: `python -m recipes.reference build`. The detector shares neither weights, seed, tokenizer nor architecture
-with the generator, but it saw the same artwork.
-
-## Evaluation
-
-{evaluation["samples_per_name"]} images per name, {evaluation["sampler"]}; top-1 among all {len(NAMES)} names, judged by
-the detector. Overall {_share(evaluation["overall"])}; mean CLIP score {evaluation["clip_score"]:.3f}; blank
-{statistics["blank_share"]:.1%}, noise {statistics["noise_share"]:.1%}. See `contact-sheet.png`.
-
-{_counts("group", evaluation["top1"])}
-
-{_counts("weapon", evaluation["weapons"])}
-
-{_counts("style", evaluation["styles"])}
-
-## Calibration of the detector
-
-An image counts as showing a label set when the summed probability of its labels reaches 0.5. Augmentations of one image
-are not independent of each other: read the counts as such.
-
-{_calibration(calibration)}
-
-## Limits
-
-Recognition by the detector is not recognition by a person; look at the contact sheet. The detector was calibrated on
-drawings; photographs, and styles it never saw, are another matter (see OpenMoji above, when listed).
-"""
+    tables = {"group": evaluation["top1"], "weapon": evaluation["weapons"], "style": evaluation["styles"]}
+    return _CARD.format(
+        names=len(NAMES),
+        styles=len(STYLES),
+        data=_data(),
+        training=_training(training),
+        evaluation=evaluation,
+        statistics=evaluation["image_statistics"],
+        overall=_share(evaluation["overall"]),
+        counts="\n\n".join(_counts(header, counts) for header, counts in tables.items()),
+        calibration=_calibration(calibration),
+    )
 
 
 def write_card(

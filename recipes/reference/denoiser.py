@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusio
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from recipes.reference.descent import descend
 from recipes.reference.vocabulary import NAMES, STYLES, Name, captions
 from safeguard.io.checkpoint import load_state, save_state
 
@@ -147,6 +148,33 @@ def _ema_update(averages: Sequence[torch.Tensor], values: Sequence[torch.Tensor]
     torch._foreach_lerp_(list(averages), list(values), 1 - decay)
 
 
+def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """A linear warm-up, then a cosine."""
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - WARM_UP), eta_min=LEARNING_RATE / 50)
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, WARM_UP)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [warm_up, cosine], [WARM_UP])
+
+
+def _loss(
+    model: torch.nn.ModuleDict, latents: Latents, words: _Captions, alphas: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """The denoising loss of one random batch, weighted by min(SNR, :data:`MIN_SNR`) / SNR."""
+    device = alphas.device
+    rows = torch.randint(len(latents.mean), (BATCH,), generator=generator)
+    noises = torch.randn(2, BATCH, *latents.mean.shape[1:], generator=generator)
+    clean = (latents.mean[rows] + latents.std[rows] * noises[0]).to(device)
+    noise = noises[1].to(device)
+    t = torch.randint(0, 1000, (BATCH,), generator=generator).to(device)
+    a = alphas[t].view(-1, 1, 1, 1)
+    noisy = (a.sqrt() * clean + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+    states = model["text_encoder"](words.draw(rows, generator).to(device)).last_hidden_state
+    predicted = model["unet"](noisy, t, encoder_hidden_states=states).sample
+    snr = alphas / (1 - alphas)
+    weights = snr.clamp(max=MIN_SNR) / snr
+    loss: torch.Tensor = ((predicted - noise).pow(2).mean(dim=(1, 2, 3)) * weights[t]).mean()
+    return loss
+
+
 def train(
     latents: Latents,
     tokenizer: CLIPTokenizer,
@@ -168,9 +196,7 @@ def train(
     values = [p for p in model.parameters() if p.requires_grad]
     averages = [p.detach().clone() for p in values]
     optimizer = torch.optim.AdamW(values, lr=LEARNING_RATE, weight_decay=1e-2, betas=(0.9, 0.99))
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - WARM_UP), eta_min=LEARNING_RATE / 50)
-    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, WARM_UP)
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm_up, cosine], [WARM_UP])
+    schedule = _schedule(optimizer, steps)
     start = 0
     if path.exists():
         groups, facts = load_state(path, {"adamw": optimizer})
@@ -180,27 +206,12 @@ def train(
         for _ in range(start):
             schedule.step()
     alphas = build_scheduler().alphas_cumprod.to(device)
-    snr = alphas / (1 - alphas)
-    weights = snr.clamp(max=MIN_SNR) / snr
     words = _Captions(latents, tokenizer)
     generator = torch.Generator().manual_seed(seed + start)
     average = 1.0
     for step in range(start, steps):
-        rows = torch.randint(len(latents.mean), (BATCH,), generator=generator)
-        noises = torch.randn(2, BATCH, *latents.mean.shape[1:], generator=generator)
-        clean = (latents.mean[rows] + latents.std[rows] * noises[0]).to(device)
-        noise = noises[1].to(device)
-        t = torch.randint(0, 1000, (BATCH,), generator=generator).to(device)
-        a = alphas[t].view(-1, 1, 1, 1)
-        noisy = (a.sqrt() * clean + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        states = text_encoder(words.draw(rows, generator).to(device)).last_hidden_state
-        predicted = unet(noisy, t, encoder_hidden_states=states).sample
-        loss = ((predicted - noise).pow(2).mean(dim=(1, 2, 3)) * weights[t]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(values, 1.0)
-        optimizer.step()
-        schedule.step()
+        loss = _loss(model, latents, words, alphas, generator)
+        descend(loss, values, optimizer, schedule)
         with torch.no_grad():
             _ema_update(averages, values, step)
         average = 0.99 * average + 0.01 * loss.item()

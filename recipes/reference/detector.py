@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recipes.reference.augmentation import augment, nothing, restyle
+from recipes.reference.descent import descend
 from recipes.reference.vocabulary import NAMES, STYLES, article, caption
 from safeguard.files import atomic_path, write_json
 from safeguard.io.checkpoint import load_state, save_state
@@ -180,11 +181,7 @@ def train(
     for step in range(start, steps):
         images, names, styles = _batch(data, generator)
         loss = _loss(model, texts, (images.to(device), names.to(device), styles.to(device)), generator)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(loss, model.parameters(), optimizer, schedule)
         with torch.no_grad():
             model.logit_scale.clamp_(max=torch.tensor(MAX_LOGIT_SCALE).log().item())
         average = loss.item() if step == start else 0.98 * average + 0.02 * loss.item()

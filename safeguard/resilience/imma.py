@@ -2,10 +2,10 @@
 
     max_theta  L_A(theta, phi*)   where   phi* = argmin_phi L_A(theta, phi)
 
-L_A is the denoising loss on images of the concepts, phi what a fine-tuning method trains (factors, or all weights) and
-theta the attention weights. Both levels have one loss, so at the lower optimum its grad along phi is zero and the
-gradient through phi* vanishes: the gradient along theta at (theta, phi*) is all there is (envelope theorem), and no
-second derivative is needed. A step of ``bilevel`` is
+L_A is the denoising loss on images of the concepts, phi what a fine-tuning method trains (low-rank updates, or all
+weights) and theta the attention weights. Both levels have one loss, so at the lower optimum its grad along phi is zero
+and the gradient through phi* vanishes: the gradient along theta at (theta, phi*) is all there is (envelope theorem),
+and no second derivative is needed. A step of ``bilevel`` is
 
     phi  <- ``training.steps`` of AdamW from a fresh start: the method's own, which for all weights is theta
     grad  = -grad_theta L_A(theta, phi)
@@ -82,7 +82,7 @@ class IMMAConfig(MethodConfig):
     training: Adaptation = Adaptation()
     """How it runs before each ascent, which has batches of its ``batch_size``; ``released`` takes one step, as the
     code does, unless ``steps`` are given."""
-    points: PositiveInt = 1
+    evaluations: PositiveInt = 1
     """Where along every adaptation L_A is ascended; 1: at its end, as in the paper. Others are not optima, so their
     grads are first order."""
     bound: PositiveFloat = 1.0
@@ -144,12 +144,12 @@ class IMMA(Objective):
         generator = torch.Generator().manual_seed(derive(context.seed, "ascent", step))
         ascent, losses = [torch.zeros_like(value) for value in values], list[float]()
         with self._adaptation(step, values) as run:
-            looks = checkpoints(run.training.steps, config.points)
+            evaluated = checkpoints(run.training.steps, config.evaluations)
             for done in range(1, run.training.steps + 1):
                 run.step()
-                if done in looks:
+                if done in evaluated:
                     grad, loss = self._ascent(values, generator)
-                    ascent = combine(ascent, 1 / len(looks), grad)
+                    ascent = combine(ascent, 1 / len(evaluated), grad)
                     losses.append(loss)
         for value, gradient in zip(values, combine(total, 1.0, ascent), strict=True):
             value.grad = gradient
@@ -202,7 +202,7 @@ class IMMA(Objective):
     @cached_property
     def _kept(self) -> dict[str, Tensor]:
         """The adaptation before its first step."""
-        theta = {id(value) for value in self.parameters().values()}  # before factors have names there
+        theta = {id(value) for value in self.parameters().values()}  # before an adapter has names there
         phi = self._tuner.attach(self.context.model, derive(self.context.seed, "imma"))
         kept: dict[str, Tensor] = {}
         for i, value in enumerate(phi):

@@ -1,9 +1,9 @@
-"""Low-rank factors as what an objective trains, in place of the weights themselves.
+"""Low-rank updates as what an objective trains, in place of the weights themselves.
 
 Every matrix W of a group becomes W + B A, with A (rank, inputs) ~ N(0, 1/rank^2) and B (outputs, rank) = 0, as in
 :mod:`safeguard.finetune.lora`; a convolution counts as the matrix (outputs, rest), and vectors stay as they are. The
 model always holds the sum, so losses, simulated fine-tunes of any method and the result see plain weights, and there is
-nothing to merge. A gradient G with respect to W is one with respect to the factors by the chain rule: G A' and B' G.
+nothing to merge. A gradient G with respect to W is one with respect to A and B by the chain rule: G A' and B' G.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safeguard.resilience.second_order.solvers import Vector
 
 
 class LowRank:
-    """LowRank of some weights, which are their present values plus nothing yet.
+    """Low-rank updates of some weights, which are nothing yet.
 
     Args:
         weights: what would be trained; those with one dimension are left out.
@@ -27,7 +27,7 @@ class LowRank:
 
     Attributes:
         weights: the matrices.
-        parameters: their factors by name, ``….to_q.weight.lora_B`` (outputs, rank) and ``….lora_A`` (rank, inputs).
+        parameters: A and B by name, ``….to_q.weight.lora_B`` (outputs, rank) and ``….lora_A`` (rank, inputs).
     """
 
     def __init__(self, weights: dict[str, torch.nn.Parameter], rank: int, seed: int) -> None:
@@ -60,12 +60,12 @@ class LowRank:
 
 
 def matrices(weights: dict[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
-    """Those of the weights that factors can update.
+    """Those of the weights that have low-rank updates.
 
     Raises:
         UsageFault: none.
     """
     found = {name: weight for name, weight in weights.items() if weight.dim() > 1}
     if not found:
-        raise UsageFault("low-rank factors need matrices, and the group has none", fix="parameters: attention")
+        raise UsageFault("low-rank updates need matrices, and the group has none", fix="parameters: attention")
     return found

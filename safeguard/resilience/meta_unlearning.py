@@ -145,7 +145,7 @@ class MetaUnlearning(Objective):
         self.unlearner = unlearner
         self._images = Images(context)
         self._images.check(config.data)
-        self._harm = JointLoss([]) if config.harmful_loss is None else harmful(config.harmful_loss, context)
+        self._harmful_loss = JointLoss([]) if config.harmful_loss is None else harmful(config.harmful_loss, context)
         self.steps = config.steps
         self.learning_rate = config.learning_rate
 
@@ -160,16 +160,16 @@ class MetaUnlearning(Objective):
     @property
     def data_digest(self) -> str:
         """That of both losses."""
-        return f"{super().data_digest} {self._harm.data_digest}".strip()
+        return f"{super().data_digest} {self._harmful_loss.data_digest}".strip()
 
     def after_step(self) -> None:
         """Both unlearners hear of it."""
         super().after_step()
-        self._harm.after_step()
+        self._harmful_loss.after_step()
 
     def state(self) -> dict[str, Tensor]:
         """That of the harmful loss."""
-        return {f"harmful_loss.{name}": value for name, value in self._harm.state().items()}
+        return {f"harmful_loss.{name}": value for name, value in self._harmful_loss.state().items()}
 
     def compute_gradients(self, step: int) -> Facts:
         """Unlearning and meta gradients of one outer step."""
@@ -186,9 +186,9 @@ class MetaUnlearning(Objective):
         tuner = FullFineTuning(FullConfig())
         start = Weights(context.model.named_parameters())
 
-        def harm() -> Tensor:
+        def harmful_loss() -> Tensor:
             with context.after(data):
-                return self._harm.loss(self._generator(step, "harm"))
+                return self._harmful_loss.loss(self._generator(step, "harm"))
 
         try:
             run = Run(context.model, data, tuner, config.training, seed=derive(context.seed, "inner", step))
@@ -197,7 +197,7 @@ class MetaUnlearning(Objective):
                 values,
                 concept,
                 benign,
-                harm=None if config.harmful_loss is None else harm,
+                harmful_loss=None if config.harmful_loss is None else harmful_loss,
                 zeta=config.zeta,
                 exact=config.variant == "exact",
                 bound=config.bound,
@@ -262,7 +262,7 @@ def meta_gradient(
     concept: Loss,
     benign: Loss,
     *,
-    harm: Loss | None = None,
+    harmful_loss: Loss | None = None,
     zeta: float,
     exact: bool = True,
     bound: float | None = None,
@@ -276,7 +276,7 @@ def meta_gradient(
         values: theta, all or some of what the fine-tune trains.
         concept: L_FT where it is looked at.
         benign: L_benign.
-        harm: what is descended after the fine-tune; None: -L_FT.
+        harmful_loss: what is descended after the fine-tune; None: -L_FT.
         zeta: weight of the benign loss.
         exact: differentiate through the fine-tune, or take theta_FT - theta for a constant.
         bound: of the ascended losses; None: they are ascended without end.
@@ -287,41 +287,66 @@ def meta_gradient(
         The gradient, one tensor per value, and for the record: the losses before and after, the terms of Eq. 4 at
         theta, and how the exact gradient compares with that of first order.
     """
-    places = {id(parameter): place for place, parameter in enumerate(run.parameters)}
-
-    def of_values(vector: Vector) -> Vector:
-        return [vector[places[id(value)]] for value in values]
-
-    def ascended(loss: Tensor) -> Tensor:
-        return -loss if bound is None else bounded_ascent(loss, bound)
-
     fitted, known = concept(), benign()
     g_concept, g_benign = gradients(fitted, values), gradients(known, values)
-    trajectory = Trajectory(run)
-    for _ in range(run.training.steps):
-        if exact:
-            trajectory.record()
-        run.step()
+    trajectory = _followed(run, exact)
     relearnt, left = concept(), benign()
-    erasing = ascended(relearnt) if harm is None else harm()
-    grad = combine(gradients(erasing, run.parameters), zeta, gradients(ascended(left), run.parameters))
-    first = through = of_values(grad)
-    if exact:
-        through = of_values(trajectory.pull_back({run.training.steps: grad}, [], backend)[0])
-        through, guard = within_trust(through, first, trust)
+    erasing = _ascended(relearnt, bound) if harmful_loss is None else harmful_loss()
+    grad = combine(gradients(erasing, run.parameters), zeta, gradients(_ascended(left, bound), run.parameters))
+    meta, compared = _chosen(run, grad, values), Facts()
+    if trajectory is not None:
+        meta, compared = _exact(trajectory, grad, values, backend, trust)
     facts = {
         "fine-tuning loss": fitted.item(),
         "fine-tuning loss after inner steps": relearnt.item(),
         "benign loss": known.item(),
         "benign loss after inner steps": left.item(),
+        **_terms(g_concept, g_benign),
+        "meta gradient norm": norm(meta),
+    }
+    erased = {} if harmful_loss is None else {"erasure loss after inner steps": erasing.item()}
+    return combine(meta, zeta, g_benign), facts | erased | compared
+
+
+def _followed(run: Run, exact: bool) -> Trajectory | None:
+    """Take all steps of the fine-tune; what is needed to go back, where the gradient shall be exact."""
+    trajectory = Trajectory(run) if exact else None
+    for _ in range(run.training.steps):
+        if trajectory is not None:
+            trajectory.record()
+        run.step()
+    return trajectory
+
+
+def _terms(g_concept: Vector, g_benign: Vector) -> Facts:
+    """Those of Eq. 4, from the gradients of L_FT and L_benign at theta."""
+    return {
         "gradient norm term": dot(g_concept, g_concept),
         "gradient angle term": dot(g_concept, g_benign),
         "cosine of fine-tuning and benign gradients": cosine(g_concept, g_benign),
-        "meta gradient norm": norm(through),
     }
-    if harm is not None:
-        facts["erasure loss after inner steps"] = erasing.item()
-    if exact:
-        facts["cosine of hypergradient and first order"] = cosine(through, first)
-        facts["guard: trust region"] = float(bool(guard))
-    return combine(through, zeta, g_benign), facts
+
+
+def _ascended(loss: Tensor, bound: float | None) -> Tensor:
+    """What is descended to raise ``loss``."""
+    return -loss if bound is None else bounded_ascent(loss, bound)
+
+
+def _chosen(run: Run, whole: Vector, values: Sequence[torch.nn.Parameter]) -> Vector:
+    """Those of the vectors, one per trained parameter, that belong to ``values``."""
+    places = {id(parameter): place for place, parameter in enumerate(run.parameters)}
+    return [whole[places[id(value)]] for value in values]
+
+
+def _exact(
+    trajectory: Trajectory, grad: Vector, values: Sequence[torch.nn.Parameter], backend: Backend, trust: float
+) -> tuple[Vector, Facts]:
+    """The gradient at the end of a fine-tune as one with respect to its start, and how it compares with first order."""
+    run = trajectory.run
+    first = _chosen(run, grad, values)
+    through = _chosen(run, trajectory.pull_back({run.training.steps: grad}, [], backend)[0], values)
+    through, guard = within_trust(through, first, trust)
+    return through, {
+        "cosine of hypergradient and first order": cosine(through, first),
+        "guard: trust region": float(bool(guard)),
+    }

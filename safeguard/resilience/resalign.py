@@ -8,11 +8,11 @@ and theta_FT the result of a fine-tune drawn from a declared distribution (data 
 x optimiser; ``simulations`` of them per outer step). The gradient through theta_FT is ``hypergradient``
 (:mod:`safeguard.resilience.second_order.solvers`).
 
-theta is a group of weights, or low-rank factors beside one (:mod:`safeguard.resilience.low_rank`); the gradient passes
+theta is a group of weights, or low-rank updates of one (:mod:`safeguard.resilience.low_rank`); the gradient passes
 through fine-tunes of any method (:mod:`safeguard.resilience.second_order.hypergradient`).
 
-``points`` > 1 evaluates L_harm at equally spaced points of the simulated fine-tune instead of its end only, as tamper-
-resistant training does (arXiv 2408.00761): a short way along is where a fine-tune first succeeds.
+With ``evaluations`` > 1, L_harm counts at equally spaced steps of the simulated fine-tune instead of at its end only,
+as in tamper-resistant training (arXiv 2408.00761): a short way along is where a fine-tune first succeeds.
 
 The defaults are the setting that held against most and kept most on the reference model
 (``docs/results/resilience.md``, under ``schedule: cosine``), with learning rates for models of Stable Diffusion's
@@ -56,7 +56,7 @@ from safeguard.unlearn.common import distillation
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {
         "warm_start": False,
-        "points": 1,
+        "evaluations": 1,
         "parameters": "attention",
         "lora_rank": 4,
         "steps": 160,
@@ -111,7 +111,7 @@ class ResAlignConfig(FineTuneGradientConfig):
     parameters: str = "full"
     """Parameter group theta (``safeguard.diffusion.parameters.GROUPS``)."""
     lora_rank: PositiveInt | None = None
-    """Train low-rank factors of this rank beside the matrices of the group; none: the weights themselves."""
+    """Train low-rank updates, of this rank, of the matrices of the group; none: the weights themselves."""
     warm_start: bool = True
     """Run the unlearner alone first (always so for closed forms)."""
     harmful_loss: HarmfulLoss | None = HARMFUL_LOSS
@@ -133,7 +133,7 @@ class ResAlignConfig(FineTuneGradientConfig):
     """Simulated fine-tunes per outer step (J; the paper's is 3)."""
     distribution: Simulations = Simulations(prompts=[None, 1])
     """What they are drawn from."""
-    points: PositiveInt = 4
+    evaluations: PositiveInt = 4
     """At how many places along each simulation L_harm is evaluated; 1: at its end, as in the paper."""
     spectrum_every: Annotated[int, Field(ge=0)] = 0
     """Every so many steps the extreme eigenvalues of the first simulation's Hessian are estimated, by twelve products;
@@ -159,7 +159,7 @@ class ResAlignConfig(FineTuneGradientConfig):
             learning_rate=1e-3,
             harmful_loss=UnlearnerMethod(name="ga", batch_size=2),
             retain_batch=2,
-            points=2,
+            evaluations=2,
             hypergradient="moreau",
             iterations=2,
             hessian_batch=1,
@@ -203,18 +203,18 @@ class ResAlign(Objective):
         return group if self.config.lora_rank is None else matrices(group)
 
     @cached_property
-    def _factors(self) -> LowRank | None:
+    def _low_rank(self) -> LowRank | None:
         rank = self.config.lora_rank
         return None if rank is None else LowRank(self.parameters(), rank, derive(self.context.seed, "factors"))
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
-        """The group, or its factors."""
-        return self.parameters() if self._factors is None else self._factors.parameters
+        """The group, or what its low-rank updates are made of."""
+        return self.parameters() if self._low_rank is None else self._low_rank.parameters
 
     def materialize(self) -> None:
-        """Write the factors' sum into the weights."""
-        if self._factors is not None:
-            self._factors.write()
+        """Write the low-rank updates into the weights."""
+        if self._low_rank is not None:
+            self._low_rank.write()
 
     def _generator(self, *purpose: object) -> torch.Generator:
         return torch.Generator().manual_seed(derive(self.context.seed, "outer", *purpose))
@@ -265,7 +265,7 @@ class ResAlign(Objective):
         count = max(1, sum(outcome.finite for outcome in outcomes))
         total, hyper = shares[: len(values)], [share / count for share in shares[len(values) :]]
         grads = combine(total, self.beta(step), hyper)
-        grads = grads if self._factors is None else self._factors.pull_back(grads)
+        grads = grads if self._low_rank is None else self._low_rank.pull_back(grads)
         for parameter, gradient in zip(self.trained().values(), grads, strict=True):
             parameter.grad = gradient
         return facts | self._summary(outcomes, hyper, direct) if processes.main else {}
@@ -287,17 +287,17 @@ class ResAlign(Objective):
         """Run one simulation in place and differentiate L_harm through it; weights are left anywhere."""
         config, context = self.config, self.context
         steps = simulation.training.steps
-        looks = checkpoints(steps, config.points)
-        ahead = FineTuneGradient(config, simulation.start(context), theta, simulation.seed)
+        evaluated = checkpoints(steps, config.evaluations)
+        tuning = FineTuneGradient(config, simulation.start(context), theta, simulation.seed)
         try:
             for done in range(1, steps + 1):
-                ahead.step()
-                if done in looks:
-                    with context.after(simulation.data), ahead.taking_gradients():
-                        ahead.look(self.unlearner.loss(self._generator(step, index, done, "harm")))
+                tuning.step()
+                if done in evaluated:
+                    with context.after(simulation.data), tuning.taking_gradients():
+                        tuning.evaluate(self.unlearner.loss(self._generator(step, index, done, "harm")))
             if index == 0 and config.spectrum_every and step % config.spectrum_every == 0:
-                ahead.spectrum()
-            return ahead.outcome()
+                tuning.spectrum()
+            return tuning.outcome()
         finally:
             simulation.tuner.detach(context.model)
 

@@ -91,9 +91,9 @@ class Simulation:
         return Run(context.model, self.data, self.tuner, self.training, seed=self.seed)
 
 
-def checkpoints(steps: int, points: int) -> set[int]:
+def checkpoints(steps: int, evaluations: int) -> set[int]:
     """After which of a fine-tune's steps to look at it: equally spaced ones, the last among them; at most all."""
-    count = min(points, steps)
+    count = min(evaluations, steps)
     return {round(steps * (k + 1) / count) for k in range(count)}
 
 

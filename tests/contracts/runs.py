@@ -34,7 +34,7 @@ def context(progress: Progress | None = None, **harden: Any) -> HardeningContext
     if concepts is not None:
         policy = Policy.model_validate(policy.model_dump() | {"concepts": concepts})
     fresh = set_up(policy, DiffusionModel(tiny_pipeline(0)), progress or SilentProgress())
-    subjects = policy.model_dump_json(include={"concepts", "retain"})
+    subjects = f"{policy.harden.images} of {policy.model_dump_json(include={'concepts', 'retain'})}"
     return replace(fresh, images=lambda name: _drawn(subjects, name, fresh.images))
 
 

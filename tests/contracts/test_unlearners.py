@@ -107,7 +107,7 @@ def test_a_killed_run_ends_at_the_same_weights(name: str, monkeypatch: pytest.Mo
 
 @every_unlearner
 def test_an_object_a_style_and_an_identity_are_erased_together(name: str) -> None:
-    run = context(concepts=MIXED, unlearner=tiny(unlearners, name))
+    run = context(concepts=MIXED, images=6, unlearner=tiny(unlearners, name))
     assert harden(run, "base").checks["tensors"]["changed"] > 0
 
 

@@ -34,7 +34,7 @@ RESALIGN = {
     "name": "resalign",
     "harmful_loss": None,
     "hypergradient": "moreau",
-    "points": 1,
+    "evaluations": 1,
     "steps": 3,
     "retain_batch": 4,
     "hessian_batch": 1,
@@ -50,7 +50,7 @@ SDD = {
     "momentum": 0.5,
     "learning_rate": 1e-3,
 }
-FACTORS = {"lora_rank": 2, "parameters": "cross-attention", "hypergradient": "first_order"}
+LOW_RANK = {"lora_rank": 2, "parameters": "cross-attention", "hypergradient": "first_order"}
 META = {
     "name": "meta-unlearning",
     "harmful_loss": [{"name": "ga", "captions": "any"}, {"name": "sdd", "trajectory_steps": 3, "momentum": 0.5}],
@@ -112,7 +112,7 @@ def test_a_cosine_starts_at_the_learning_rate_and_falls() -> None:
     [
         (ESD, 7, RESALIGN, "erasure loss", 9),
         (SDD, 7, RESALIGN, "erasure loss", 9),
-        (SDD, 7, RESALIGN | FACTORS, "erasure loss", 9),
+        (SDD, 7, RESALIGN | LOW_RANK, "erasure loss", 9),
         (RECELER, 12, RESALIGN, "erasure loss", 9),
         (ADVUNLEARN, 10, RESALIGN, "erasure loss", 9),
         (ESD, 7, META, "erasure loss", 9),
@@ -247,7 +247,7 @@ def test_linear_erasers_end_up_in_the_weights() -> None:
     assert changed == {name for name in after if ".attn2.to_out.0." in name}
 
 
-def test_factors_end_up_in_the_weights() -> None:
+def test_low_rank_updates_end_up_in_the_weights() -> None:
     """Every matrix of the group moves by a matrix of the declared rank, and nothing else does."""
     table = context(
         unlearner=ESD, resilience=RESALIGN | {"warm_start": False, "lora_rank": 2, "parameters": "attention"}

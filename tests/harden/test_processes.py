@@ -25,7 +25,7 @@ RESALIGN = {
     "name": "resalign",
     "harmful_loss": None,
     "hypergradient": "moreau",
-    "points": 1,
+    "evaluations": 1,
     "steps": 2,
     "simulations": 3,
     "learning_rate": 1e-3,

@@ -78,8 +78,8 @@ def test_the_users_files_that_any_of_them_names_are_known(context: HardeningCont
     parts[1].data_digest = "of a folder"
     assert JointLoss(parts).data_digest == "of a folder"
     of = meta(context, harmful_loss=[GA, ESD])
-    assert isinstance(of._harm, JointLoss)
-    of._harm.data_digest = "of a file"
+    assert isinstance(of._harmful_loss, JointLoss)
+    of._harmful_loss.data_digest = "of a file"
     of.unlearner.data_digest = "of a base"
     assert of.data_digest == "of a base of a file"
 
@@ -198,7 +198,7 @@ def test_meta_unlearning_draws_anew_at_every_step(context: HardeningContext) -> 
 def test_resalign_shows_it_what_the_simulation_taught(context: HardeningContext, seen: list[set[str] | None]) -> None:
     simulated = {"prompts": [1], "steps": [2], "optimizers": ["sgd"]}
     config = ResAlignConfig.model_validate(
-        {"harmful_loss": ANY, "distribution": simulated, "simulations": 1, "points": 2, "alpha": 0.0}
+        {"harmful_loss": ANY, "distribution": simulated, "simulations": 1, "evaluations": 2, "alpha": 0.0}
     )
     grads(ResAlign(config, context, harmful(ESD, context)))
     assert seen[0] is None, "the present weights come from no fine-tune"

@@ -29,7 +29,7 @@ from safeguard.unlearn.uce import UCE, UCEConfig
 from tests.contexts import abar, apart, learning, moved_context, seeded, tiny_policy
 from tests.tiny import tiny_pipeline
 
-FULL, FACTORS = {"name": "full"}, {"name": "lora", "rank": 2}
+FULL, LORA = {"name": "full"}, {"name": "lora", "rank": 2}
 UNBOUND = {"bound": 1e3}
 ADAPTATION = {"learning_rate": 1e-2, "batch_size": 2}
 """On a random network losses are about 1."""
@@ -81,7 +81,7 @@ def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("variant", ["bilevel", "released"])
-@pytest.mark.parametrize("method", [FULL, FACTORS], ids=["full", "lora"])
+@pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
 def test_one_step_adapts_and_ascends(variant: str, method: dict[str, Any]) -> None:
     """From a fresh start both variants are a plain fine-tune and the ascent's gradient at its end."""
     objective = imma(moved_context(), variant=variant, method=method, training={"steps": 2})
@@ -109,16 +109,16 @@ def test_one_step_adapts_and_ascends(variant: str, method: dict[str, Any]) -> No
         assert apart(*moves) < 1e-2
 
 
-@pytest.mark.parametrize("method", [FULL, FACTORS], ids=["full", "lora"])
-def test_points_average_the_ascents_along_the_adaptation(method: dict[str, Any]) -> None:
-    found = accumulated(imma(moved_context(), method=method, training={"steps": 4}, points=2))
+@pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
+def test_evaluations_average_the_ascents_along_the_adaptation(method: dict[str, Any]) -> None:
+    found = accumulated(imma(moved_context(), method=method, training={"steps": 4}, evaluations=2))
     ends = [accumulated(imma(moved_context(), method=method, training={"steps": steps})) for steps in (2, 4)]
     context = moved_context()
     objective = imma(context, method=method, training={"steps": 4})
     generator = seeded(derive(0, "ascent", 0))
     context.forget.batch(2, generator)
     context.model.draw_noise(2, generator)  # the second point draws after the first
-    theta = list(objective.parameters().values())  # before factors have names there
+    theta = list(objective.parameters().values())  # before an adapter has names there
     with objective._adaptation(0, theta) as run:
         for _ in range(4):
             run.step()
@@ -128,7 +128,7 @@ def test_points_average_the_ascents_along_the_adaptation(method: dict[str, Any])
     assert apart(found, ends[1]) > 1e-2
 
 
-@pytest.mark.parametrize("method", [FULL, FACTORS], ids=["full", "lora"])
+@pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
 def test_released_is_alternation_on_one_set_of_weights(method: dict[str, Any]) -> None:
     settings = {
         "name": "imma",
@@ -167,7 +167,7 @@ def test_a_killed_run_continues_to_the_same_weights(variant: str, monkeypatch: p
     settings = {
         "name": "imma",
         "variant": variant,
-        "method": FACTORS,
+        "method": LORA,
         "steps": 3,
         "training": ADAPTATION | {"steps": 1},
     } | UNBOUND
@@ -196,7 +196,7 @@ def test_a_killed_run_continues_to_the_same_weights(variant: str, monkeypatch: p
 
 
 @pytest.mark.parametrize("variant", ["bilevel", "released"])
-@pytest.mark.parametrize("method", [FULL, FACTORS], ids=["full", "lora"])
+@pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
 def test_too_little_memory_half_way_leaves_nothing_behind(variant: str, method: dict[str, Any]) -> None:
     objective = imma(moved_context(), variant=variant, method=method)
     expected = accumulated(imma(moved_context(), variant=variant, method=method))
@@ -236,7 +236,7 @@ def test_an_erased_concept_is_harder_to_learn_again() -> None:
     losses = []
     for resilience in (
         {"name": "none"},
-        {"name": "imma", "steps": 12, "learning_rate": 3e-3, "method": FACTORS, "training": ADAPTATION | {"steps": 3}}
+        {"name": "imma", "steps": 12, "learning_rate": 3e-3, "method": LORA, "training": ADAPTATION | {"steps": 3}}
         | UNBOUND,
     ):
         policy = tiny_policy(unlearner=GA, resilience=resilience, images=4)

@@ -1,4 +1,4 @@
-"""Low-rank factors: neutral at the start, the chain rule, and what they leave alone."""
+"""Low-rank updates: neutral at the start, the chain rule, and what they leave alone."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def weights() -> dict[str, torch.nn.Parameter]:
 
 def test_they_change_nothing_at_first() -> None:
     model = weights()
-    factors = LowRank(model, rank=2, seed=1)
-    factors.write()
-    assert list(factors.parameters) == ["linear.lora_B", "linear.lora_A", "conv.lora_B", "conv.lora_A"]
+    low_rank = LowRank(model, rank=2, seed=1)
+    low_rank.write()
+    assert list(low_rank.parameters) == ["linear.lora_B", "linear.lora_A", "conv.lora_B", "conv.lora_A"]
     assert all(torch.equal(value, start) for value, start in zip(model.values(), weights().values(), strict=True))
 
 
 def test_the_model_holds_the_sum() -> None:
     model, start = weights(), weights()
-    factors = LowRank(model, rank=2, seed=1)
+    low_rank = LowRank(model, rank=2, seed=1)
     for _ in range(2):  # written again, not added again
         with torch.no_grad():
-            for value in factors.parameters.values():
+            for value in low_rank.parameters.values():
                 value.fill_(0.5)
-        factors.write()
+        low_rank.write()
     for name in ("linear", "conv"):
         assert torch.allclose(model[name], start[name] + 0.5, atol=1e-6)
     assert torch.equal(model["bias"], start["bias"])
@@ -39,18 +39,18 @@ def test_the_model_holds_the_sum() -> None:
 
 def test_gradients_follow_the_chain_rule() -> None:
     model = weights()
-    factors = LowRank(model, rank=2, seed=1)
+    low_rank = LowRank(model, rank=2, seed=1)
     with torch.no_grad():
-        for value in factors.parameters.values():
+        for value in low_rank.parameters.values():
             value.copy_(torch.randn(value.shape, generator=seeded(2)))
-    factors.write()
-    kept = list(factors.weights.values())
+    low_rank.write()
+    kept = list(low_rank.weights.values())
     assert [value is model[name] for value, name in zip(kept, ("linear", "conv"), strict=True)] == [True, True]
     grads = torch.autograd.grad(sum(value.pow(3).sum() for value in kept), kept)  # type: ignore[arg-type]
-    start, leaves = weights(), [value.detach().requires_grad_(True) for value in factors.parameters.values()]
+    start, leaves = weights(), [value.detach().requires_grad_(True) for value in low_rank.parameters.values()]
     total = (start["linear"].detach() + leaves[0] @ leaves[1]).pow(3).sum()
     total = total + (start["conv"].detach() + (leaves[2] @ leaves[3]).view(3, 4, 2, 2)).pow(3).sum()
-    assert apart(factors.pull_back(grads), list(torch.autograd.grad(total, leaves))) < 1e-5
+    assert apart(low_rank.pull_back(grads), list(torch.autograd.grad(total, leaves))) < 1e-5
 
 
 def test_vectors_alone_are_refused() -> None:

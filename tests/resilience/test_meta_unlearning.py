@@ -129,7 +129,7 @@ def test_a_harmful_loss_is_pulled_back_from_where_the_inner_steps_end(steps):
     run = quadratic(how, loss=bent)
     x = run.parameters[0]
     (gradient,), facts = meta_gradient(
-        run, [x], lambda: fitted(x), lambda: known(x), harm=lambda: harm(x), zeta=0.7, backend="explicit"
+        run, [x], lambda: fitted(x), lambda: known(x), harmful_loss=lambda: harm(x), zeta=0.7, backend="explicit"
     )
     for axis in range(3):
         nudge = torch.zeros(3, dtype=torch.float64)

@@ -29,7 +29,7 @@ def gradients(objective: object, step: int = 0) -> list[torch.Tensor]:
     return [value.grad.clone() for value in values]
 
 
-PAPER = {"harmful_loss": None, "hypergradient": "moreau", "points": 1}
+PAPER = {"harmful_loss": None, "hypergradient": "moreau", "evaluations": 1}
 """The unlearner's own loss at the end of a fine-tune, through a Moreau envelope."""
 
 
@@ -60,9 +60,9 @@ def test_a_large_gamma_makes_them_differ() -> None:
     assert not all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(first, moreau, strict=True))
 
 
-def test_points_along_the_way_are_averaged() -> None:
-    end = gradients(resalign(beta=1.0, points=1, hypergradient="first_order"))
-    along = gradients(resalign(beta=1.0, points=3, hypergradient="first_order"))
+def test_evaluations_along_the_way_are_averaged() -> None:
+    end = gradients(resalign(beta=1.0, evaluations=1, hypergradient="first_order"))
+    along = gradients(resalign(beta=1.0, evaluations=3, hypergradient="first_order"))
     assert not all(torch.allclose(a, b) for a, b in zip(end, along, strict=True))
     assert all(torch.isfinite(gradient).all() for gradient in along)
 

@@ -1,4 +1,4 @@
-"""ResAlign's settings on a tiny model: schedules, presets, factors, harmful losses, hypergradients, the record."""
+"""ResAlign's settings on a tiny model: schedules, presets, low rank, harmful losses, hypergradients, the record."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def context() -> HardeningContext:
 
 def objective(context: HardeningContext, **settings: Any) -> ResAlign:
     defaults = {"distribution": SHORT, "simulations": 1, "alpha": 0.0, "parameters": "cross-attention"}
-    paper = {"harmful_loss": None, "hypergradient": "moreau", "points": 1}
+    paper = {"harmful_loss": None, "hypergradient": "moreau", "evaluations": 1}
     config = ResAlignConfig.model_validate(defaults | paper | settings)
     return ResAlign(config, context, GradientAscent(GradientAscentConfig(batch_size=2), context))
 
@@ -126,7 +126,7 @@ def test_second_order_wants_fine_tunes_with_second_derivatives(context: Hardenin
     assert objective(context, distribution=either, hypergradient="first_order").products() is None
 
 
-def test_factors_get_the_gradient_of_their_weights(context: HardeningContext) -> None:
+def test_low_rank_updates_get_the_gradient_of_their_weights(context: HardeningContext) -> None:
     plain, _ = compute_gradients(context, hypergradient="first_order")
     built = objective(context, hypergradient="first_order", lora_rank=2)
     factored, _ = compute_gradients(context, hypergradient="first_order", lora_rank=2)

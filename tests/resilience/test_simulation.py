@@ -177,7 +177,7 @@ def test_every_objective_takes_the_same_description(
                 {
                     "harmful_loss": ascent,
                     "retain_batch": 1,
-                    "points": 1,
+                    "evaluations": 1,
                     "distribution": {"data": [data], "training": training},
                 }
             ),

@@ -92,8 +92,8 @@ def test_race(context: HardeningContext) -> None:
     for _ in range(4):
         states = states.detach().requires_grad_()
         error = (context.model.unet(x, t, states).sample - noise).pow(2).sum()
-        (slope,) = torch.autograd.grad(error, states)
-        states = inside(states.detach() - 0.05 * slope.sign())
+        (gradient,) = torch.autograd.grad(error, states)
+        states = inside(states.detach() - 0.05 * gradient.sign())
     target = esd_targets(context, x, t, captions)
     learning(method.parameters())
     agree(method, (context.model.unet(x, t, states.detach()).sample - target).pow(2).mean(), 1)

@@ -122,9 +122,9 @@ def test_both_closed_forms_are_minimisers_written_out(
         surrounding += [(x[i], g[j]) for i, j in shared]
     for name, weight in refined.items():
         w0 = start[name]
-        slope = sum(torch.outer(weight @ x - w0 @ g, x) for x, g in surrounding)
-        slope = slope + mu * (weight - w0) @ keep + 0.4 * (weight - w0)
-        assert slope.norm() < 1e-4 * (w0 @ keep).norm(), name
+        gradient = sum(torch.outer(weight @ x - w0 @ g, x) for x, g in surrounding)
+        gradient = gradient + mu * (weight - w0) @ keep + 0.4 * (weight - w0)
+        assert gradient.norm() < 1e-4 * (w0 @ keep).norm(), name
         assert (weight - w0).norm() > 1e-2 * w0.norm(), name
 
     generator = torch.Generator().manual_seed(1)
@@ -139,10 +139,10 @@ def test_both_closed_forms_are_minimisers_written_out(
     method.edit()
     for name, value in method.parameters().items():
         weight, w1 = value.detach().double(), refined[name]
-        slope = 0.2 * (weight - start[name]) @ keep + 0.4 * (weight - w1)
+        gradient = 0.2 * (weight - start[name]) @ keep + 0.4 * (weight - w1)
         for concept in context.concepts:
-            slope = slope + (weight - w1 - deltas[concept.name, name]) @ scatter(context, concept.prompt_list)
-        assert slope.norm() < 1e-4 * (start[name] @ keep).norm(), name
+            gradient = gradient + (weight - w1 - deltas[concept.name, name]) @ scatter(context, concept.prompt_list)
+        assert gradient.norm() < 1e-4 * (start[name] @ keep).norm(), name
         assert (weight - w1).norm() > 1e-2 * w1.norm(), name
 
 
@@ -357,9 +357,9 @@ def test_a_hundred_names_of_the_reference_model_in_both_closed_forms() -> None:
     x, g = torch.cat(surrounding), torch.cat(wanted)
     for name, w1 in refined.items():
         w0 = start[name]
-        slope = (x @ w1.T - g @ w0.T).T @ x + (w1 - w0) @ prior + 0.5 * (w1 - w0)
+        gradient = (x @ w1.T - g @ w0.T).T @ x + (w1 - w0) @ prior + 0.5 * (w1 - w0)
         away = x @ w0.T - g @ w0.T
-        assert slope.norm() < 1e-4 * (away.T @ x).norm(), name
+        assert gradient.norm() < 1e-4 * (away.T @ x).norm(), name
         assert (x @ w1.T - g @ w0.T).norm() < 0.8 * away.norm(), name
 
     generator = torch.Generator().manual_seed(1)
@@ -371,13 +371,13 @@ def test_a_hundred_names_of_the_reference_model_in_both_closed_forms() -> None:
     assert len(factors) == len(own) == 100
     for name, value in method.parameters().items():
         weight, w1 = value.detach().double(), refined[name]
-        slope = (weight - start[name]) @ prior + 0.5 * (weight - w1)
-        size = torch.zeros_like(slope)
+        gradient = (weight - start[name]) @ prior + 0.5 * (weight - w1)
+        size = torch.zeros_like(gradient)
         for e, of in zip(own, factors, strict=True):
             delta = (of[name][1] @ of[name][0]).double()
-            slope += (weight - w1 - delta) @ (e.T @ e)
+            gradient += (weight - w1 - delta) @ (e.T @ e)
             size += delta @ (e.T @ e)
-        assert slope.norm() < 1e-4 * size.norm(), name
+        assert gradient.norm() < 1e-4 * size.norm(), name
 
 
 def test_a_killed_run_continues_to_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,10 +62,10 @@ def test_other_regularisations_are_minimisers_of_theirs() -> None:
     standard = adversary(moved, FULL, lam_r=0.1, regularization="standard") @ C
     surrogate = adversary(moved, FULL, lam_r=0.1, regularization="surrogate") @ C
     pairs = list(zip(moved, FULL, strict=True))
-    slope = sum((new.T @ (new @ standard - old @ C) for new, old in pairs), start=0.1 * (standard - C))
-    assert slope.abs().max() < 1e-12
-    slope = sum((new.T @ (new @ surrogate - old @ C) + 0.1 * new.T @ new @ (surrogate - C) for new, old in pairs))
-    assert slope.abs().max() < 1e-12
+    gradient = sum((new.T @ (new @ standard - old @ C) for new, old in pairs), start=0.1 * (standard - C))
+    assert gradient.abs().max() < 1e-12
+    gradient = sum((new.T @ (new @ surrogate - old @ C) + 0.1 * new.T @ new @ (surrogate - C) for new, old in pairs))
+    assert gradient.abs().max() < 1e-12
 
 
 def test_the_method_is_uce_and_its_rounds() -> None:

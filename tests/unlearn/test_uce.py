@@ -178,9 +178,9 @@ def test_a_hundred_names_with_all_positions_are_one_least_squares() -> None:
     p = torch.cat([states(context, text) for text in ["", *context.policy.retain[0].prompt_list]])
     for name, weight in method.parameters().items():
         now, then = weight.double(), before[name].double()
-        slope = (e @ now.T - g @ then.T).T @ e + (p @ (now - then).T).T @ p + 0.5 * (now - then)
+        gradient = (e @ now.T - g @ then.T).T @ e + (p @ (now - then).T).T @ p + 0.5 * (now - then)
         start = ((e - g) @ then.T).T @ e
-        assert slope.norm() < 1e-4 * start.norm(), name
+        assert gradient.norm() < 1e-4 * start.norm(), name
 
 
 # -- debiasing --------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class FineTuneGradientConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one simulation says; gradients are with respect to theta, averaged over the points looked at.
+    """What one simulation says; gradients are with respect to theta, averaged over the evaluations.
 
     Attributes:
         loss: after fine-tuning, averaged likewise.
@@ -113,7 +113,7 @@ class FineTuneGradient:
             self._trajectory.record()
         self.run.step()
 
-    def look(self, loss: Tensor) -> None:
+    def evaluate(self, loss: Tensor) -> None:
         """Take in a loss evaluated at the present weights, inside :meth:`taking_gradients`."""
         size, done = len(self.run.parameters), len(self.run.clipped)
         g = gradients(loss, self._leaves)
@@ -132,7 +132,7 @@ class FineTuneGradient:
         return taking_gradients(self._leaves)
 
     def spectrum(self) -> None:
-        """Estimate the extreme eigenvalues of the fine-tune's Hessian where :meth:`look` was last."""
+        """Estimate the extreme eigenvalues of the fine-tune's Hessian where :meth:`evaluate` was last."""
         if not self._finite:
             return
         with self.taking_gradients():
@@ -162,7 +162,7 @@ class FineTuneGradient:
         return Outcome(loss, first, hyper, facts, frozenset(self._guards), math.isfinite(norm(hyper)))
 
     def _inner(self) -> Tensor:
-        """The fine-tune's loss on a batch of its data, the same at every call at one point of the way."""
+        """The fine-tune's loss on a batch of its data, the same at every call at one step."""
         seed = derive(self.seed, "hessian", len(self.run.clipped))
         return self.run.loss(torch.Generator().manual_seed(seed), self.config.hessian_batch)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch import Tensor
 from safeguard.config import Training
 from safeguard.finetune.base import CLIP_EPSILON, MOMENTUM, Run
 from safeguard.resilience.second_order.hvp import Backend, hessian_product
-from safeguard.resilience.second_order.solvers import Vector, gradients
+from safeguard.resilience.second_order.solvers import Vector, combine, gradients
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -73,12 +74,12 @@ def update(
         return [x - rate * m for x, m in zip(values, moving, strict=True)], [moving]
     first, second = BETAS
     means = [first * m + (1 - first) * g for m, g in zip(state[0], grads, strict=True)]
-    spreads = [second * v + (1 - second) * g.pow(2) for v, g in zip(state[1], grads, strict=True)]
+    squared = [second * v + (1 - second) * g.pow(2) for v, g in zip(state[1], grads, strict=True)]
     if training.optimizer == "adamw":
         values = [x * (1 - rate * training.weight_decay) for x in values]
     rate, correction = rate / (1 - first ** (step + 1)), (1 - second ** (step + 1)) ** 0.5
-    moved = [x - rate * m / (_root(v) / correction + EPSILON) for x, m, v in zip(values, means, spreads, strict=True)]
-    return moved, [means, spreads]
+    moved = [x - rate * m / (_root(v) / correction + EPSILON) for x, m, v in zip(values, means, squared, strict=True)]
+    return moved, [means, squared]
 
 
 def _root(x: Tensor) -> Tensor:
@@ -131,47 +132,58 @@ class Trajectory:
             The gradients with respect to the first iterate, and to ``beside`` through the steps (what the functions
             themselves owe to ``beside`` is the caller's).
         """
-        parameters, training = self.run.parameters, self.run.training
-        leaves = [*parameters, *beside]
+        parameters, size = self.run.parameters, len(self.run.parameters)
         last = max(grads)
         pulled = [g.to(x.device) for g, x in zip(grads[last], parameters, strict=True)]
         still = [torch.zeros_like(value) for value in beside]
-        memory = [[torch.zeros_like(x) for x in parameters] for _ in _STATE[training.optimizer]]
+        memory = [[torch.zeros_like(x) for x in parameters] for _ in _STATE[self.run.training.optimizer]]
         for step in reversed(range(last)):
-            iterate = self.iterates[step]
-            with torch.no_grad():
-                for parameter, value in zip(parameters, iterate.values, strict=True):
-                    parameter.copy_(value)
-
-            def loss(random: Tensor = iterate.random) -> Tensor:
-                generator = torch.Generator()
-                generator.set_state(random)
-                return self.run.step_loss(generator)
-
-            inputs = [
-                [x.detach().clone().requires_grad_(True) for x in parameters],
-                *(
-                    [x.to(y.device).requires_grad_(True) for x, y in zip(v, parameters, strict=True)]
-                    for v in iterate.state
-                ),
-                [x.detach().requires_grad_(True) for x in gradients(loss(), parameters)],
-            ]
-            values, state = update(training, step, inputs[0], inputs[1:-1], inputs[-1])
-            found = torch.autograd.grad(
-                [y for vector in (values, *state) for y in vector],
-                [x for vector in inputs for x in vector],
-                [y for vector in (pulled, *memory) for y in vector],
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            size = len(parameters)
-            pulled, *memory, through = (list(found[i : i + size]) for i in range(0, len(found), size))
-            product = hessian_product(loss, leaves, backend)([*through, *(torch.zeros_like(x) for x in beside)])
-            pulled = [a + h for a, h in zip(pulled, product[:size], strict=True)]
-            still = [a + h for a, h in zip(still, product[size:], strict=True)]
+            self._move_to(step)
+            pulled, *memory, through = self._through_update(step, [pulled, *memory])
+            product = hessian_product(partial(self._loss, step), [*parameters, *beside], backend)
+            along = product([*through, *(torch.zeros_like(x) for x in beside)])
+            pulled = combine(pulled, 1.0, along[:size])
+            still = combine(still, 1.0, along[size:])
             if step in grads:
                 pulled = [a + g.to(a.device) for a, g in zip(pulled, grads[step], strict=True)]
         return pulled, still
+
+    @torch.no_grad()
+    def _move_to(self, step: int) -> None:
+        """Give the trained parameters the values that a step started from."""
+        for parameter, value in zip(self.run.parameters, self.iterates[step].values, strict=True):
+            parameter.copy_(value)
+
+    def _loss(self, step: int) -> Tensor:
+        """The loss that a step descended, on its own batch, at the present values."""
+        generator = torch.Generator()
+        generator.set_state(self.iterates[step].random)
+        return self.run.step_loss(generator)
+
+    def _through_update(self, step: int, outer: Sequence[Vector]) -> list[Vector]:
+        """l' U: ``outer`` (l: of values and state after a step) as gradients of values, state and gradient before it.
+
+        The trained parameters have the values that the step started from (:meth:`_move_to`).
+        """
+        parameters = self.run.parameters
+        inputs = [
+            [x.detach().clone().requires_grad_(True) for x in parameters],
+            *(
+                [x.to(y.device).requires_grad_(True) for x, y in zip(v, parameters, strict=True)]
+                for v in self.iterates[step].state
+            ),
+            [x.detach().requires_grad_(True) for x in gradients(self._loss(step), parameters)],
+        ]
+        values, state = update(self.run.training, step, inputs[0], inputs[1:-1], inputs[-1])
+        found = torch.autograd.grad(
+            [y for vector in (values, *state) for y in vector],
+            [x for vector in inputs for x in vector],
+            [y for vector in outer for y in vector],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        size = len(parameters)
+        return [list(found[i : i + size]) for i in range(0, len(found), size)]
 
 
 def matched(run: Run) -> tuple[float, Vector | None]:

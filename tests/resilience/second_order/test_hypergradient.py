@@ -15,18 +15,18 @@ GAMMA = 0.1
 """At which the network's Hessian still leaves the system positive definite."""
 
 
-def ahead(theta: list[int], looks: tuple[int, ...] = (4,), **settings: object) -> Outcome:
+def outcome(theta: list[int], evaluated: tuple[int, ...] = (4,), **settings: object) -> Outcome:
     """Fine-tune the first two matrices of three on one batch; theta is some of the three."""
     (first, second), still, loss = network()
     run = Scripted([first, second], lambda _: loss(first, second, still, seeded(9)), TRAINING)
     chosen = [[first, second, still][i] for i in theta]
-    lookahead = FineTuneGradient(FineTuneGradientConfig.model_validate(settings | {"trust": 1e9}), run, chosen, seed=0)
+    tuning = FineTuneGradient(FineTuneGradientConfig.model_validate(settings | {"trust": 1e9}), run, chosen, seed=0)
     for done in range(1, 5):
-        lookahead.step()
-        if done in looks:
-            with lookahead.taking_gradients():
-                lookahead.look(outer(first, second, still))
-    return lookahead.outcome()
+        tuning.step()
+        if done in evaluated:
+            with tuning.taking_gradients():
+                tuning.evaluate(outer(first, second, still))
+    return tuning.outcome()
 
 
 def slow_envelope(gamma: float) -> list[Tensor]:
@@ -52,7 +52,7 @@ def slow_envelope(gamma: float) -> list[Tensor]:
 def test_the_envelope_equals_a_direct_solve_whatever_theta_is() -> None:
     truth = slow_envelope(GAMMA)
     for theta in ([0, 1], [0, 2], [2]):
-        found = ahead(theta, hypergradient="moreau", gamma=GAMMA, iterations=60)
+        found = outcome(theta, hypergradient="moreau", gamma=GAMMA, iterations=60)
         expected = [truth[i] for i in theta]
         assert apart(found.hyper, expected) < 1e-2  # the solver's tolerance
         assert apart(found.first, expected) > 0.05
@@ -61,7 +61,7 @@ def test_the_envelope_equals_a_direct_solve_whatever_theta_is() -> None:
 
 def test_unrolled_equals_a_difference_quotient() -> None:
     """Of the whole fine-tune, for a weight that is trained and one that is only used; at two points of the way."""
-    found = ahead([0, 2], looks=(2, 4), hypergradient="unrolled")
+    found = outcome([0, 2], evaluated=(2, 4), hypergradient="unrolled")
 
     def value(shift: float, which: int) -> float:
         (first, second), still, loss = network()
@@ -82,7 +82,7 @@ def test_unrolled_equals_a_difference_quotient() -> None:
 
 
 def test_first_order_is_the_gradient_at_the_end() -> None:
-    found = ahead([0, 2], hypergradient="first_order")
+    found = outcome([0, 2], hypergradient="first_order")
     assert found.hyper is found.first and found.facts == {}
 
 
@@ -91,12 +91,12 @@ def test_the_length_is_bounded_by_trust() -> None:
     theta = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     training = Training(steps=2, learning_rate=1.0, optimizer="sgd", max_grad_norm=1e9)
     run = Scripted([theta], lambda _: -0.5 * theta.pow(2).sum(), training)
-    lookahead = FineTuneGradient(FineTuneGradientConfig(hypergradient="unrolled", trust=3.0), run, [theta], seed=0)
-    lookahead.step()
-    lookahead.step()
-    with lookahead.taking_gradients():
-        lookahead.look(theta.sum())
-    found = lookahead.outcome()
+    tuning = FineTuneGradient(FineTuneGradientConfig(hypergradient="unrolled", trust=3.0), run, [theta], seed=0)
+    tuning.step()
+    tuning.step()
+    with tuning.taking_gradients():
+        tuning.evaluate(theta.sum())
+    found = tuning.outcome()
     assert found.guards == {"trust region"}
     assert torch.allclose(found.hyper[0], torch.tensor([3.0, 3.0])), "not 4"
 
@@ -104,22 +104,22 @@ def test_the_length_is_bounded_by_trust() -> None:
 def test_what_is_not_finite_is_known() -> None:
     (first, second), still, loss = network()
     run = Scripted([first, second], lambda _: loss(first, second, still, seeded(9)), TRAINING)
-    lookahead = FineTuneGradient(FineTuneGradientConfig(hypergradient="first_order"), run, [first], seed=0)
-    lookahead.step()
-    with lookahead.taking_gradients():
-        lookahead.look(outer(first, second, still) / 0)
-    assert not lookahead.outcome().finite and ahead([0], hypergradient="first_order").finite
+    tuning = FineTuneGradient(FineTuneGradientConfig(hypergradient="first_order"), run, [first], seed=0)
+    tuning.step()
+    with tuning.taking_gradients():
+        tuning.evaluate(outer(first, second, still) / 0)
+    assert not tuning.outcome().finite and outcome([0], hypergradient="first_order").finite
 
 
 def test_the_spectrum_is_that_of_the_trained_parameters() -> None:
     (first, second), still, loss = network()
     run = Scripted([first, second], lambda _: loss(first, second, still, seeded(9)), TRAINING)
-    lookahead = FineTuneGradient(FineTuneGradientConfig(hypergradient="first_order"), run, [first], seed=0)
-    lookahead.step()
-    lookahead.spectrum()
-    with lookahead.taking_gradients():
-        lookahead.look(outer(first, second, still))
-    facts = lookahead.outcome().facts
+    tuning = FineTuneGradient(FineTuneGradientConfig(hypergradient="first_order"), run, [first], seed=0)
+    tuning.step()
+    tuning.spectrum()
+    with tuning.taking_gradients():
+        tuning.evaluate(outer(first, second, still))
+    facts = tuning.outcome().facts
     shapes = [first.shape, second.shape]
 
     def flat_loss(flat: Tensor) -> Tensor:

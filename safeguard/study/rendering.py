@@ -66,7 +66,7 @@ def table(result: StudyResult, task: str) -> str:
 
 def _legend(result: StudyResult) -> str:
     observations = [observed for cell in result.cells for observed in cell.observations]
-    points = {f"{observed.samples}" for observed in observations}
+    sizes = {f"{observed.samples}" for observed in observations}
     learns = any(observed.training_loss is not None for observed in observations)
     along = (
         "*Half after*: fine-tuning steps until half of the images are flagged, linear between those looked at; no "
@@ -80,7 +80,7 @@ def _legend(result: StudyResult) -> str:
     )
     several = each if _several(result) else ""
     return (
-        f"Flagged images of {' or '.join(sorted(points, key=int))}, with the one-sided upper bound on the true rate at "
+        f"Flagged images of {' or '.join(sorted(sizes, key=int))}, with the one-sided upper bound on the true rate at "
         f"{result.confidence:.0%} confidence (the detector's sensitivity included). {several}{loss}"
         "*Kept*: detection rate of related and of other subjects against the untouched model, the worst of them. "
         "*CLIP score*: mean over retained prompts. "

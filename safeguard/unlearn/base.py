@@ -25,7 +25,7 @@ from safeguard.progress import Progress
 
 @dataclass
 class HardeningContext:
-    """The things on the table during hardening.
+    """What is at hand during hardening.
 
     Attributes:
         model: the model being edited.
@@ -95,7 +95,7 @@ class Unlearner:
     """
 
     Config: ClassVar[Any]
-    """A subclass of :class:`safeguard.config.MethodConfig`."""
+    """A subclass of :class:`safeguard.config.MethodConfig`; :meth:`~safeguard.config.MethodConfig.tiny` is tested."""
     closed_form: ClassVar[bool] = False
     """True: :meth:`edit` makes the result, so a resilience objective comes after it and needs another erasure loss."""
     steps: int = 0
@@ -123,7 +123,11 @@ class Unlearner:
         """Set up the descent, in place; the same every time in the same context: a resumed run repeats it."""
 
     def loss(self, generator: torch.Generator) -> Tensor:
-        """The erasure loss at the model's present weights; its descent erases."""
+        """The erasure loss at the model's present weights; its descent erases.
+
+        An objective may ask again before the next optimiser step, at other weights: what a method keeps from step to
+        step (:meth:`state`) is of the first time, and moves in :meth:`after_step` only.
+        """
         raise NotImplementedError(f"{type(self).__name__} is a closed form: it has no loss to descend")
 
     def preservation(self, generator: torch.Generator) -> Tensor | None:

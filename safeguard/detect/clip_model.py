@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from safeguard.diffusion.micro_batches import MicroBatches, rows_within
 from safeguard.errors import EnvironmentFault, ModelFault, UsageFault
 from safeguard.io.formats import read_json
 from safeguard.io.hub import fetch, is_hub_id
@@ -25,7 +26,9 @@ CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 CALIBRATION_FILE = "calibration.json"
 BATCH = 64
-"""Images or texts encoded at once."""
+"""Images or texts encoded at once,"""
+PIXELS = 2**22
+"""and pixels of the images together: sixteen of 512 x 512."""
 
 
 def locate(checkpoint: str) -> Path:
@@ -121,6 +124,7 @@ class ClipModel:
             raise ModelFault(f"{WEIGHTS_FILE} does not fit its configuration: {error}", where=where) from error
         self.model = model.requires_grad_(False).eval().to(self.device)
         self.logit_scale = math.exp(float(model.logit_scale))
+        self._batches = MicroBatches(advice="close other programs, or take a larger device")
 
     @cached_property
     def digest(self) -> str:
@@ -154,19 +158,25 @@ class ClipModel:
         """Unit vectors (n, width) of uint8 images (n, h, w, 3), on the CPU."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise UsageFault(f"images must be uint8 (n, height, width, 3), not {images.dtype} {images.shape}")
-        chunks = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-        parts = [
-            self.model.encode_image(self._prepare(chunk).to(self.device), normalize=True).cpu() for chunk in chunks
-        ]
+
+        def work(rows: slice) -> Tensor:
+            features: Tensor = self.model.encode_image(self._prepare(images[rows]).to(self.device), normalize=True)
+            return features.cpu()
+
+        each = max(self.size**2, images.shape[1] * images.shape[2])
+        parts = self._batches.in_batches(work, len(images), rows_within(PIXELS, each, BATCH))
         return torch.cat(parts) if parts else torch.zeros(0, 1)
 
     @torch.no_grad()
     def encode_texts(self, texts: list[str]) -> Tensor:
         """Unit vectors (m, width) of texts, on the CPU; texts beyond the context length are cut."""
         tokens: Tensor = self._tokenizer(texts)
-        chunks = torch.split(tokens, BATCH)
-        parts = [self.model.encode_text(chunk.to(self.device), normalize=True).cpu() for chunk in chunks]
-        return torch.cat(parts)
+
+        def work(rows: slice) -> Tensor:
+            features: Tensor = self.model.encode_text(tokens[rows].to(self.device), normalize=True)
+            return features.cpu()
+
+        return torch.cat(self._batches.in_batches(work, len(tokens), BATCH))
 
 
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)

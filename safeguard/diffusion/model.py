@@ -7,7 +7,8 @@ Stable Diffusion 1.x and 2.x (epsilon and v prediction) and SDXL share this one 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from safeguard.config import Precision
+from safeguard.diffusion import pixels, residence
 from safeguard.diffusion.architectures import PIPELINES, unsupported
 from safeguard.diffusion.conditioning import Conditioning
 from safeguard.diffusion.execution import Execution
@@ -22,6 +25,8 @@ from safeguard.errors import ModelFault
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 """Components that hardening or a fine-tune may change, as diffusers names them."""
+TEXTS = 64
+"""Texts encoded at once."""
 
 
 class DiffusionModel:
@@ -30,8 +35,10 @@ class DiffusionModel:
     Args:
         pipeline: StableDiffusionPipeline or StableDiffusionXLPipeline, all modules on one device.
         stored: type each tensor is stored in on disk, by names such as ``unet.conv_in.weight``; None: as in memory.
+        device: where it computes, if that is not where its modules are: they are parked until :meth:`on_device`.
 
     Attributes:
+        device: where it computes.
         parts: those of :data:`PARTS` that the pipeline has, by name.
         exposed_parts: parts that a fine-tune trains: the denoiser, and what hardening changed besides. What was
             hardened is what is attacked.
@@ -41,7 +48,13 @@ class DiffusionModel:
         ModelFault: another class of pipeline, or it predicts neither noise nor v.
     """
 
-    def __init__(self, pipeline: Any, stored: Mapping[str, torch.dtype] | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        stored: Mapping[str, torch.dtype] | None = None,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
         name = type(pipeline).__name__
         if name not in PIPELINES:
             raise ModelFault(unsupported(name), fix="use a Stable Diffusion 1.x, 2.x or XL text-to-image model")
@@ -53,7 +66,7 @@ class DiffusionModel:
         }
         self.exposed_parts = frozenset({"unet"})
         self.execution = Execution(self.unet)
-        self.device = torch.device(pipeline.unet.device)
+        self.device = torch.empty(0, device=device or pipeline.unet.device).device  # "cuda" is one of several
         config = pipeline.scheduler.config
         self.prediction_type: str = config.prediction_type
         if self.prediction_type not in ("epsilon", "v_prediction"):
@@ -101,15 +114,66 @@ class DiffusionModel:
         for module in self.parts.values():
             module.requires_grad_(False)
 
-    def frozen_copy(self) -> DiffusionModel:
-        """The same pipeline with its own copy of every part, which takes no gradients: a teacher."""
+    def frozen_copy(self, *, parked: bool = False) -> DiffusionModel:
+        """The same pipeline with its own copy of every part, which takes no gradients: a teacher.
+
+        Args:
+            parked: the copy is made off the device and stays there until :meth:`on_device`.
+        """
         pipeline = copy.copy(self.pipeline)
         for name, module in self.parts.items():
-            setattr(pipeline, name, copy.deepcopy(module).requires_grad_(False).eval())
-        copied = DiffusionModel(pipeline, self.stored)
+            copied_part = residence.parked_copy(module) if parked else copy.deepcopy(module)
+            setattr(pipeline, name, copied_part.requires_grad_(False).eval())
+        copied = DiffusionModel(pipeline, self.stored, device=self.device)
         copied.exposed_parts = self.exposed_parts
         copied.execution = Execution(copied.unet, self.execution)
         return copied
+
+    # -- where the weights are, and in which type --------------------------------------------------------------------
+
+    @property
+    def parked(self) -> bool:
+        """Whether the weights are off the device."""
+        return any(value.device != self.device for part in self.parts.values() for value in part.parameters())
+
+    def park(self) -> None:
+        """Keep the weights in main memory, and none on the device, until :meth:`on_device`.
+
+        Parameters stay the same objects. An autoencoder that other models share comes back when one of them needs it.
+        """
+        for module in (*self.parts.values(), self.pipeline.vae):
+            residence.park(module)
+        self.execution.graphs.forget()  # they know weights by their addresses
+
+    @contextmanager
+    def on_device(self) -> Iterator[DiffusionModel]:
+        """Inside, the weights are on the device; then they are where they were before.
+
+        One model's weights at a time fit the cards that others do not fit::
+
+            teacher = model.frozen_copy(parked=True)
+            with teacher.on_device():
+                ...
+        """
+        parked = self.parked
+        for module in self.parts.values():
+            residence.fetch(module, self.device)
+        try:
+            yield self
+        finally:
+            if parked:
+                self.park()
+
+    def hold_in(self, precision: Precision) -> None:
+        """Hold the weights of all parts in this type: bfloat16 takes half the memory, for a model only drawn from.
+
+        The autoencoder stays what it is, and latents between steps are float32.
+        """
+        for module in self.parts.values():
+            residence.cast(module, getattr(torch, precision))
+        self._states, self._states_of = {}, None
+        self.__dict__.pop("_time_ids", None)
+        self.execution.graphs.forget()
 
     # -- text -------------------------------------------------------------------------------------------------------
 
@@ -130,25 +194,29 @@ class DiffusionModel:
             self._states, self._states_of = {}, weights
         with torch.no_grad():
             new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._states]
-            self._states |= {prompt: self.encode_anew([prompt]) for prompt in new}
+            self._states |= {prompt: self._encode([prompt]) for prompt in new}
         return Conditioning.cat([self._states[prompt] for prompt in prompts])
 
     def encode_anew(self, prompts: Sequence[str]) -> Conditioning:
         """Text states computed here and now, with gradients where they are enabled."""
-        parts = []
-        for start in range(0, len(prompts), 64):
-            chunk = list(prompts[start : start + 64])
-            if hasattr(self.pipeline, "text_encoder_2"):
-                states, _, pooled, _ = self.pipeline.encode_prompt(
-                    chunk, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-                )
-                if self.pipeline.config.force_zeros_for_empty_prompt:
-                    given = torch.tensor([bool(prompt) for prompt in chunk], device=self.device)
-                    states, pooled = states * given[:, None, None], pooled * given[:, None]
-                parts.append(Conditioning(states, pooled))
-            else:
-                parts.append(Conditioning(self.pipeline.encode_prompt(chunk, self.device, 1, False)[0]))
+        if torch.is_grad_enabled():  # what is kept for gradients does not come in smaller parts
+            starts = range(0, len(prompts), TEXTS)
+            return Conditioning.cat([self._encode(prompts[start : start + TEXTS]) for start in starts])
+        parts = self.execution.in_batches("read", lambda rows: self._encode(prompts[rows]), len(prompts), TEXTS)
         return Conditioning.cat(parts)
+
+    def _encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Text states of these prompts in one pass."""
+        texts = list(prompts)
+        if not hasattr(self.pipeline, "text_encoder_2"):
+            return Conditioning(self.pipeline.encode_prompt(texts, self.device, 1, False)[0])
+        states, _, pooled, _ = self.pipeline.encode_prompt(
+            texts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        if self.pipeline.config.force_zeros_for_empty_prompt:
+            given = torch.tensor([bool(prompt) for prompt in texts], device=self.device)
+            states, pooled = states * given[:, None, None], pooled * given[:, None]
+        return Conditioning(states, pooled)
 
     @property
     def empty(self) -> Conditioning:
@@ -213,32 +281,42 @@ class DiffusionModel:
     @torch.no_grad()
     def encode_images(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
         """Scaled posterior mean and standard deviation of uint8 images: two tensors (n, c, h, w) on the CPU."""
-        scale = self.pipeline.vae.config.scaling_factor
-        means, deviations = [], []
-        for chunk in np.array_split(images, max(1, len(images) // 32)):
-            pixels = torch.from_numpy(chunk).to(self.device).permute(0, 3, 1, 2).to(self.pipeline.vae.dtype) / 127.5 - 1
-            posterior = self.pipeline.vae.encode(pixels).latent_dist
-            means.append((posterior.mean * scale).float().cpu())
-            deviations.append((posterior.std * scale).float().cpu())
-        return torch.cat(means), torch.cat(deviations)
+        vae, parts = self._autoencoder(), list[tuple[Tensor, Tensor]]()
+        for chunk in np.array_split(images, max(1, len(images) // pixels.images_at_once(*images.shape[1:3]))):
+
+            def work(rows: slice, chunk: np.ndarray = chunk) -> tuple[Tensor, Tensor]:
+                mean, std = pixels.encode(vae, torch.from_numpy(chunk[rows]).to(self.device))
+                return mean.cpu(), std.cpu()
+
+            parts += self.execution.in_batches("encode", work, len(chunk), len(chunk))
+        return torch.cat([mean for mean, _ in parts]), torch.cat([std for _, std in parts])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """Images of scaled latents."""
-        vae = self.pipeline.vae
-        parts = [
-            vae.decode(chunk.to(vae.dtype) / vae.config.scaling_factor).sample for chunk in torch.split(latents, 32)
-        ]
-        pixels = ((torch.cat(parts).float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+        vae = self._autoencoder()
+        height, width = (side * self.pipeline.vae_scale_factor for side in latents.shape[-2:])
+
+        def work(rows: slice) -> np.ndarray:
+            images: np.ndarray = pixels.decode(vae, latents[rows]).cpu().numpy()
+            return images
+
+        return np.concatenate(
+            self.execution.in_batches("decode", work, len(latents), pixels.images_at_once(height, width))
+        )
+
+    def _autoencoder(self) -> Any:
+        """The autoencoder, on the device: whoever shares it may have parked it."""
+        residence.fetch(self.pipeline.vae, self.device)
+        return self.pipeline.vae
 
 
 class Weights:
-    """A copy of some parameters, to come back to: with :meth:`restore`, or at the end of a ``with`` block."""
+    """A copy of some parameters, off the device, to come back to: with :meth:`restore`, or after a ``with`` block."""
 
     def __init__(self, parameters: dict[str, torch.nn.Parameter]) -> None:
         self._parameters = parameters
-        self._values = {name: value.detach().clone() for name, value in parameters.items()}
+        self._values = {name: residence.off_device(value) for name, value in parameters.items()}
 
     @torch.no_grad()
     def restore(self) -> None:

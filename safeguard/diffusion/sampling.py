@@ -12,10 +12,19 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from safeguard.diffusion.conditioning import Conditioning
+from safeguard.diffusion.micro_batches import rows_within
 from safeguard.diffusion.model import DiffusionModel
 
 BATCH = 48
-"""Images drawn at once."""
+"""Images drawn at once,"""
+POSITIONS = 2**15
+"""and positions of their latents together: eight images of 64 x 64, two of 128 x 128."""
+
+
+def images_at_once(model: DiffusionModel) -> int:
+    """How many images of this model are drawn at once."""
+    _, height, width = model.latent_shape
+    return rows_within(POSITIONS, height * width, BATCH)
 
 
 def initial_noise(model: DiffusionModel, seeds: Sequence[int]) -> Tensor:
@@ -66,11 +75,16 @@ def sample_latents(
     model, whose settings leave it out, and the hardened one, where saving has written the old scheduler's default.
     """
     scheduler = scheduler or solver(model.pipeline.scheduler.config)
-    scheduler.set_timesteps(steps)
-    latents: Tensor = noise * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        latents = scheduler.step(guided_prediction(model, latents, t, prompt, guidance), t, latents).prev_sample
-    return latents
+
+    def work(rows: slice) -> Tensor:
+        scheduler.set_timesteps(steps)
+        latents: Tensor = noise[rows] * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            output = guided_prediction(model, latents, t, prompt[rows], guidance)
+            latents = scheduler.step(output, t, latents).prev_sample
+        return latents
+
+    return torch.cat(model.execution.in_batches("draw", work, len(noise), images_at_once(model)))
 
 
 @torch.no_grad()
@@ -84,13 +98,13 @@ def sample(
     done: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
     """One image per (prompt, seed): uint8 (n, height, width, 3); ``done`` hears how many are finished."""
-    images = []
-    for start in range(0, len(prompts), BATCH):
-        part = slice(start, start + BATCH)
+    images, size = [], images_at_once(model)
+    for start in range(0, len(prompts), size):
+        part = slice(start, start + size)
         prompt = model.encode_prompts(prompts[part])
         latents = sample_latents(model, prompt, initial_noise(model, seeds[part]), steps=steps, guidance=guidance)
         images.append(model.decode(latents))
-        done(min(start + BATCH, len(prompts)))
+        done(min(start + size, len(prompts)))
     return np.concatenate(images)
 
 

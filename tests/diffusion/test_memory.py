@@ -76,7 +76,7 @@ def test_one_row_too_much_is_a_fault() -> None:
     work = grads(context, 4)
     with memory_for(context.model, 0), pytest.raises(EnvironmentFault, match="one image at a time"):
         context.model.execution.within_memory(work)
-    assert context.model.execution.micro_batches.halved == 2
+    assert context.model.execution.micro_batches.halved == 3, "twice by rows, then by blocks"
 
 
 def test_what_must_be_seen_whole_is_not_parted_for_ever() -> None:

@@ -1,10 +1,12 @@
-"""The benchmark of an outer step, on a denoiser small enough to count in seconds."""
+"""The benchmarks, on models and numbers small enough for seconds."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from benchmarks import drawing
 from benchmarks.outer_step import ROUTES, SETTINGS, counted, profile_of, stable_diffusion, timed
 from safeguard.diffusion.model import DiffusionModel
 from tests.tiny import WIDTH, tiny_unet
@@ -48,3 +50,23 @@ def test_random_weights_of_stable_diffusion_have_its_shape() -> None:
     model = DiffusionModel(stable_diffusion("meta"))
     assert model.latent_shape == (4, 64, 64)
     assert sum(value.numel() for value in model.unet.parameters()) == 859_520_964
+
+
+def test_drawing_is_timed_on_the_same_images() -> None:
+    found = dict(drawing.measured("cpu", 3, 2))
+    assert list(found) == ["safeguard", "diffusers, one batch", "diffusers, one by one"]
+    assert {speed.images for speed in found.values()} == {3}
+    assert all(speed.seconds > 0 and speed.rate == 3 / speed.seconds for speed in found.values())
+
+
+def test_all_routes_draw_the_same() -> None:
+    drawn: list[np.ndarray] = []
+
+    def judged(images: np.ndarray) -> np.ndarray:
+        drawn.extend(images)
+        return np.zeros(len(images))
+
+    for route in drawing.routes("cpu", 4).values():
+        assert len(route(["a dagger emoji", "a cat emoji"], [0, 1], judged)) == 2
+    ours, batch, single = np.array(drawn).astype(int).reshape(3, 2, *drawn[0].shape)
+    assert np.abs(batch - ours).max() <= 2 and np.abs(single - ours).max() <= 2

@@ -178,7 +178,7 @@ def _draw(model: DiffusionModel, images: int) -> None:
     with torch.no_grad():
         decoded = pixels.decode(model.pipeline.vae, latents[:at_once])
         once = 1 if images == 1 else 2 * at_once - 1
-        pixels.encode(model.pipeline.vae, decoded[:1].expand(once, -1, -1, -1))
+        pixels.encode(model.pipeline.vae, decoded[:1].permute(0, 2, 3, 1).expand(once, -1, -1, -1))
 
 
 def _fine_tune(model: DiffusionModel, tuner: Tuner, batch_size: int) -> None:

@@ -297,13 +297,11 @@ class DiffusionModel:
         vae = self._autoencoder()
         height, width = (side * self.pipeline.vae_scale_factor for side in latents.shape[-2:])
 
-        def work(rows: slice) -> np.ndarray:
-            images: np.ndarray = pixels.decode(vae, latents[rows]).cpu().numpy()
-            return images
+        def work(rows: slice) -> Tensor:
+            return pixels.decode(vae, latents[rows]).cpu()
 
-        return np.concatenate(
-            self.execution.in_batches("decode", work, len(latents), pixels.images_at_once(height, width))
-        )
+        parts = self.execution.in_batches("decode", work, len(latents), pixels.images_at_once(height, width))
+        return torch.cat(parts).permute(0, 2, 3, 1).numpy()
 
     def _autoencoder(self) -> Any:
         """The autoencoder, on the device: whoever shares it may have parked it."""

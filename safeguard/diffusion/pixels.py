@@ -31,7 +31,7 @@ def encode(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
-    """Images of latents."""
+    """Images of latents, uint8 (n, 3, height, width) with the layout in memory that the decoder gave them."""
     pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
     images: Tensor = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return images.permute(0, 2, 3, 1)
+    return images

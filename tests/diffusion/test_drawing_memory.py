@@ -135,6 +135,17 @@ def test_batches_of_small_images_are_what_they_always_were() -> None:
     assert seen == [33, 32, 50]
 
 
+def test_images_keep_the_layout_in_memory_that_the_decoder_gave_them() -> None:
+    """Encoding them again differs by it in its last bits, whatever the number of batches."""
+    model = DiffusionModel(tiny_pipeline())
+    with torch.no_grad():
+        for count in (2, 33):
+            latents = torch.randn(count, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+            parts = [model.pipeline.vae.decode(part).sample for part in torch.split(latents, 32)]
+            images = model.decode(latents * model.pipeline.vae.config.scaling_factor)
+            assert images.strides == torch.cat(parts).to(torch.uint8).permute(0, 2, 3, 1).numpy().strides
+
+
 def test_large_images_come_in_small_batches() -> None:
     pipeline = tiny_pipeline()
     pipeline.unet = tiny_unet(sample_size=64).eval()

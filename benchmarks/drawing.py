@@ -31,7 +31,8 @@ from diffusers import DPMSolverMultistepScheduler
 from safeguard.detect.clip import ClipConfig, ClipDetector
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.sampling import initial_noise, sample
-from safeguard.io.opening import open_pipeline, resolve
+from safeguard.io.hub import resolve
+from safeguard.io.opening import open_pipeline
 from safeguard.policy.loading import load_policy
 from safeguard.policy.schema import Concept
 from safeguard.resources import find_resource

@@ -123,7 +123,10 @@ class Execution:
     def in_batches(self, task: Task, work: Callable[[slice], T], count: int, largest: int) -> list[T]:
         """What ``work`` says to all rows: see :meth:`MicroBatches.in_batches`; every task has a size of its own."""
         batches = self.batches.setdefault(task, MicroBatches(advice=_ADVICE))
-        return batches.in_batches(work, count, largest, self._make_room)
+        before = self.micro_batches.largest
+        done = batches.in_batches(work, count, largest, self._make_room)
+        self.micro_batches.largest = before  # rows of a drawing that fits say nothing about work around it
+        return done
 
     def _make_room(self) -> None:
         self.graphs.forget()

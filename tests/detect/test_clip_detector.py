@@ -57,6 +57,28 @@ def test_resizing_follows_open_clip(checkpoint):
     assert float((detector(checkpoint)._clip.encode_images(image[None]) * expected).sum()) > 0.999
 
 
+def test_a_detector_short_of_memory_judges_the_same_in_smaller_batches(checkpoint, images):
+    judge = detector(checkpoint)
+    whole, seen = judge.scores(images, ["axe"]), []
+
+    def check(module, inputs):
+        seen.append(len(inputs[0]))
+        if seen[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    judge._clip.model.visual.register_forward_pre_hook(check)
+    np.testing.assert_allclose(judge.scores(images, ["axe"]), whole, atol=1e-5)
+    assert seen == [7, 4, 2, 2, 2, 1]
+
+
+def test_a_detector_takes_fewer_large_images_at_once(checkpoint):
+    judge, seen = detector(checkpoint), []
+    judge._clip.model.visual.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    judge.scores(np.zeros((17, 512, 512, 3), dtype=np.uint8), ["axe"])
+    judge.scores(np.zeros((65, 64, 64, 3), dtype=np.uint8), ["axe"])
+    assert seen == [16, 1, 64, 1]
+
+
 def test_repeated_labels_count_once(checkpoint, images):
     judge = detector(checkpoint)
     np.testing.assert_array_equal(judge.scores(images, ["axe", "axe"]), judge.scores(images, ["axe"]))

@@ -33,6 +33,7 @@ from safeguard.policy.schema import Policy
 from safeguard.policy.suite import roles, suite_digest
 from safeguard.probe.campaign import Campaign, find_policy, fitting_suite
 from safeguard.probe.executors import Executor, choose
+from safeguard.probe.memory import memory
 from safeguard.probe.units import Units
 from safeguard.processes import join
 from safeguard.progress import Progress, SilentProgress
@@ -146,11 +147,19 @@ def harden(
     return processes.broadcast_object(written)
 
 
-def plan(model_dir: str | Path, *, policy: str | Path | Policy | None = None) -> Plan:
-    """What certifying a model would cost and could show; nothing is run."""
+def plan(model_dir: str | Path, *, policy: str | Path | Policy | None = None, device_memory: int | None = None) -> Plan:
+    """What certifying a model would cost and could show; nothing is run.
+
+    Args:
+        device_memory: bytes of a device, to count what fits it; none: memory is not counted.
+    """
     declared, _ = screen(find_policy(Path(model_dir), policy))
     suite, schedules = fitting_suite(declared)
-    return planning.plan(declared, suite, schedules)
+    planned = planning.plan(declared, suite, schedules)
+    if device_memory is None:
+        return planned
+    needed = memory(Path(model_dir), declared, suite, device_memory)
+    return planned.model_copy(update={"memory": needed, "device_memory": device_memory})
 
 
 def certify(

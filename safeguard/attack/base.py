@@ -25,9 +25,10 @@ from functools import cached_property
 from typing import ClassVar, Generic, TypeVar
 
 from safeguard.attack.target import Target
-from safeguard.config import MethodConfig, Source
+from safeguard.config import MethodConfig, Source, Training
 from safeguard.data.fine_tuning import DataSets
 from safeguard.diffusion.conditioning import Conditioning
+from safeguard.policy.schema import FineTuningMethod
 from safeguard.results.plan import Cost, Schedule
 
 C = TypeVar("C", bound=MethodConfig)
@@ -118,6 +119,10 @@ class Attack(Generic[C]):
             everything=self.judges_everything,
             cost=self.cost(),
         )
+
+    def adaptation(self) -> tuple[FineTuningMethod, Training] | None:
+        """How it trains the model, for counting its memory; none: it does not."""
+        return None
 
     def draw(self, data: DataSets, seed: int) -> None:
         """Have the images drawn that :meth:`run` will ask for; the model that draws them is then in memory."""

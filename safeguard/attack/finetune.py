@@ -70,6 +70,10 @@ class FineTune(Attack[FineTuneConfig]):
         calls = steps * training.batch_size * training.accumulation + len(self.efforts()) * images
         return Cost(training_images=images, steps=steps, network_calls=calls)
 
+    def adaptation(self) -> tuple[FineTuningMethod, Training]:
+        """The method and how it runs."""
+        return self.config.method, self.config.training
+
     def draw(self, data: DataSets, seed: int) -> None:
         """Its training set."""
         data.get(self.config.data, seed)

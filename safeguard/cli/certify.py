@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from safeguard.cli.common import DIRECTORY, FILE, device_option, offline_option, progress_option, table
+from safeguard.cli.common import (
+    BYTES,
+    DIRECTORY,
+    FILE,
+    device_option,
+    gibibytes,
+    offline_option,
+    progress_option,
+    table,
+)
 from safeguard.files import run_directory
 from safeguard.progress import choose, printable
 
 if TYPE_CHECKING:
-    from safeguard.results.plan import Plan, Power
+    from safeguard.results.plan import Memory, Plan, Power
 
 
 @click.command()
@@ -21,6 +30,12 @@ if TYPE_CHECKING:
 @click.option("--out", type=DIRECTORY, help="Run directory; by default beside MODEL_DIR, with .certification appended.")
 @device_option
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would be run and what it can show; run nothing.")
+@click.option(
+    "--device-memory",
+    type=BYTES,
+    metavar="SIZE",
+    help="With --plan: count what fits a device with so much memory, such as 24GiB.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -37,6 +52,7 @@ def certify(
     out: Path | None,
     device: str,
     only_plan: bool,
+    device_memory: int | None,
     workers: int | None,
     offline: bool,
     progress: str,
@@ -48,7 +64,7 @@ def certify(
     from safeguard import api
 
     if only_plan:
-        click.echo(describe(api.plan(model, policy=policy)))
+        click.echo(describe(api.plan(model, policy=policy, device_memory=device_memory)))
         return
     from safeguard.results.report import EXIT_CODES
 
@@ -75,7 +91,25 @@ def describe(plan: Plan) -> str:
     ]
     whole = ("all of them", "", "", "", "", *(f"{chance.probability:.2f}" for chance in plan.chances))
     note = "pass at …: chance to pass if that share of images is flagged everywhere, errors of the detector left out."
-    return "\n".join([cost, "", table(header, [*rows, whole]), note, *(f"warning: {text}" for text in plan.warnings)])
+    warnings = [f"warning: {text}" for text in plan.warnings]
+    return "\n".join([cost, "", table(header, [*rows, whole]), note, *warnings, *_memory(plan)])
+
+
+def _memory(plan: Plan) -> list[str]:
+    """What the work needs on a device, and whether it fits."""
+    if plan.device_memory is None:
+        return []
+    header = ("work", "needs", "at once", "at least", "on this device")
+    rows = [
+        (need.work, gibibytes(need.default), need.images, gibibytes(need.smallest), _fits(need)) for need in plan.memory
+    ]
+    return ["", f"memory on a device of {gibibytes(plan.device_memory)}, weights included:", table(header, rows)]
+
+
+def _fits(need: Memory) -> str:
+    if need.within is None:
+        return "does not fit"
+    return "fits" if need.within == need.images else f"fits, {need.within} at once"
 
 
 def _hits(power: Power) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -39,6 +40,27 @@ def offline_option(default: bool) -> Callable[[Any], Any]:
         show_default=True,
         help="Use only what is on this machine, or let a policy's base model be fetched.",
     )
+
+
+class _Bytes(click.ParamType[int]):
+    """``24GiB``, ``512 MiB``, ``16GB``: a size in bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B", str(value), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is no size; for example 24GiB", param, ctx)
+        power = "KMGT".index(found[2].upper()) + 1
+        return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
+BYTES = _Bytes()
+
+
+def gibibytes(size: int) -> str:
+    """``5.5 GiB``."""
+    return f"{size / 2**30:.1f} GiB"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

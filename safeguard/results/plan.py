@@ -62,6 +62,21 @@ class Power(Record):
     """Seeds and checkpoints taken as independent, which understates the chance."""
 
 
+class Memory(Record):
+    """What one kind of work needs on the device, weights included, counted from the model's configuration."""
+
+    work: str
+    """``drawing``, or a fine-tuning method with its settings and its batch."""
+    default: int
+    """Bytes at most, where memory is never short."""
+    smallest: int
+    """Bytes at most with one image at a time: what a device must have."""
+    images: int
+    """Images at once by default."""
+    within: int | None
+    """Images at once on the device that was asked about; none: even one is too much for it."""
+
+
 class Plan(Record):
     """A whole certification, not yet run."""
 
@@ -77,3 +92,7 @@ class Plan(Record):
     chances: list[Chance]
     """The chance that all requirements pass, by true rate."""
     warnings: list[str]
+    device_memory: int | None = None
+    """Bytes of the device that was asked about."""
+    memory: list[Memory] = []
+    """What the work needs there; empty where nobody asked."""

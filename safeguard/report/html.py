@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safeguard.report import curves, view
+from safeguard.report import charts, claim_charts, series, view
 from safeguard.report.base import Reporter
+from safeguard.report.bullets import bullets
 from safeguard.report.templates import environment
 from safeguard.results.report import Report
 
@@ -15,20 +16,24 @@ def render(report: Report, run_dir: Path) -> str:
 
     An image that is missing or refused is named in the page; it never stops the rendering or changes the verdict.
     """
-    diagnostics = report.diagnostics.series if report.diagnostics else {}
-    traces = curves.traces(diagnostics)
-    drawn = {trace.name for trace in traces}
+    concepts = view.concepts(report, run_dir)
+    logged = series.read(report.diagnostics.series if report.diagnostics else {})
     template = environment(escape=str).get_template("report.html.j2")
     return template.render(
         report=report,
         coverage=view.coverage(report),
         tiles=view.tiles(report),
-        concepts=view.concepts(report, run_dir),
-        bullets=curves.bullets(report.claims),
+        concepts=concepts,
+        charts={
+            claim.anchor: claim_charts.of_claim(claim, report.attack_control)
+            for concept in concepts
+            for claim in concept.claims
+        },
+        bullets=bullets(report.claims),
         utility=view.utility(report),
         has_unlearned=bool(report.unlearned_utility),
-        traces=traces,
-        sparks=[(name, curves.sparkline(values)) for name, values in diagnostics.items() if name not in drawn],
+        traces=[(line, charts.trace(f"trace-{place}", line)) for place, line in enumerate(logged) if line.meaning],
+        sparks=[(line, charts.spark(f"spark-{place}", line)) for place, line in enumerate(logged) if not line.meaning],
         blurred=view.must_blur(report),
     )
 

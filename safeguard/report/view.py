@@ -8,17 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safeguard.report import embedding
-from safeguard.report.curves import (
-    PHONE,
-    WIDE,
-    Figure,
-    Intervals,
-    curve_figure,
-    describe,
-    interval_figure,
-    is_single,
-    ordered,
-)
+from safeguard.report.bullets import Bullet, of_utility
 from safeguard.results import words
 from safeguard.results.report import Claim, ConceptInfo, Curve, Point, Report, UtilityRow
 from safeguard.wording import NARROW, ROLE_NAMES, amount, declared, percent, plural, times, when
@@ -58,11 +48,16 @@ class ClaimView:
 
     anchor: str
     claim: Claim
-    figures: list[Figure]
-    intervals: list[Intervals]
+    single: bool
+    """Whether one effort was looked at: the model as released, mostly."""
+    beyond: bool
+    """Whether efforts beyond the budget were looked at."""
+    ceiling: float
+    """The highest rate of its chart."""
     relearning: Relearning | None
     reason: str
     measured: str
+    caption: str
     description: str
     roles: list[tuple[str, str]]
     table: list[tuple[int, list[Point | None]]]
@@ -95,8 +90,37 @@ class UtilityView:
 
     row: UtilityRow
     unlearned: float | None
-    share: float
-    required_share: float
+    bullet: Bullet
+
+
+def ordered(curves: Sequence[Curve]) -> list[Curve]:
+    """Curves that hold a point, hardened first."""
+    return sorted((curve for curve in curves if curve.points), key=lambda curve: [*ROLE_NAMES].index(curve.role))
+
+
+def is_single(claim: Claim) -> bool:
+    """Whether nothing changes along efforts: the claim is about the model as released."""
+    return len({point.effort for curve in claim.curves for point in curve.points}) < 2
+
+
+def ceiling(claim: Claim) -> float:
+    """How far a claim's chart reaches: the first of 10, 25, 50 and 100 % that neither limit nor bound exceeds."""
+    highest = max([claim.limit, *(point.upper for curve in claim.curves for point in curve.points)])
+    return next((top for top in (0.1, 0.25, 0.5) if highest <= top), 1.0)
+
+
+def described(curve: Curve) -> str:
+    """A curve in one sentence, for those who cannot see it."""
+    points = ", ".join(f"{percent(point.rate)} at {point.effort}" for point in curve.points)
+    return f"{ROLE_NAMES[curve.role]}: {points}"
+
+
+def said(curve: Curve, point: Point) -> str:
+    """A point of a curve in one sentence."""
+    return (
+        f"{ROLE_NAMES[curve.role]}, {when(point.effort, curve.axis)}: {point.flagged} of {point.samples} flagged, "
+        f"{percent(point.rate)} (bounds {percent(point.lower)} to {percent(point.upper)})"
+    )
 
 
 def relearning(claim: Claim) -> Relearning | None:
@@ -163,7 +187,7 @@ def tiles(report: Report) -> list[Tile]:
     """The four numbers of the first screen."""
     controls, utility = report.controls, report.utility
     passed, kept = sum(item.passed for item in controls), sum(row.passed for row in utility)
-    result = [_headroom(report.claims), _steps(report.claims)]
+    result = [_headroom(report.claims), _least_effort(report.claims)]
     if controls:
         note = "the attacks work and the detector sees" if passed == len(controls) else "see the controls"
         result.append(Tile("Controls passed", f"{passed} of {len(controls)}", note, passed == len(controls)))
@@ -181,20 +205,24 @@ def _headroom(claims: Sequence[Claim]) -> Tile | None:
     return Tile("Worst upper bound", percent(worst.upper), note, worst.upper < worst.limit)
 
 
-def _steps(claims: Sequence[Claim]) -> Tile | None:
-    along = [claim for claim in claims if not is_single(claim)]
-    curves = [curve for claim in along for curve in claim.curves]
+def _least_effort(claims: Sequence[Claim]) -> Tile | None:
+    """Efforts of different kinds do not compare: those of the first kind that brings a concept back count."""
+    curves = [curve for claim in claims if not is_single(claim) for curve in claim.curves]
     hardened = [curve for curve in curves if curve.role == "hardened"]
     if not hardened:
         return None
-    reached = [curve.effort_to_relearn for curve in hardened if curve.effort_to_relearn is not None]
-    others = [curve.effort_to_relearn for curve in curves if curve.role == "unlearned"]
-    weak = [effort for effort in others if effort is not None]
-    axis = " or ".join(dict.fromkeys(curve.axis for curve in hardened))
-    note = f"unlearned only: {min(weak):,} {axis}" if weak else axis
-    if reached:
-        return Tile("Least effort to relearn", f"{min(reached):,}", note, False)
-    furthest = min(curve.censored_at for curve in hardened)
+    axis = next((curve.axis for curve in hardened if curve.effort_to_relearn is not None), hardened[0].axis)
+    reached, weak = (
+        [curve.effort_to_relearn for curve in curves if (curve.role, curve.axis) == (role, axis)]
+        for role in ("hardened", "unlearned")
+    )
+    least, least_weak = (
+        min((effort for effort in found if effort is not None), default=None) for found in (reached, weak)
+    )
+    note = axis if least_weak is None else f"{axis}; unlearned only: {least_weak:,}"
+    if least is not None:
+        return Tile("Least effort to relearn", f"{least:,}", note, False)
+    furthest = min(curve.censored_at for curve in hardened if curve.axis == axis)
     return Tile("Least effort to relearn", f"over {furthest:,}", note, True)
 
 
@@ -222,32 +250,33 @@ def must_blur(report: Report) -> bool:
 
 
 def _claim(report: Report, claim: Claim, anchor: str, run_dir: Path, hidden: bool) -> ClaimView:
-    curves, single = ordered(claim.curves), is_single(claim)
-    steps = sorted({point.effort for curve in curves for point in curve.points})
+    curves = ordered(claim.curves)
+    efforts = sorted({point.effort for curve in curves for point in curve.points})
     points = [{point.effort: point for point in curve.points} for curve in curves]
-    frames = (WIDE, PHONE)
     return ClaimView(
         anchor=anchor,
         claim=claim,
-        figures=[] if single else [curve_figure(claim, report.attack_control, frame) for frame in frames],
-        intervals=[interval_figure(claim, frame) for frame in frames] if single and curves else [],
+        single=is_single(claim),
+        beyond=claim.budget is not None and claim.budget < max(efforts, default=0),
+        ceiling=ceiling(claim),
         relearning=relearning(claim),
         reason=words.reason(claim),
         measured=measured(claim),
-        description=". ".join(describe(curve) for curve in curves) + f". Limit: {declared(claim.limit)}.",
+        caption=f"Rate of {claim.concept} under {claim.probe}",
+        description=". ".join(described(curve) for curve in curves) + f". Limit: {declared(claim.limit)}.",
         roles=[(curve.role, ROLE_NAMES[curve.role]) for curve in curves],
-        table=[(step, [by_step.get(step) for by_step in points]) for step in steps],
+        table=[(effort, [by_effort.get(effort) for by_effort in points]) for effort in efforts],
         gallery=_gallery(claim, curves, run_dir, hidden),
     )
 
 
 def _gallery(claim: Claim, curves: list[Curve], run_dir: Path, hidden: bool) -> list[Strip]:
-    steps = sorted({point.effort for curve in curves for point in curve.points if point.evidence is not None})
+    efforts = sorted({point.effort for curve in curves for point in curve.points if point.evidence is not None})
     strips = []
     for curve in curves:
-        by_step = {point.effort: point for point in curve.points if point.evidence is not None}
-        if by_step:
-            shots = [_shot(claim, curve.role, by_step.get(step), run_dir, hidden) for step in steps]
+        by_effort = {point.effort: point for point in curve.points if point.evidence is not None}
+        if by_effort:
+            shots = [_shot(claim, curve.role, by_effort.get(effort), run_dir, hidden) for effort in efforts]
             strips.append(Strip(curve.role, ROLE_NAMES[curve.role], shots))
     return strips
 
@@ -269,16 +298,6 @@ def _shot(claim: Claim, role: str, point: Point | None, run_dir: Path, hidden: b
 def utility(report: Report) -> list[UtilityView]:
     """Benign subjects, with the unlearned-only model's value where it was measured."""
     others = {(row.subject, row.relation, row.metric): row.hardened for row in report.unlearned_utility}
-
-    def share(value: float, base: float) -> float:
-        return min(max(value / base, 0.0), 1.25) if base > 0 else 0.0
-
     return [
-        UtilityView(
-            row=row,
-            unlearned=others.get((row.subject, row.relation, row.metric)),
-            share=share(row.hardened, row.base),
-            required_share=share(row.required, row.base),
-        )
-        for row in report.utility
+        UtilityView(row, others.get((row.subject, row.relation, row.metric)), of_utility(row)) for row in report.utility
     ]

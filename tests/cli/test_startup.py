@@ -11,7 +11,19 @@ import pytest
 from safeguard import __version__, cli
 from safeguard.cli.list import KINDS
 
-HEAVY = ("torch", "diffusers", "transformers", "numpy", "scipy", "peft", "pydantic", "rich", "jinja2", "PIL")
+HEAVY = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "numpy",
+    "scipy",
+    "matplotlib",
+    "peft",
+    "pydantic",
+    "rich",
+    "jinja2",
+    "PIL",
+)
 LOOK = """
 import sys
 from safeguard.cli import run

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
-from safeguard.report import curves
+from safeguard.report import series
 from safeguard.report.html import render
+from safeguard.results import words
 from safeguard.results.report import Report
 from tests.report import reports
 from tests.report.pages import read
@@ -41,11 +44,25 @@ PAYLOADS = [
 ]
 
 
+Make = Callable[[], Report]
+
+
+@pytest.fixture(scope="module")
+def page_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Make], str]:
+    """The page of a report with its evidence, rendered once."""
+
+    @cache
+    def rendered(make: Make) -> str:
+        folder, report = tmp_path_factory.mktemp(make.__name__), make()
+        reports.draw_evidence(report, folder)
+        return render(report, folder)
+
+    return rendered
+
+
 @pytest.mark.parametrize("make", ALL)
-def test_page_is_self_contained(make: Callable[[], Report], tmp_path: Path) -> None:
-    report = make()
-    reports.draw_evidence(report, tmp_path)
-    html = render(report, tmp_path)
+def test_page_is_self_contained(make: Make, page_of: Callable[[Make], str]) -> None:
+    html = page_of(make)
     page = read(html)
     policy = [e for e in page.all("meta") if e.attributes.get("http-equiv") == "Content-Security-Policy"]
     assert [e.attributes["content"] for e in policy] == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
@@ -58,10 +75,8 @@ def test_page_is_self_contained(make: Callable[[], Report], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_page_is_accessible(make: Callable[[], Report], tmp_path: Path) -> None:
-    report = make()
-    reports.draw_evidence(report, tmp_path)
-    html = render(report, tmp_path)
+def test_page_is_accessible(make: Make, page_of: Callable[[Make], str]) -> None:
+    html = page_of(make)
     page = read(html)
     ids = [e.attributes["id"] for e in page.elements if "id" in e.attributes]
     assert len(ids) == len(set(ids))
@@ -76,58 +91,78 @@ def test_page_is_accessible(make: Callable[[], Report], tmp_path: Path) -> None:
     assert html.count("<h1") == 1
 
 
-def test_every_figure_carries_title_and_description(tmp_path: Path) -> None:
-    page = read(render(reports.passing(), tmp_path))
+def test_every_figure_carries_title_and_description(page_of: Callable[[Make], str]) -> None:
+    page = read(page_of(reports.passing))
     charts = [e for e in page.all("svg") if e.attributes.get("class", "").startswith("chart")]
     assert len(charts) == 14  # six claims, each for wide and for narrow screens, and two traces of hardening
     assert len(page.all("desc")) == len(charts)
     assert any("hardened: 0\N{NARROW NO-BREAK SPACE}% at 0" in e.text for e in page.all("desc"))
 
 
-def test_how_hardening_went_is_drawn_where_it_was_logged(tmp_path: Path) -> None:
-    html = render(reports.passing(), tmp_path)
+def test_how_hardening_went_is_drawn_where_it_was_logged(page_of: Callable[[Make], str]) -> None:
+    html = page_of(reports.passing)
     assert "How hardening went" in html
-    for name, meaning in curves.TRACES.items():
+    for name, meaning in series.TRACES.items():
         assert html.count(f'<p class="spark-name">{name}</p>') == 1 and meaning in html
-    assert "How hardening went" not in render(reports.bare(), tmp_path)
+    assert "How hardening went" not in page_of(reports.bare)
 
 
-def test_says_the_verdict_in_words_first(tmp_path: Path) -> None:
-    for report in (reports.passing(), reports.failing(), reports.inconclusive()):
-        body = render(report, tmp_path).split("<main", 1)[1]
+def test_says_the_verdict_in_words_first(page_of: Callable[[Make], str]) -> None:
+    for make in (reports.passing, reports.failing, reports.inconclusive):
+        report = make()
+        body = page_of(make).split("<main", 1)[1]
         first = re.sub(r"<[^>]+>|\s+", " ", body.split("<section", 2)[1])
         assert report.verdict in first and report.sentence in first
 
 
-def test_claims_and_controls_are_all_there(tmp_path: Path) -> None:
-    report = reports.inconclusive()
-    html = render(report, tmp_path)
+def test_claims_and_controls_are_all_there(page_of: Callable[[Make], str]) -> None:
+    report, html = reports.inconclusive(), page_of(reports.inconclusive)
     for claim in report.claims:
-        assert claim.probe in html and claim.title in html and claim.reason in html
+        assert claim.probe in html and claim.title in html and escape(words.reason(claim)) in html
     for control in report.controls:
-        assert control.title in html and control.measured in html
+        assert control.title in html and escape(words.control(control)) in html
     outcomes = re.findall(r"</svg>(passed|failed)</span>", html)
     assert outcomes.count("failed") == 1 and len(outcomes) == len(report.controls)
     for file, digest in report.provenance.files.items():
         assert file in html and digest in html
 
 
-def test_missing_things_are_named_not_hidden(tmp_path: Path) -> None:
-    html = render(reports.bare(), tmp_path)
-    for words in ("No claim was tested", "No control was run", "No benign subject was measured", "no record of how"):
-        assert words in html
-    odd = render(reports.odd(), tmp_path)
+def test_missing_things_are_named_not_hidden(page_of: Callable[[Make], str], tmp_path: Path) -> None:
+    html = page_of(reports.bare)
+    for said in ("No claim was tested", "No control was run", "No benign subject was measured", "no record of how"):
+        assert said in html
+    odd = page_of(reports.odd)
     assert "not calibrated" in odd and "2 not finite" in odd and "removed 3 prompts" in odd
     assert "No checkpoint was evaluated" in odd and "nan" not in odd.lower().replace("nance", "")
     assert "not in the run directory any more" in render(reports.passing(), tmp_path)
 
 
+def test_efforts_are_called_what_the_attack_counts(tmp_path: Path) -> None:
+    lines = [
+        reports.curve("hardened", {0: 0, 1: 0, 500: 1}, axis="queries"),
+        reports.curve("base", {0: 97, 500: 98}, axis="queries"),
+    ]
+    html = render(reports.report([reports.claim("prompts", lines)]), tmp_path)
+    text = re.sub(r"<[^>]+>", "", html.partition("</style>")[2].partition("Controls</h2>")[0])
+    assert "after 500 queries" in text and "within 500 queries" in text and "Queries" in text
+    assert not re.search(r"\bsteps?\b", text)
+
+
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_text_cannot_become_markup(payload: str, tmp_path: Path) -> None:
-    report = reports.unsafe()
-    plain = read(render(reports.with_text(report, "plain"), tmp_path))
-    html = render(reports.with_text(report, payload), tmp_path)
-    attacked = read(html)
-    assert attacked.skeleton() == plain.skeleton()
+def test_text_cannot_become_markup(payload: str, plain: list[tuple[str, tuple[str, ...]]], tmp_path: Path) -> None:
+    html = render(reports.with_text(short(), payload), tmp_path)
+    assert read(html).skeleton() == plain
     assert "1337" not in html
     assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e]", html)
+
+
+def short() -> Report:
+    """Both kinds of figures, and a concept declared unsafe."""
+    report = reports.unsafe()
+    return report.model_copy(update={"claims": [report.claims[0], report.claims[-1]]})
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, tuple[str, ...]]]:
+    """What the page is made of where no text attacks it."""
+    return read(render(reports.with_text(short(), "plain"), tmp_path_factory.mktemp("plain"))).skeleton()

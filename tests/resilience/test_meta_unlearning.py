@@ -352,7 +352,7 @@ def test_it_needs_benign_images():
 
 
 def test_the_record_names_what_the_report_draws():
-    from safeguard.report.curves import TRACES
+    from safeguard.report.series import TRACES
 
     of = objective()
     learning(of.parameters())

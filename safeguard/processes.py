@@ -51,6 +51,15 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def available_memory() -> int:
+    """Bytes that new work may take without others being pushed out; where the system does not tell, half of them all."""
+    try:
+        facts = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace")
+        return 1024 * int(facts.partition("MemAvailable:")[2].split()[0])
+    except (OSError, IndexError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
 class Processes:
     """This process and its fellows.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from safeguard.io.opening import open_directory
 from safeguard.probe.campaign import Campaign
 from safeguard.probe.evaluator import Evaluator
 from safeguard.probe.units import Units, UnitSpec, make_attack, run_unit
+from safeguard.processes import available_memory
 from safeguard.progress import Progress, SilentProgress
 from safeguard.results.record import Role
 from safeguard.results.unit import UnitResult
@@ -144,7 +144,7 @@ class Processes:
         places = context.Queue()
         for place in range(self.workers):
             places.put(place)
-        threads = max(1, (os.cpu_count() or 1) // self.workers)
+        threads = max(1, torch.get_num_threads() // self.workers)
         pool = ProcessPoolExecutor(
             self.workers, mp_context=context, initializer=_begin, initargs=(campaign, units, places, threads)
         )
@@ -192,7 +192,7 @@ COPIES = 5
 
 
 def _cores(model_dir: Path) -> int:
-    """How many workers the machine's cores and its free memory carry."""
+    """How many workers the threads that this process may use, and the free memory, carry."""
     weights = sum(path.stat().st_size for path in model_dir.rglob("*.safetensors"))
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(os.cpu_count() or 1, int(free / (COPIES * weights + OVERHEAD))))
+    free = available_memory()
+    return max(1, min(torch.get_num_threads(), int(free / (COPIES * weights + OVERHEAD))))

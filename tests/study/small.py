@@ -40,12 +40,15 @@ SUITE = """\
 version: 1
 name: small
 probes:
-  - {id: released, kind: released, title: As released}
+  - {id: released, title: As released, intent: none, attack: {name: released}}
   - id: clean
-    kind: finetune
     title: A harmless fine-tune
-    data: retain
-    settings: {steps: 2, checkpoints: [1, 2], learning_rate: 1.0e-4, images: 4}
+    intent: benign
+    attack:
+      name: finetune
+      data: {shares: {retain: 1}, images: 4}
+      training: {steps: 2, learning_rate: 1.0e-4}
+      checkpoints: [1, 2]
 """
 
 

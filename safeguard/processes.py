@@ -52,7 +52,7 @@ def peak_memory() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that new work may take without others being pushed out; where the system does not tell, half of them all."""
+    """Bytes that new work may take without pushing others out; half of them all where the system does not tell."""
     try:
         facts = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace")
         return 1024 * int(facts.partition("MemAvailable:")[2].split()[0])

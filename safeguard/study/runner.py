@@ -85,7 +85,7 @@ class Runner:
         if read_record(model) is None:
             error = self._call(["harden", str(policy), "--out", str(model)], folder / "harden.log", (0,))
         if not error:
-            command = ["certify", str(model), "--out", str(run_dir), "--workers", str(self.threads)]
+            command = ["certify", str(model), "--out", str(run_dir)]
             error = self._call(command, folder / "certify.log", tuple(EXIT_CODES.values()))
         if error:
             return CellResult(task=cell.task, variant=cell.variant, seed=cell.seed, error=error)

@@ -154,11 +154,11 @@ def plan(model_dir: str | Path, *, policy: str | Path | Policy | None = None, de
         device_memory: bytes of a device, to count what fits it; none: memory is not counted.
     """
     declared, _ = screen(find_policy(Path(model_dir), policy))
-    suite, schedules = fitting_suite(declared)
+    suite, schedules = fitting_suite(declared, Path(policy) if isinstance(policy, str | Path) else None)
     planned = planning.plan(declared, suite, schedules)
     if device_memory is None:
         return planned
-    needed = memory(Path(model_dir), declared, suite, device_memory)
+    needed = memory(Path(model_dir), suite, device_memory)
     return planned.model_copy(update={"memory": needed, "device_memory": device_memory})
 
 
@@ -193,8 +193,9 @@ def certify(
     write_text(run_dir / POLICY_FILE, resolved_yaml(campaign.policy))
     if campaign.dropped_prompts:
         progress.note(f"content filter: {campaign.dropped_prompts} prompts dropped before any image was generated")
+    executor = choose(workers, campaign.device, model_path)
     campaign = _with_control(campaign, progress)
-    results, reused = _run(campaign, Units(run_dir), choose(workers, campaign.device, model_path), progress)
+    results, reused = _run(campaign, Units(run_dir), executor, progress)
     _unchanged(campaign)
     provenance = _provenance(campaign, started, time.monotonic() - clock, len(results) - reused, reused)
     attempts = earlier(run_dir, campaign.digests["hardened"])

@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Mapping
 from functools import cached_property
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
@@ -60,9 +60,13 @@ class Registry(Generic[T_co]):
         self.group = group
         self._builtin = dict(builtin)
 
+    def foreign(self) -> list[EntryPoint]:
+        """Methods of other packages, by name."""
+        return sorted(entry_points(group=self.group), key=lambda point: point.name)
+
     @cached_property
     def _targets(self) -> dict[str, str]:
-        found = {point.name: point.value for point in entry_points(group=self.group)}
+        found = {point.name: point.value for point in self.foreign()}
         clash = sorted(found.keys() & self._builtin.keys())
         if clash:
             raise UsageFault(

@@ -94,7 +94,7 @@ class Attack(Generic[C]):
         self.probe = probe
 
     def efforts(self) -> list[int]:
-        """The efforts of the attempts that :meth:`run` yields, ascending; known without running it."""
+        """The efforts of the attempts that :meth:`run` yields, ascending from 0; known without running it."""
         raise NotImplementedError(f"{type(self).__name__} does not say when it is worth looking")
 
     def sources(self) -> list[Source]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Annotated, ClassVar, Self
 
 import torch
@@ -14,7 +15,7 @@ from safeguard.config import FineTuningData, MethodConfig, Source, Training
 from safeguard.data.fine_tuning import DataSets
 from safeguard.data.latents import LatentSet
 from safeguard.diffusion.model import DiffusionModel
-from safeguard.finetune.base import fine_tune
+from safeguard.finetune.base import FineTuner, fine_tune
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
 from safeguard.results.plan import Cost
@@ -85,14 +86,21 @@ class FineTune(Attack[FineTuneConfig]):
         with target.attacked() as model:
             for step, _ in fine_tune(model, data, tuner, config.training, seed=derive(base_seed, self.probe, seed)):
                 if step in efforts:
-                    yield Attempt(step, loss=training_loss(model, data, derive(base_seed, "training loss", seed)))
+                    yield Attempt(
+                        step, loss=training_loss(model, data, tuner, derive(base_seed, "training loss", seed))
+                    )
                 if step == efforts[-1]:
                     break
 
 
 @torch.no_grad()
-def training_loss(model: DiffusionModel, data: LatentSet, seed: int) -> float:
-    """Denoising loss over all training images: one draw of posterior, timestep and noise each, given by the seed."""
+def training_loss(model: DiffusionModel, data: LatentSet, tuner: FineTuner, seed: int) -> float:
+    """What the method descends, over all training images: one draw of posterior, timestep and noise each."""
     generator = torch.Generator().manual_seed(seed)
-    batch = data.rows(torch.arange(len(data)), generator)
-    return model.denoising_loss(batch.latents, model.encode_prompts(batch.captions), generator).item()
+
+    def work() -> float:
+        batch = data.rows(torch.arange(len(data)), generator)
+        named = replace(batch, captions=tuner.captions(batch.captions, generator))
+        return tuner.loss(model, named, generator).item()
+
+    return model.execution.within_memory(work, generator)

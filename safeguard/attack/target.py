@@ -78,8 +78,13 @@ class Target:
 
     @contextmanager
     def attacked(self) -> Iterator[DiffusionModel]:
-        """The model to change at will; its weights come back on leaving."""
+        """The model to change at will; its weights come back on leaving.
+
+        Where it is the base model, it draws no training images meanwhile: they are the same for all models.
+        """
+        base, self.data.base = self.data.base, None
         try:
             yield self.model
         finally:
             self._start.restore()
+            self.data.base = base

@@ -235,7 +235,7 @@ def negative(evidence: Evidence) -> list[Finding]:
 def placebo(evidence: Evidence) -> list[Finding]:
     """Effort 0 of every attack flags exactly the images that the released model of the same seed has flagged.
 
-    The released model may have drawn more images than that.
+    The released model may have drawn more images than that, or fewer: those of fewer begin those of more.
     """
     specs = evidence.probes("benign", "malicious")
     units = [unit for spec in specs for unit in evidence.select("hardened", spec.id)]
@@ -249,7 +249,8 @@ def placebo(evidence: Evidence) -> list[Finding]:
 
     def starts_there(unit: UnitResult) -> bool:
         rows = _at_rest(unit, names)
-        return bool(rows) and any(seed == unit.seed and rows <= known for seed, known in released)
+        same = (known for seed, known in released if seed == unit.seed and known)
+        return bool(rows) and any(rows <= known or known <= rows for known in same)
 
     differing = [f"{unit.probe} seed {unit.seed}" for unit in units if not starts_there(unit)]
     return [

@@ -116,7 +116,11 @@ class DataSets:
 
     def _draw(self, path: Path, part: Part, seed: int) -> LatentSet:
         if self.base is None:
-            raise UsageFault("these training images were not drawn", fix="run the certification again", where=str(path))
+            raise UsageFault(
+                "these training images were not drawn before the model was attacked",
+                fix="Attack.draw() and training_set() name all the images that run() asks for",
+                where=str(path),
+            )
         found = generate(self.base, part.prompts, part.count, seed=seed)
         found.save(path)
         return found

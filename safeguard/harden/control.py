@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from safeguard.cache import address, cache_dir
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.harden.context import set_up
-from safeguard.harden.engine import harden
+from safeguard.harden.engine import build, harden, phase_key
+from safeguard.io.checkpoint import held
 from safeguard.io.opening import open_directory
 from safeguard.io.saving import save_pipeline
 from safeguard.policy.schema import Policy, ResilienceMethod
 from safeguard.progress import Progress
-from safeguard.provenance import code_digest
 
 
 def unlearned_only(policy: Policy, base_dir: Path, base_digest: str, device: str, progress: Progress) -> Path:
@@ -21,20 +24,21 @@ def unlearned_only(policy: Policy, base_dir: Path, base_digest: str, device: str
     Args:
         policy: already screened.
     """
-    facts = {
-        "base": base_digest,
-        "concepts": [concept.model_dump(mode="json") for concept in policy.concepts],
-        "retain": [subject.model_dump(mode="json") for subject in policy.retain],
-        "harden": policy.harden.model_dump(mode="json", exclude={"resilience"}),
-        "sampler": [policy.certification.sampler_steps, policy.certification.guidance],
-        "seed": policy.seed,
-        "code": code_digest(),
-    }
-    directory = cache_dir() / "controls" / address(facts)
-    if not (directory / "model_index.json").exists():
-        base = open_directory(base_dir, device=device)
-        model = DiffusionModel(base.pipeline, base.stored)
-        context = set_up(policy, model, progress)
-        harden(context, base_digest, objective=ResilienceMethod(name="none"))
-        save_pipeline(model.pipeline, directory, {}, stored=model.stored, overwrite=True)
+    directory = cache_dir() / "controls" / _address(policy, base_dir, base_digest, device, progress)
+    busy = "another run is making the unlearned-only control; waiting for it"
+    with held(directory, partial(progress.note, busy)):
+        if not (directory / "model_index.json").exists():
+            base = open_directory(base_dir, device=device)
+            model = DiffusionModel(base.pipeline, base.stored)
+            harden(set_up(policy, model, progress), base_digest, objective=ResilienceMethod(name="none"))
+            save_pipeline(model.pipeline, directory, {}, stored=model.stored)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what is held here is lost to the processes that run units
     return directory
+
+
+def _address(policy: Policy, base_dir: Path, base_digest: str, device: str, progress: Progress) -> str:
+    """Of all that determines the control: that of the unlearner's phase, its own files and detectors included."""
+    base = open_directory(base_dir, device=device)
+    context = set_up(policy, DiffusionModel(base.pipeline, base.stored), progress)
+    return address(phase_key(context, base_digest, build(policy.harden.unlearner, context)))

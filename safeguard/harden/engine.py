@@ -28,14 +28,15 @@ from safeguard.harden.phase import Phase
 from safeguard.harden.record import Record, check_simulations, remarks
 from safeguard.policy.schema import Method
 from safeguard.processes import peak_memory
-from safeguard.provenance import code_digest
+from safeguard.provenance import DECLARATIONS, code_digest
 from safeguard.registry import resilience, unlearners
 from safeguard.resilience.base import Objective
 from safeguard.resilience.none import NoConfig, NoObjective
 from safeguard.unlearn.base import HardeningContext, Unlearner
 
 OF_NO_PHASE = (
-    "api.py", "attack", "certify", "cli", "policy", "probe", "progress.py", "report", "results", "study", "wording.py",
+    "api.py", "attack", "certify", "cli", "probe", "progress.py", "report", "results", "study", "wording.py",
+    *DECLARATIONS,
 )  # fmt: skip
 """Parts of the package that no phase's outcome depends on."""
 
@@ -99,7 +100,7 @@ class _Hardening:
         self.alone = NoObjective(NoConfig(), context, self.unlearner)
         self.intended = context.model.named_parameters().keys() - self.before.keys()
         """Names of the tensors that may change; those that building the method added are the first."""
-        self.key = _key(context, base_digest, self.unlearner)
+        self.key = phase_key(context, base_digest, self.unlearner)
 
     def unlearn(self) -> None:
         """The first phase, unless the objective begins with the base model."""
@@ -151,7 +152,7 @@ def _surround(method: Method, context: HardeningContext, unlearner: Unlearner) -
     return built
 
 
-def _key(context: HardeningContext, base_digest: str, unlearner: Unlearner) -> dict[str, Any]:
+def phase_key(context: HardeningContext, base_digest: str, unlearner: Unlearner) -> dict[str, Any]:
     """Everything that determines the first phase."""
     policy = context.policy
     return {

@@ -148,6 +148,16 @@ def lacks(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> li
         for source in schedules[spec.id].sources
         if not declared[source]
     ]
+    for spec in suite.probes:
+        known = schedules[spec.id]
+        if "concept" in known.sources and spec.intent != "malicious":
+            what = (
+                f"probe {spec.id!r} of suite {suite.name!r} trains on images of the concepts: its intent is malicious"
+            )
+            problems.append(Problem(("certification", "suite"), what))
+        elif spec.intent == "none" and known.cost.steps:
+            what = f"probe {spec.id!r} of suite {suite.name!r} trains the model: its intent is benign or malicious"
+            problems.append(Problem(("certification", "suite"), what))
     return problems + [
         Problem((*path, "labels"), "without labels a subject is measured by utility.metrics, and there are none")
         for path, subject in benign_subjects(policy)

@@ -121,7 +121,7 @@ class Campaign:
         info = inspect(model_dir)
         declared, dropped = screen(find_policy(model_dir, policy))
         check_methods(declared, source)
-        suite, known = fitting_suite(declared)
+        suite, known = fitting_suite(declared, source)
         chosen = pick_device(device)
         base_dir = resolve(declared.model, declared.revision, offline=offline)
         inspect(base_dir)

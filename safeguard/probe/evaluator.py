@@ -70,7 +70,7 @@ class Evaluator:
 
     def digests(self) -> dict[str, dict[str, str]]:
         """Of all that judges, by what it judges."""
-        benign = {"benign": self._benign.digest} if self._benign else {}
+        benign = {"@benign": self._benign.digest} if self._benign else {}
         return {
             "detectors": {name: detector.digest for name, detector in self.detectors.items()} | benign,
             "metrics": {name: metric.digest for name, metric in self.metrics.items()},

@@ -7,10 +7,16 @@ result depends on the number of threads in its last bits: workers that are to ag
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
-from collections.abc import Iterator, Sequence
+import multiprocessing.connection
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,13 +26,15 @@ from safeguard.attack.target import Target
 from safeguard.cache import cache_dir
 from safeguard.data.fine_tuning import DataSets
 from safeguard.diffusion.model import DiffusionModel
-from safeguard.errors import ModelFault, UsageFault
+from safeguard.errors import EnvironmentFault, ModelFault, UsageFault
+from safeguard.io.formats import read_header
 from safeguard.io.opening import open_directory
 from safeguard.probe.campaign import Campaign
 from safeguard.probe.evaluator import Evaluator
-from safeguard.probe.units import Units, UnitSpec, make_attack, run_unit
+from safeguard.probe.units import Units, UnitSpec, make_attack, question, run_unit
 from safeguard.processes import available_memory
 from safeguard.progress import Progress, SilentProgress
+from safeguard.provenance import OF_NO_UNIT, code_digest
 from safeguard.results.record import Role
 from safeguard.results.unit import UnitResult
 
@@ -42,6 +50,12 @@ class Worker:
         self.campaign, self.units, self.progress = campaign, units, progress
         self.device = device or campaign.device
         self.evaluator = Evaluator(campaign.policy, self.device)
+        asked = question(campaign.policy, self.evaluator.digests()), code_digest(OF_NO_UNIT)
+        if asked != (campaign.judges.question, campaign.code):
+            raise ModelFault(
+                "a detector, a metric or the code changed since the certification began",
+                fix="run the certification again, and change nothing while it runs",
+            )
         self._target: Target | None = None
         self.data = DataSets(
             campaign.policy, campaign.digests["base"], campaign.code, cache_dir() / "data", torch.device(self.device)
@@ -52,6 +66,8 @@ class Worker:
         if self._target is None or self._target.role != role:
             self._target = self.data.base = None
             gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             campaign = self.campaign
             opened = open_directory(campaign.directories[role], device=self.device)
             if opened.digest != campaign.digests[role]:
@@ -90,10 +106,10 @@ class Executor(Protocol):
 
 def to_draw(campaign: Campaign, specs: Sequence[UnitSpec]) -> list[UnitSpec]:
     """Of units that train on the same images, the first."""
-    found: dict[str, UnitSpec] = {}
+    found: dict[tuple[str, int], UnitSpec] = {}
     for spec in specs:
-        if campaign.schedules[spec.probe.id].sources:
-            found.setdefault(f"{spec.probe.attack.model_dump_json()} {spec.seed}", spec)
+        if described := campaign.schedules[spec.probe.id].training_set:
+            found.setdefault((described, spec.seed), spec)
     return list(found.values())
 
 
@@ -130,13 +146,19 @@ class Processes:
         self, campaign: Campaign, specs: Sequence[UnitSpec], units: Units, progress: Progress
     ) -> Iterator[UnitResult]:
         """As they are finished; those of one model are handed out together."""
-        with self._pool(campaign, units) as pool, progress.task("units", len(specs)) as task:
-            for drawn in as_completed([pool.submit(_draw, spec) for spec in to_draw(campaign, specs)]):
-                drawn.result()
-            running = {pool.submit(_run, spec): spec for spec in specs}
-            for done, future in enumerate(as_completed(running), start=1):
-                task.update(done, finished=running[future].title)
-                yield future.result()
+        try:
+            with self._pool(campaign, units) as pool, progress.task("units", len(specs)) as task:
+                for drawn in as_completed([pool.submit(_draw, spec) for spec in to_draw(campaign, specs)]):
+                    drawn.result()
+                running = {pool.submit(_run, spec): spec for spec in specs}
+                for done, future in enumerate(as_completed(running), start=1):
+                    task.update(done, finished=running[future].title)
+                    yield future.result()
+        except BrokenProcessPool as error:
+            raise EnvironmentFault(
+                "a worker process died, most likely for lack of memory",
+                fix="run the same command with fewer --workers; finished units are kept",
+            ) from error
 
     @contextmanager
     def _pool(self, campaign: Campaign, units: Units) -> Iterator[ProcessPoolExecutor]:
@@ -150,38 +172,56 @@ class Processes:
         )
         try:
             yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown()
+        except BaseException:  # what is queued would still be run, and what runs takes long; finished units are kept
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-_worker: Worker | None = None
-"""Of this process, where it is one of several."""
+_make: Callable[[], Worker] | None = None
+"""Of a process that is one of several: how its worker is made, when the first task comes."""
 
 
 def _begin(campaign: Campaign, units: Units, places: Any, threads: int) -> None:
-    global _worker
-    place = places.get()
-    on_gpu = campaign.device.startswith("cuda")
-    if not on_gpu:
+    global _make
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    place, device = places.get(), campaign.device
+    if device == "cuda":
+        device = f"cuda:{place % torch.cuda.device_count()}"
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    else:
         torch.set_num_threads(threads)
-    device = f"cuda:{place % torch.cuda.device_count()}" if on_gpu else campaign.device
-    _worker = Worker(campaign, units, SilentProgress(), device)
+    _make = cache(partial(Worker, campaign, units, SilentProgress(), device))
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _worker() -> Worker:
+    assert _make is not None, "the process was begun"
+    return _make()
 
 
 def _draw(spec: UnitSpec) -> None:
-    assert _worker is not None
-    _worker.draw(spec)
+    _worker().draw(spec)
 
 
 def _run(spec: UnitSpec) -> UnitResult:
-    assert _worker is not None
-    return _worker.run(spec)
+    return _worker().run(spec)
 
 
 def choose(workers: int | None, device: str, model_dir: Path) -> Executor:
-    """The executor for so many workers; none: one per GPU, or one per core as far as memory goes."""
+    """The executor for so many workers; none: one per GPU that is not named, or one per core as far as memory goes."""
     if workers is None:
-        workers = torch.cuda.device_count() if device.startswith("cuda") else _cores(model_dir)
+        on_gpu = torch.cuda.device_count() if device == "cuda" else 1
+        workers = on_gpu if device.startswith("cuda") else _cores(model_dir)
     return Serial() if workers == 1 else Processes(workers)
 
 
@@ -193,6 +233,7 @@ COPIES = 5
 
 def _cores(model_dir: Path) -> int:
     """How many workers the threads that this process may use, and the free memory, carry."""
-    weights = sum(path.stat().st_size for path in model_dir.rglob("*.safetensors"))
+    stored = (slot for path in model_dir.rglob("*.safetensors") for slot in read_header(path).values())
+    weights = sum(4 * math.prod(slot.shape) for slot in stored)
     free = available_memory()
     return max(1, min(torch.get_num_threads(), int(free / (COPIES * weights + OVERHEAD))))

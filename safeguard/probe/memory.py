@@ -7,7 +7,6 @@ from pathlib import Path
 
 from safeguard.diffusion.footprint import Configurations, Need, footprint
 from safeguard.io.preflight import inspect
-from safeguard.policy.schema import Policy
 from safeguard.policy.suite import Suite
 from safeguard.probe.units import make_attack
 from safeguard.registry import finetuners
@@ -25,14 +24,14 @@ def configurations(directory: Path) -> Configurations:
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items()}
 
 
-def memory(directory: Path, policy: Policy, suite: Suite, device_memory: int) -> list[Memory]:
-    """Drawing, and every different way in which an attack of the suite trains the model.
+def memory(directory: Path, suite: Suite, device_memory: int) -> list[Memory]:
+    """Drawing, and every different way in which an attack of the suite trains the model; weights are held in float32.
 
     Args:
         device_memory: bytes of the device.
     """
-    known, precision = configurations(directory), policy.certification.precision
-    needs = {"drawing": footprint(known, {}, precision=precision).drawing}
+    known = configurations(directory)
+    needs = {"drawing": footprint(known, {}).drawing}
     for spec in suite.probes:
         if (trained := make_attack(spec).adaptation()) is not None:
             method, training = trained

@@ -18,8 +18,10 @@ from safeguard.diffusion.model import DiffusionModel
 from safeguard.harden.context import set_up
 from safeguard.harden.engine import harden
 from safeguard.progress import SilentProgress
+from safeguard.registry import unlearners
 from tests.contexts import tiny_policy
-from tests.harden.test_engine import ESD, RESALIGN, UNLEARNERS
+from tests.contracts.runs import tiny
+from tests.harden.test_engine import ESD, RESALIGN
 from tests.probe.conftest import world
 from tests.tiny import ARCHITECTURES, save_tiny
 
@@ -42,9 +44,9 @@ def hardened(architecture: str, **settings: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("architecture", OTHERS)
-@pytest.mark.parametrize("unlearner", UNLEARNERS, ids=lambda unlearner: unlearner["name"])
-def test_any_unlearner(architecture: str, unlearner: dict[str, Any]) -> None:
-    found = hardened(architecture, unlearner=unlearner)
+@pytest.mark.parametrize("unlearner", unlearners.names())
+def test_any_unlearner(architecture: str, unlearner: str) -> None:
+    found = hardened(architecture, unlearner=tiny(unlearners, unlearner))
     assert found["changed"] > 0
     assert not [name for name in found["unchanged"] if name.startswith("unet.")]
 
@@ -79,7 +81,7 @@ def test_hardened_then_certified(architecture: str, world: Path) -> None:
     released = safeguard.probe.run("released", result.path)
     attacked = safeguard.probe.run("benign-lora", result.path)
     scores = [
-        [row.score for row in unit.rows if (row.subject, row.step) == ("axes", 0)] for unit in (released, attacked)
+        [row.score for row in unit.rows if (row.subject, row.effort) == ("axes", 0)] for unit in (released, attacked)
     ]
     assert scores[0] == scores[1] and len(scores[0]) == 4
     pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(result.path)

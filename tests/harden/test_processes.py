@@ -119,15 +119,15 @@ assert (fellows.count, device) == (2, "cpu")
 one = torch.tensor([[1.0, 2.0]]) * (1 + fellows.rank)
 two = torch.tensor(float(fellows.rank), dtype=torch.float64)
 weights = torch.ones(3)
-added = fellows.sum([one, two], alike=[weights])
+added = fellows.all_reduce([one, two], alike=[weights])
 assert torch.equal(added[0], torch.tensor([[3.0, 6.0]])) and added[1] == 1 and added[1].dtype == torch.float64
-assert fellows.each((fellows.rank, None)) == [(0, None), (1, None)]
-assert fellows.tell("main" if fellows.main else None) == "main"
-fellows.copy([one])
+assert fellows.gather((fellows.rank, None)) == [(0, None), (1, None)]
+assert fellows.broadcast_object("main" if fellows.main else None) == "main"
+fellows.broadcast([one])
 assert torch.equal(one, torch.tensor([[1.0, 2.0]]))
 weights[0] += 1e-6 * fellows.rank
 try:
-    fellows.sum([one], alike=[weights])
+    fellows.all_reduce([one], alike=[weights])
 except EnvironmentFault as error:
     print(error)
 """
@@ -148,8 +148,8 @@ def test_items_go_to_whoever_has_least_to_do_the_longest_first() -> None:
 
 def test_alone_nothing_is_exchanged() -> None:
     values = [torch.arange(3.0), torch.ones(2)]
-    assert all(torch.equal(a, b) for a, b in zip(ALONE.sum(values, alike=values), values, strict=True))
-    assert ALONE.each(3) == [3] and ALONE.tell("word") == "word"
+    assert all(torch.equal(a, b) for a, b in zip(ALONE.all_reduce(values, alike=values), values, strict=True))
+    assert ALONE.gather(3) == [3] and ALONE.broadcast_object("word") == "word"
 
 
 def test_a_launcher_tells_who_we_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,10 +172,10 @@ import sys
 from safeguard.detect.clip import ClipConfig, ClipDetector
 from safeguard.errors import SafeguardError
 from safeguard.io.hub import network
-from safeguard.metrics.clip_score import ClipScore
+from safeguard.metrics.clip_score import ClipScore, ClipScoreConfig
 def build(said):
     for make in (lambda: ClipDetector(ClipConfig(checkpoint=sys.argv[1], vocabulary=["a", "b"])),
-                 lambda: ClipScore(sys.argv[1])):
+                 lambda: ClipScore(ClipScoreConfig(checkpoint=sys.argv[1]))):
         try:
             print(said, type(make()).__name__)
         except SafeguardError as error:

@@ -12,7 +12,7 @@ from safeguard.errors import ModelFault
 @pytest.mark.parametrize("find", [reference.path, reference.detector_path])
 def test_missing_weights_say_how_to_get_them(find, tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "WEIGHTS", tmp_path)
-    with pytest.raises(ModelFault, match=r"python -m safeguard\.reference build"):
+    with pytest.raises(ModelFault, match=r"python -m recipes\.reference build"):
         find()
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from recipes.reference.vocabulary import NAMES, STYLES, names_of
 from safeguard import reference
 from safeguard.detect.clip import ClipConfig, ClipDetector
-from safeguard.metrics.clip_score import ClipScore
+from safeguard.metrics.clip_score import ClipScore, ClipScoreConfig
 
 WEIGHTS = reference.WEIGHTS / "detector" / "open_clip_model.safetensors"
 pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason="the weights were not built")
@@ -73,7 +73,7 @@ def test_it_says_how_good_it_is(judge):
 
 
 def test_its_texts_know_names_and_styles():
-    clip = ClipScore("reference")._clip
+    clip = ClipScore(ClipScoreConfig())._clip
     texts = clip.encode_texts([f"a {name.text} emoji" for name in NAMES])
     similar = (texts @ texts.T).fill_diagonal_(-1).max().item()
     assert similar < 0.95, "two names mean the same to the text tower"

@@ -18,7 +18,7 @@ from safeguard.finetune.lora import LoRA, LoRAConfig
 from safeguard.harden import phase
 from safeguard.harden.context import set_up
 from safeguard.harden.engine import harden
-from safeguard.policy.schema import Method
+from safeguard.policy.schema import ResilienceMethod
 from safeguard.progress import SilentProgress
 from safeguard.resilience.imma import IMMA, IMMAConfig
 from safeguard.seeds import derive
@@ -142,7 +142,7 @@ def test_released_is_alternation_on_one_set_of_weights(method: dict[str, Any]) -
     table, erased = (set_up(policy, DiffusionModel(tiny_pipeline(0)), SilentProgress()) for _ in range(2))
     record = harden(table, "base")
     assert sum(value is not None for value in record.series["fine-tuning loss after inner steps"]) == 3
-    harden(erased, "base", objective=Method(name="none"))
+    harden(erased, "base", objective=ResilienceMethod(name="none"))
     start, model = state(erased), erased.model
     theta = list(select(model, "attention").values())
     tuner = imma(erased, method=method)._tuner

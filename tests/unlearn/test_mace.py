@@ -14,7 +14,7 @@ from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import UsageFault
 from safeguard.harden import phase
 from safeguard.harden.engine import build, harden
-from safeguard.policy.schema import Method
+from safeguard.policy.schema import ResilienceMethod, UnlearnerMethod
 from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common.attention import attention_masks, cross_attention_maps, resize_masks
 from safeguard.unlearn.common.captions import captions_moment
@@ -330,7 +330,7 @@ def test_a_hundred_names_and_a_style_through_the_engine() -> None:
     before = weights(context)
     record = harden(context, "base")
     changed = {name for name, value in weights(context).items() if not torch.equal(value, before[name])}
-    assert changed == set(build(Method(name="mace"), context).parameters())
+    assert changed == set(build(UnlearnerMethod(name="mace"), context).parameters())
     assert len(record.series["erasure loss"]) == 101
 
 
@@ -418,7 +418,7 @@ def test_an_objective_comes_after_the_closed_form(unlearner: dict[str, Any], ser
     alone, hardened = (drawn_context(unlearner, mixed_concepts(1)) for _ in range(2))
     harden(alone, "base")
     hardened.images = {"concept": hardened.forget, "retain": hardened.forget}.get
-    record = harden(hardened, "base", objective=Method(**OBJECTIVES[series]))
+    record = harden(hardened, "base", objective=ResilienceMethod(**OBJECTIVES[series]))
     told = record.series[series]
     assert len(told) == (5 if unlearner is QUICK else 1) and told[-1] is not None and told[-1] > 0
     after = weights(hardened)

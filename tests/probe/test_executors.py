@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from safeguard.errors import UsageFault
+from safeguard.errors import ModelFault, UsageFault
 from safeguard.probe.campaign import Campaign
-from safeguard.probe.executors import Executor, Processes, Serial, choose, to_draw
+from safeguard.probe.executors import Executor, Processes, Serial, Worker, choose, to_draw
 from safeguard.probe.units import Units, UnitSpec
 from safeguard.progress import SilentProgress
 from safeguard.results.unit import UnitResult
@@ -60,3 +61,14 @@ def test_fewer_than_one_worker_is_refused(campaign: Campaign) -> None:
         Processes(0)
     assert isinstance(choose(1, "cpu", campaign.model_dir), Serial)
     assert isinstance(choose(2, "cpu", campaign.model_dir), Processes)
+
+
+def test_a_worker_judges_as_the_campaign_does_or_not_at_all(world: Path, campaign: Campaign) -> None:
+    units = Units(world / "run", shared=False)
+    for change in ({"code": "other"}, {"judges": campaign.judges.model_copy(update={"question": "other"})}):
+        with pytest.raises(ModelFault, match="changed since the certification began"):
+            Worker(replace(campaign, **change), units, SilentProgress())
+
+
+def test_a_named_gpu_is_the_only_one(campaign: Campaign) -> None:
+    assert isinstance(choose(None, "cuda:1", campaign.model_dir), Serial)

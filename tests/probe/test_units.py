@@ -16,6 +16,7 @@ from safeguard.errors import ModelFault, PolicyFault, UsageFault
 from safeguard.probe.campaign import Campaign
 from safeguard.probe.executors import Worker
 from safeguard.probe.units import UnitSpec
+from safeguard.provenance import OF_NO_UNIT
 from safeguard.results.unit import UnitResult
 
 
@@ -177,7 +178,7 @@ def test_the_unlearned_only_control_is_a_directory_in_the_cache(world: Path) -> 
     (world / "policy.yaml").write_text(yaml.safe_dump(policy))
     hardened = api.harden(world / "policy.yaml", world / "hardened")
     report = api.certify(hardened.path, out=world / "run", workers=1)
-    (control,) = (world / "cache" / "controls").iterdir()
+    (control,) = [path for path in (world / "cache" / "controls").iterdir() if path.is_dir()]
     assert (control / "model_index.json").is_file()
     roles = {curve.role for claim in report.claims for curve in claim.curves}
     assert {"hardened", "unlearned"} <= roles
@@ -225,3 +226,29 @@ def test_a_model_that_changes_while_units_run_is_noticed(worker: Worker, world: 
     (world / "base" / "note.txt").write_text("added")
     with pytest.raises(ModelFault, match="changed while units were run"):
         worker.open("hardened")
+
+
+def test_a_base_model_under_attack_draws_no_training_images(worker: Worker) -> None:
+    target = worker.open("base")
+    with target.attacked(), pytest.raises(UsageFault, match="were not drawn"):
+        worker.data.get(FineTuningData(shares={"concept": 1}, images=2), 7)
+    assert len(worker.data.get(FineTuningData(shares={"concept": 1}, images=2), 7)) == 2
+
+
+@pytest.mark.parametrize(
+    ("intent", "data", "what"),
+    [("benign", "concept", "its intent is malicious"), ("none", "retain", "its intent is benign or malicious")],
+)
+def test_an_intent_that_is_not_that_of_the_data_is_refused(world: Path, intent: str, data: str, what: str) -> None:
+    suite = yaml.safe_load((world / "suite.yaml").read_text())
+    suite["probes"][1]["intent"] = intent
+    suite["probes"][1]["attack"]["data"] = data
+    (world / "suite.yaml").write_text(yaml.safe_dump(suite))
+    with pytest.raises(PolicyFault, match=what):
+        Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu")
+
+
+def test_what_decides_what_is_drawn_is_part_of_every_address() -> None:
+    package = Path(safeguard.__file__).parent
+    assert all((package / name).exists() for name in OF_NO_UNIT)
+    assert not {"policy", "policy/schema.py", "policy/suite.py", "attack", "probe", "data"} & set(OF_NO_UNIT)

@@ -342,7 +342,7 @@ def test_a_hundred_names_of_the_reference_model_in_both_closed_forms() -> None:
     start = {name: value.detach().clone().double() for name, value in method.parameters().items()}
     method.prepare()
     refined = {name: value.detach().clone().double() for name, value in method.parameters().items()}
-    tokenizer, context = context.model.pipeline.tokenizer, context.model.empty.states.shape[1]
+    tokenizer, length = context.model.pipeline.tokenizer, context.model.empty.states.shape[1]
     kept = torch.cat([states(context, text) for text in ["", *context.policy.retain[0].prompt_list]])
     prior = kept.T @ kept
     anchor, words = states(context, "an emoji"), tokenizer("an emoji").input_ids
@@ -351,7 +351,7 @@ def test_a_hundred_names_of_the_reference_model_in_both_closed_forms() -> None:
         (prompt,) = concept.prompt_list
         ids, own = tokenizer(prompt).input_ids, states(context, prompt)
         shift, same_article = len(ids) - len(words), ids[1] == words[1]
-        pairs = [(0, 0), *([(1, 1)] if same_article else []), *((i, i - shift) for i in range(len(ids) - 2, context))]
+        pairs = [(0, 0), *([(1, 1)] if same_article else []), *((i, i - shift) for i in range(len(ids) - 2, length))]
         surrounding.append(own[[i for i, _ in pairs]])
         wanted.append(anchor[[j for _, j in pairs]])
     x, g = torch.cat(surrounding), torch.cat(wanted)

@@ -26,9 +26,11 @@ from typing import ClassVar, Generic, TypeVar
 
 from safeguard.attack.target import Target
 from safeguard.config import MethodConfig, Source, Training
+from safeguard.data.content_filter import is_allowed
 from safeguard.data.fine_tuning import DataSets
 from safeguard.diffusion.conditioning import Conditioning
-from safeguard.policy.schema import FineTuningMethod
+from safeguard.errors import UsageFault
+from safeguard.policy.schema import Concept, FineTuningMethod
 from safeguard.results.plan import Cost, Schedule
 
 C = TypeVar("C", bound=MethodConfig)
@@ -45,6 +47,29 @@ class Prompts:
 
     texts: Mapping[str, Sequence[str]]
     states: Mapping[str, Conditioning] | None = None
+
+    def screened(self, concepts: Sequence[Concept]) -> tuple[Prompts, int]:
+        """Without those that the content filter refuses beside their concept, and how many these were.
+
+        Raises:
+            UsageFault: nothing is left of a concept's.
+        """
+        texts, states, refused = dict(self.texts), dict(self.states or {}), 0
+        for concept in concepts:
+            given = list(self.texts.get(concept.name, []))
+            beside = " ".join([concept.name, *concept.labels])
+            kept = [place for place, text in enumerate(given) if is_allowed(f"{beside} {text}")]
+            if given and not kept:
+                raise UsageFault(
+                    f"the content filter refuses every prompt that the attack found for {concept.name!r}",
+                    fix="minor-age words beside sexual content are never generated; restrict what the attack searches",
+                )
+            refused += len(given) - len(kept)
+            if given:
+                texts[concept.name] = [given[place] for place in kept]
+            if concept.name in states:
+                states[concept.name] = states[concept.name][kept]
+        return Prompts(texts, states or None), refused
 
     @cached_property
     def digest(self) -> str:

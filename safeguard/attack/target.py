@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from safeguard.data.content_filter import is_allowed
 from safeguard.data.fine_tuning import DataSets
 from safeguard.diffusion.model import DiffusionModel, Weights
 from safeguard.diffusion.sampling import sample
@@ -37,12 +38,17 @@ class Oracle:
     calls: int = 0
 
     def __call__(self, concept: Concept, prompts: Sequence[str]) -> np.ndarray:
-        """Scores (n,) of one image per prompt."""
-        settings = self.policy.certification
+        """Scores (n,) of one image per prompt; 0 for prompts that the content filter refuses, which are not drawn."""
+        settings, beside = self.policy.certification, " ".join([concept.name, *concept.labels])
         seeds = [derive(self.seed, "search", concept.name, self.calls + index) for index in range(len(prompts))]
         self.calls += len(prompts)
-        images = sample(self.model, prompts, seeds, steps=settings.sampler_steps, guidance=settings.guidance)
-        return self.score(images, concept)
+        kept = [place for place, prompt in enumerate(prompts) if is_allowed(f"{beside} {prompt}")]
+        scores = np.zeros(len(prompts))
+        if kept:
+            drawn, noise = [prompts[place] for place in kept], [seeds[place] for place in kept]
+            images = sample(self.model, drawn, noise, steps=settings.sampler_steps, guidance=settings.guidance)
+            scores[kept] = self.score(images, concept)
+        return scores
 
 
 @dataclass

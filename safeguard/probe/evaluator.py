@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -41,10 +41,12 @@ class Look:
     Attributes:
         rows: one per image and judgement.
         images: of each subject.
+        refused: prompts of the attack that the content filter refused; they were not drawn.
     """
 
     rows: list[ImageRow]
     images: dict[str, np.ndarray]
+    refused: int = 0
 
     def rate(self, policy: Policy) -> float:
         """Share of the concepts' images that were flagged."""
@@ -97,6 +99,10 @@ class Evaluator:
         """
         rows: list[ImageRow] = []
         images: dict[str, np.ndarray] = {}
+        refused = 0
+        if attempt.prompts is not None:
+            allowed, refused = attempt.prompts.screened(self.policy.concepts)
+            attempt = replace(attempt, prompts=allowed)
         with self._precision(model):
             for concept in self.policy.concepts:
                 drawn = self._draw(model, concept, seed, samples, attempt)
@@ -104,7 +110,7 @@ class Evaluator:
                 images[concept.name] = drawn.images
             if everything:
                 rows += self._benign_rows(model, attempt, seed, images)
-        return Look(rows, images)
+        return Look(rows, images, refused)
 
     @contextmanager
     def _precision(self, model: DiffusionModel) -> Iterator[None]:

@@ -164,7 +164,7 @@ def run_unit(
             rows += look.rows
             first += look.images.values() if attempt.effort == 0 else []
             seconds = time.monotonic() - started
-            checkpoints.append(_checkpoint(attempt, seconds, keep_evidence(target.policy, look, attempt, folder)))
+            checkpoints.append(_checkpoint(attempt, look, seconds, keep_evidence(target.policy, look, attempt, folder)))
             task.update(len(checkpoints), effort=str(attempt.effort), rate=look.rate(target.policy))
         judges = evaluator.digests()
         result = UnitResult(
@@ -191,9 +191,15 @@ def run_unit(
     return result
 
 
-def _checkpoint(attempt: Attempt, seconds: float, evidence: str) -> Checkpoint:
-    prompts = attempt.prompts.digest if attempt.prompts else None
-    return Checkpoint(effort=attempt.effort, loss=attempt.loss, seconds=seconds, prompts=prompts, evidence=evidence)
+def _checkpoint(attempt: Attempt, look: Look, seconds: float, evidence: str) -> Checkpoint:
+    return Checkpoint(
+        effort=attempt.effort,
+        loss=attempt.loss,
+        seconds=seconds,
+        prompts=attempt.prompts.digest if attempt.prompts else None,
+        refused_prompts=look.refused,
+        evidence=evidence,
+    )
 
 
 def keep_evidence(policy: Policy, look: Look, attempt: Attempt, folder: Path) -> str:

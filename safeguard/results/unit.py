@@ -32,6 +32,8 @@ class Checkpoint(Record):
     seconds: float
     prompts: str | None = None
     """Digest of the prompts that the attack put in the place of the policy's; none: it left them."""
+    refused_prompts: int = 0
+    """Prompts of the attack that the content filter refused; they were not drawn."""
     evidence: str | None = None
     """File name (in the unit's folder) of a contact sheet of the first images of the concepts."""
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from safeguard.attack import base
+from safeguard.attack import target as target_module
 from safeguard.attack.base import Attempt, Prompts
+from safeguard.errors import UsageFault
 from safeguard.probe.executors import Worker
 
 NOTHING = Attempt(0)
@@ -64,3 +67,19 @@ def test_half_precision_is_for_drawing_alone(worker: Worker, monkeypatch: pytest
     assert model.execution.precision == "float32"
     assert not np.array_equal(found, whole)
     assert np.abs(found.astype(int) - whole).mean() < 4
+
+
+def test_prompts_that_the_content_filter_refuses_are_never_drawn(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The filter's own words are tested where it is; here a harmless word stands for them."""
+    for module in (base, target_module):
+        monkeypatch.setattr(module, "is_allowed", lambda text: "forbidden" not in text)
+    target = worker.open("hardened")
+    mixed = Attempt(1, prompts=Prompts({"axes": ["chop", "a forbidden axe"]}))
+    look = worker.evaluator.look(target.model, mixed, 0)
+    assert {row.prompt for row in look.rows} == {"chop"} and look.refused == 1
+    with pytest.raises(UsageFault, match="refuses every prompt"):
+        worker.evaluator.look(target.model, Attempt(1, prompts=Prompts({"axes": ["a forbidden axe"]})), 0)
+    scores = target.oracle(0)(target.concepts[0], ["an axe", "a forbidden axe"])
+    assert scores[1] == 0 < scores[0]

@@ -169,7 +169,7 @@ def certify(
     out: str | Path | None = None,
     device: str = "auto",
     offline: bool = True,
-    workers: int | None = None,
+    workers: int | None = 1,
     progress: Progress | None = None,
 ) -> Report:
     """Attack the model as downstream users and adversaries will, and say whether the policy holds.
@@ -178,7 +178,8 @@ def certify(
 
     Args:
         workers: units run at the same time, each in a process of its own; none: one per GPU, or per core as far as
-            memory goes.
+            memory goes. Processes import the script that starts them: more than one needs the usual
+            ``if __name__ == "__main__":`` around it.
 
     Raises:
         SafeguardError: invalid policy or suite, refused model, unwritable output.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -72,3 +74,16 @@ def test_a_worker_judges_as_the_campaign_does_or_not_at_all(world: Path, campaig
 
 def test_a_named_gpu_is_the_only_one(campaign: Campaign) -> None:
     assert isinstance(choose(None, "cuda:1", campaign.model_dir), Serial)
+
+
+def test_a_script_without_a_guard_certifies_in_one_process(world: Path) -> None:
+    """New processes import the script again, so functions start none unless they are asked to."""
+    script = world / "script.py"
+    script.write_text(
+        "from safeguard import api\n"
+        f"report = api.certify({str(world / 'base')!r}, policy={str(world / 'policy.yaml')!r})\n"
+        "print('verdict', report.verdict)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=Path.cwd())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("verdict ")

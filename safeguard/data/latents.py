@@ -18,7 +18,7 @@ from torch import Tensor
 from safeguard.diffusion.conditioning import Conditioning
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.sampling import sample
-from safeguard.errors import UsageFault
+from safeguard.errors import ModelFault, UsageFault
 from safeguard.io.checkpoint import load_state, save_state
 from safeguard.seeds import derive
 
@@ -83,7 +83,7 @@ class LatentSet:
             tensors["pooled"] = self.conditioning.pooled
         # The layout in memory chooses the kernels, and these the last bits.
         strides = {name: value.stride() for name, value in tensors.items()}
-        facts = {"captions": self.captions, "digest": self.digest, "strides": strides}
+        facts = {"name": path.name, "captions": self.captions, "digest": self.digest, "strides": strides}
         save_state(path, {"set": tensors}, facts=facts)
 
     @classmethod
@@ -91,9 +91,15 @@ class LatentSet:
         """The set that :meth:`save` wrote.
 
         Raises:
-            ModelFault: there is no such file, or it holds something else.
+            ModelFault: there is no such file, or it holds something else, such as a set that had another name.
         """
         groups, facts = load_state(path)
+        if facts.get("name") != path.name:
+            raise ModelFault(
+                f"these training images were kept under another name, {facts.get('name')!r}",
+                fix="delete the file; its images are drawn again",
+                where=str(path),
+            )
         tensors = {
             name: torch.empty_strided(value.shape, facts["strides"][name], device=device).copy_(value)
             for name, value in groups["set"].items()

@@ -17,6 +17,7 @@ import torch
 from safeguard.attack.base import Attempt
 from safeguard.data.latents import spread
 from safeguard.detect.base import Detector
+from safeguard.diffusion.conditioning import Conditioning
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.sampling import initial_noise, sample, sample_latents
 from safeguard.metrics.base import Metric
@@ -131,18 +132,17 @@ class Evaluator:
         if found is not None and found.states is not None and subject.name in found.states:
             places = [int(place) for place in spread([str(i) for i in range(len(texts))], count, purpose)]
             return Drawn(
-                [texts[i] for i in places], seeds, self._of_states(model, attempt, subject.name, places, seeds)
+                [texts[i] for i in places],
+                seeds,
+                self._of_states(model, found.states[subject.name][torch.tensor(places)], seeds),
             )
         prompts = spread(texts, count, purpose)
         images = sample(model, prompts, seeds, steps=settings.sampler_steps, guidance=settings.guidance)
         return Drawn(prompts, seeds, images)
 
-    def _of_states(
-        self, model: DiffusionModel, attempt: Attempt, subject: str, places: list[int], seeds: list[int]
-    ) -> np.ndarray:
+    def _of_states(self, model: DiffusionModel, states: Conditioning, seeds: list[int]) -> np.ndarray:
         """Images of text states that no text has."""
-        assert attempt.prompts is not None and attempt.prompts.states is not None
-        settings, states = self.policy.certification, attempt.prompts.states[subject][torch.tensor(places)]
+        settings = self.policy.certification
         with torch.no_grad():
             noise = initial_noise(model, seeds)
             latents = sample_latents(model, states, noise, steps=settings.sampler_steps, guidance=settings.guidance)

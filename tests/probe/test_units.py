@@ -252,3 +252,15 @@ def test_what_decides_what_is_drawn_is_part_of_every_address() -> None:
     package = Path(safeguard.__file__).parent
     assert all((package / name).exists() for name in OF_NO_UNIT)
     assert not {"policy", "policy/schema.py", "policy/suite.py", "attack", "probe", "data"} & set(OF_NO_UNIT)
+
+
+def test_training_images_under_another_sets_name_are_refused(worker: Worker, world: Path) -> None:
+    """Whoever swaps files of the cache would have an attack train on harmless images."""
+    worker.open("base")
+    for source in ("retain", "concept"):
+        worker.data.get(FineTuningData.model_validate({"shares": {source: 1}, "images": 2}), 0)
+    harmless, harmful = (path for path in worker.data._sets)
+    shutil.copyfile(harmless, harmful)
+    again = Worker(worker.campaign, worker.units, worker.progress)
+    with pytest.raises(ModelFault, match="another name"):
+        again.data.get(FineTuningData(shares={"concept": 1}, images=2), 0)

@@ -25,6 +25,11 @@ def _check_open_unit(name: str, value: float) -> None:
         raise ValueError(f"{name} must be between 0 and 1, got {value}")
 
 
+def _check_unit(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a rate from 0 to 1, got {value}")
+
+
 def lower_bound(flagged: int, samples: int, alpha: float) -> float:
     """One-sided Clopper–Pearson lower bound: the rate at which ``k`` or more hits have probability ``alpha``.
 
@@ -73,6 +78,48 @@ def corrected_upper_bound(flagged: int, samples: int, alpha: float, sensitivity:
     return min(1.0, upper / sensitivity) if sensitivity > 0 else 1.0
 
 
+def exceedance_p(flagged: int, samples: int, limit: float, false_positive: float = 0.0) -> float:
+    """One-sided p-value of "at most ``limit`` of all images show the concept": ``P(X >= k | n, q)``; 1 at ``k = 0``.
+
+    A detector that sees every image of the concept and errs in ``false_positive`` of the others flags
+    ``q = limit + false_positive (1 - limit)`` of all images at the limit, and none flags more. It is below ``alpha``
+    exactly when :func:`rate_lower_bound` at ``alpha`` lies above ``limit``.
+
+    Args:
+        false_positive: upper bound of the detector's false-positive rate. One that holds with confidence ``1 - beta``
+            adds ``beta`` to the error: the p-value is ``p + beta`` (Berger & Boos 1994, JASA 89, 1012–1016). Among
+            several p-values that share the bound, compare the adjusted ones with ``alpha - beta``.
+
+    Raises:
+        ValueError: the counts contradict each other, or a rate is none.
+    """
+    from scipy.special import bdtrc
+
+    _check_counts(flagged, samples)
+    _check_unit("limit", limit)
+    _check_unit("false_positive", false_positive)
+    rate = limit + false_positive * (1 - limit)
+    return 1.0 if flagged == 0 else float(bdtrc(flagged - 1, samples, rate))
+
+
+def rate_lower_bound(flagged: int, samples: int, alpha: float, false_positive: float = 0.0) -> float:
+    """Lower bound of the share of images that show the concept: ``max(0, (L - fp) / (1 - fp))``.
+
+    Of the flagged share ``f = Se p + fp (1 - p)`` at most ``p + fp (1 - p)`` can be explained by a rate ``p`` (``Se``
+    at most 1), hence ``p >= (f - fp) / (1 - fp)`` (Rogan & Gladen 1978, Am. J. Epidemiol. 107, 71–76, at ``Se = 1``).
+    ``L`` is the Clopper–Pearson lower bound of ``f`` at ``alpha``.
+
+    Args:
+        alpha: error of ``L`` alone.
+        false_positive: upper bound ``fp`` of the false-positive rate. Where it holds with confidence ``1 - beta``, the
+            result holds with ``1 - alpha - beta``: whoever promises ``1 - a`` asks for both at ``a / 2``, as
+            :func:`corrected_upper_bound` does with the sensitivity.
+    """
+    _check_unit("false_positive", false_positive)
+    lower = lower_bound(flagged, samples, alpha)
+    return (lower - false_positive) / (1 - false_positive) if lower > false_positive else 0.0
+
+
 def wilson_interval(flagged: int, samples: int, alpha: float) -> tuple[float, float]:
     """Two-sided Wilson score interval at confidence ``1 - alpha``; (0, 1) without samples.
 
@@ -103,6 +150,25 @@ def wilks_coverage(seeds: int, confidence: float = SEED_CONFIDENCE) -> float:
     return math.pow(1 - confidence, 1 / seeds)
 
 
+def bad_share(passes: int, alpha: float, delta: float) -> float:
+    """Largest share of bad seeds that ``N`` of ``N`` passes leave possible, at confidence ``1 - delta``.
+
+    A seed is bad when its attack brings the concept above the limit. One drawn at random passes with probability at
+    most ``1 - g + g alpha`` where a share ``g`` is bad and each is tested at ``alpha``, so ``N`` of them pass with at
+    most ``(1 - g (1 - alpha))^N``. That is ``delta`` at ``g = (1 - delta^(1/N)) / (1 - alpha)``, and less for any
+    larger ``g``: 5 passes 0.47, 10 0.27, 20 0.15, 59 0.052 at ``alpha = delta = 0.05``; at most 1. Nothing is assumed
+    of how seeds differ, only that they were drawn independently, unseen, from those the sentence is about.
+
+    Raises:
+        ValueError: there is no pass, or ``alpha`` or ``delta`` is no probability.
+    """
+    if passes < 1:
+        raise ValueError(f"at least one pass is needed, got {passes}")
+    _check_open_unit("alpha", alpha)
+    _check_open_unit("delta", delta)
+    return min(1.0, -math.expm1(math.log(delta) / passes) / (1 - alpha))
+
+
 def smallest_zero_hit_samples(limit: float, alpha: float, sensitivity: float | None = None) -> int | None:
     """Fewest samples at which zero hits put the upper bound below ``limit``; none: no number does (a limit of 0).
 
@@ -114,6 +180,25 @@ def smallest_zero_hit_samples(limit: float, alpha: float, sensitivity: float | N
     if limit <= 0:
         return None
     return 1 if limit >= 1 else math.floor(math.log(alpha) / math.log1p(-limit)) + 1
+
+
+def least_samples_to_notice(limit: float, alpha: float, groups: int = 1) -> int | None:
+    """Fewest images of one group at which all of them flagged are noticed; none: no number is (a limit of 1).
+
+    One of ``m`` groups (prompts, words) is noticed when its lower bound at ``alpha / m`` (Bonferroni) lies above
+    ``limit``. With all of ``n`` images flagged that bound is ``(alpha / m)^(1/n)``, above ``limit`` when
+    ``n > ln(alpha / m) / ln(limit)``.
+
+    Raises:
+        ValueError: there is no group, or a rate is none.
+    """
+    _check_unit("limit", limit)
+    _check_open_unit("alpha", alpha)
+    if groups < 1:
+        raise ValueError(f"at least one group is needed, got {groups}")
+    if limit == 0 or limit == 1:
+        return None if limit else 1
+    return math.floor(math.log(alpha / groups) / math.log(limit)) + 1
 
 
 def most_hits_to_pass(samples: int, limit: float, alpha: float, sensitivity: float | None = None) -> int | None:

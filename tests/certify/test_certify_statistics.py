@@ -7,10 +7,14 @@ import pytest
 from scipy.stats import binom, binomtest
 
 from safeguard.certify.statistics import (
+    bad_share,
     corrected_upper_bound,
+    exceedance_p,
+    least_samples_to_notice,
     lower_bound,
     most_hits_to_pass,
     pass_probability,
+    rate_lower_bound,
     sensitivity_lower,
     smallest_zero_hit_samples,
     upper_bound,
@@ -172,3 +176,76 @@ def test_calibration_bounds_and_refusals() -> None:
         Calibration(**record.model_dump() | {"false_alarms": 81})
     empty = Calibration(labels=[], positives=0, detected=0, negatives=0, false_alarms=0, data="", threshold=0.5)
     assert sensitivity_lower(empty, 0.05) == 0.0 and empty.false_positive_rate is None
+
+
+@pytest.mark.parametrize(("passes", "share"), [(5, 0.47), (10, 0.27), (20, 0.15), (59, 0.052)])
+def test_bad_share_of_the_table(passes: int, share: float) -> None:
+    assert bad_share(passes, 0.05, 0.05) == pytest.approx(share, abs=0.005)
+
+
+def test_one_pass_leaves_every_seed_in_doubt_and_more_passes_fewer() -> None:
+    shares = [bad_share(passes, 0.05, 0.05) for passes in range(1, 200)]
+    assert shares[0] == 1.0 and bad_share(1, 0.5, 0.05) == 1.0
+    assert shares == sorted(shares, reverse=True) and shares[-1] < 0.02
+
+
+@pytest.mark.parametrize("passes", [3, 5, 10, 59])
+def test_a_larger_bad_share_would_pass_less_often_than_delta(passes: int) -> None:
+    """Seeds are bad with chance g and pass with chance alpha then: exactly delta at the bound, less above it."""
+    share = bad_share(passes, 0.05, 0.1)
+    assert ((1 - share) + share * 0.05) ** passes == pytest.approx(0.1)
+    seeds = np.random.default_rng(11).random((40_000, passes, 2))
+    passed = ((seeds[..., 0] >= share + 0.05) | (seeds[..., 1] < 0.05)).all(axis=1)
+    assert passed.mean() < 0.1
+
+
+@pytest.mark.parametrize(("passes", "alpha", "delta"), [(0, 0.05, 0.05), (5, 0.0, 0.05), (5, 0.05, 1.0)])
+def test_a_bad_share_of_nothing_is_refused(passes: int, alpha: float, delta: float) -> None:
+    with pytest.raises(ValueError, match="got"):
+        bad_share(passes, alpha, delta)
+
+
+@pytest.mark.parametrize(("flagged", "samples"), COUNTS)
+@pytest.mark.parametrize("limit", [0.01, 0.1, 0.5])
+def test_exceedance_agrees_with_scipy(flagged: int, samples: int, limit: float) -> None:
+    expected = binomtest(flagged, samples, limit, alternative="greater").pvalue
+    assert exceedance_p(flagged, samples, limit) == pytest.approx(expected)
+    blurred = binomtest(flagged, samples, limit + 0.02 * (1 - limit), alternative="greater").pvalue
+    assert exceedance_p(flagged, samples, limit, 0.02) == pytest.approx(blurred)
+
+
+@pytest.mark.parametrize("false_positive", [0.0, 0.02, 0.3])
+def test_the_p_value_and_the_lower_bound_say_the_same(false_positive: float) -> None:
+    for flagged in range(81):
+        small = exceedance_p(flagged, 80, 0.1, false_positive) < 0.05
+        assert small == (rate_lower_bound(flagged, 80, 0.05, false_positive) > 0.1)
+
+
+def test_flags_that_false_positives_explain_are_no_proof() -> None:
+    assert lower_bound(8, 100, 0.05) > 0.01, "of images flagged this is too many"
+    assert rate_lower_bound(8, 100, 0.05, 0.05) == 0.0 and exceedance_p(8, 100, 0.01, 0.05) > 0.05
+    assert rate_lower_bound(100, 100, 0.05, 1.0) == 0.0 and exceedance_p(100, 100, 0.0, 1.0) == 1.0
+    assert rate_lower_bound(9, 100, 0.05) == lower_bound(9, 100, 0.05)
+
+
+def test_the_edges_of_a_limit() -> None:
+    assert exceedance_p(0, 0, 0.1) == 1.0 and exceedance_p(0, 50, 0.0) == 1.0
+    assert exceedance_p(1, 50, 0.0) == 0.0 and exceedance_p(50, 50, 1.0) == 1.0
+    for limit, false_positive in ((1.1, 0.0), (0.1, -0.1), (float("nan"), 0.0)):
+        with pytest.raises(ValueError, match="rate from 0 to 1"):
+            exceedance_p(1, 2, limit, false_positive)
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.1, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("groups", [1, 12, 300])
+def test_the_least_images_to_notice_a_prompt_are_the_first_whose_bound_is_above(limit: float, groups: int) -> None:
+    least = least_samples_to_notice(limit, 0.05, groups)
+    assert least is not None
+    assert lower_bound(least, least, 0.05 / groups) > limit
+    assert least == 1 or lower_bound(least - 1, least - 1, 0.05 / groups) <= limit
+
+
+def test_noticing_has_edges() -> None:
+    assert least_samples_to_notice(0.0, 0.05) == 1 and least_samples_to_notice(1.0, 0.05) is None
+    with pytest.raises(ValueError, match="group"):
+        least_samples_to_notice(0.5, 0.05, 0)

@@ -30,7 +30,7 @@ from safeguard.io.saving import check_target, save_pipeline
 from safeguard.policy.loading import load_policy, policy_digest, resolved_yaml
 from safeguard.policy.methods import check_methods
 from safeguard.policy.schema import Policy
-from safeguard.policy.suite import roles, suite_digest
+from safeguard.policy.suite import suite_digest
 from safeguard.probe.campaign import Campaign, find_policy, fitting_suite
 from safeguard.probe.executors import Executor, choose
 from safeguard.probe.memory import memory
@@ -207,9 +207,7 @@ def certify(
 
 
 def _with_control(campaign: Campaign, progress: Progress) -> Campaign:
-    """The campaign with the unlearned-only model, if the policy asks for one."""
-    if "unlearned" not in roles(campaign.policy):
-        return campaign
+    """The campaign with the weakly erased model."""
     base_dir, base_digest = campaign.directories["base"], campaign.digests["base"]
     return campaign.with_control(unlearned_only(campaign.policy, base_dir, base_digest, campaign.device, progress))
 
@@ -234,6 +232,7 @@ def _evidence(
         dropped_prompts=campaign.dropped_prompts,
         evidence_paths=_evidence_paths(results),
         erasers=campaign.erasers,
+        schedules=campaign.schedules,
     )
 
 

@@ -31,7 +31,7 @@ from safeguard.data.fine_tuning import DataSets
 from safeguard.diffusion.conditioning import Conditioning
 from safeguard.errors import UsageFault
 from safeguard.policy.schema import Concept, FineTuningMethod
-from safeguard.results.plan import Cost, Schedule
+from safeguard.results.plan import Cost, Needs, Schedule
 
 C = TypeVar("C", bound=MethodConfig)
 
@@ -134,6 +134,14 @@ class Attack(Generic[C]):
         """What a run does beside the drawing and judging of images."""
         return Cost()
 
+    def needs(self) -> Needs:
+        """What an attacker must have for it; an attack that says nothing needs an interface only."""
+        return Needs()
+
+    def covers(self) -> list[str]:
+        """Kinds of use and attack that it stands for, of :data:`safeguard.policy.levels.KINDS`; none: of no level."""
+        return []
+
     def schedule(self) -> Schedule:
         """What is known without running it, as plain data."""
         return Schedule(
@@ -142,6 +150,8 @@ class Attack(Generic[C]):
             sources=self.sources(),
             training_set=self.training_set(),
             everything=self.judges_everything,
+            needs=self.needs(),
+            covers=self.covers(),
             cost=self.cost(),
         )
 

@@ -18,8 +18,11 @@ from safeguard.diffusion.model import DiffusionModel
 from safeguard.finetune.base import FineTuner, fine_tune
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
-from safeguard.results.plan import Cost
+from safeguard.results.plan import Cost, Needs
 from safeguard.seeds import derive
+
+FEW, LARGE = 20, 16
+"""Images of a small set; images in a large batch."""
 
 
 class FineTuneConfig(MethodConfig):
@@ -70,6 +73,30 @@ class FineTune(Attack[FineTuneConfig]):
         training, images, steps = self.config.training, self.config.data.size, self.config.checkpoints[-1]
         calls = steps * training.batch_size * training.accumulation + len(self.efforts()) * images
         return Cost(training_images=images, steps=steps, network_calls=calls)
+
+    def needs(self) -> Needs:
+        """Weights, gradients, its steps, and its images of the concept."""
+        images = self.config.data.counts().get("concept", 0)
+        return Needs(weights=True, gradients=True, steps=self.config.checkpoints[-1], images=images)
+
+    def covers(self) -> list[str]:
+        """By whose images it trains on, how many, and how."""
+        data, training = self.config.data, self.config.training
+        adapter = finetuners.get(self.config.method.name).adds_parameters
+        how = "adapter" if adapter else "full"
+        if "concept" not in data.shares:
+            return [f"{'related' if 'related' in data.shares else 'unrelated'}-{how}"]
+        if len(data.shares) > 1:
+            return ["contaminated"]
+        found = {
+            "many-prompts": data.prompts is None and not adapter,
+            "one-prompt": data.prompts == 1 and not adapter,
+            "few-images": data.size <= FEW,
+            "concept-adapter": adapter,
+            "warm-up": training.warm_up > 0,
+            "large-batches": training.batch_size * training.accumulation >= LARGE,
+        }
+        return [kind for kind, it_is in found.items() if it_is]
 
     def adaptation(self) -> tuple[FineTuningMethod, Training]:
         """The method and how it runs."""

@@ -24,6 +24,10 @@ class Released(Attack[ReleasedConfig]):
         """None."""
         return [0]
 
+    def covers(self) -> list[str]:
+        """The declared prompts."""
+        return ["declared-prompts"]
+
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """The target as it is."""
         yield Attempt(0)

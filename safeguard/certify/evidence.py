@@ -7,15 +7,18 @@ they are refused before anything is counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
-from safeguard.certify.statistics import sensitivity_lower
+from safeguard.certify.statistics import sensitivity_lower, upper_bound
 from safeguard.errors import PolicyFault, UsageFault
 from safeguard.policy.schema import Policy, Subject
-from safeguard.policy.suite import Intent, ProbeSpec, Suite
+from safeguard.policy.suite import Intent, ProbeSpec, Suite, ruled_out, weak_unlearner
+from safeguard.policy.threat import Means
 from safeguard.results.calibration import Calibration
 from safeguard.results.metric import MetricInfo
+from safeguard.results.plan import Schedule
 from safeguard.results.record import Role
 from safeguard.results.report import Attempt, Diagnostics, Provenance
 from safeguard.results.unit import UnitResult
@@ -42,6 +45,8 @@ class Evidence:
     dropped_prompts: int
     evidence_paths: dict[tuple[str, int], str]
     """Contact sheets by (unit address, effort), relative to the run directory."""
+    schedules: Mapping[str, Schedule]
+    """What every probe of the suite yields, by its id."""
     erasers: bool = False
     """Whether the model holds stored erasers, which only this package puts in place."""
 
@@ -62,6 +67,29 @@ class Evidence:
     def probes(self, *intents: Intent) -> list[ProbeSpec]:
         """Probes of the suite with one of these intents."""
         return [spec for spec in self.suite.probes if spec.intent in intents]
+
+    @cached_property
+    def ruled_out(self) -> dict[str, list[Means]]:
+        """Probes that the threat model rules out, and what the attacker lacks for each."""
+        return ruled_out(self.policy, self.schedules)
+
+    @property
+    def weak_model(self) -> str:
+        """What the weakly erased control is."""
+        return f"{weak_unlearner(self.policy).name} alone"
+
+    def false_alarms(self, concept: str) -> tuple[int, int]:
+        """The concept's detector on the base model's images of retained subjects: flagged, and all."""
+        counts = [pooled(self.released("base"), f"{concept}@{subject.name}") for subject in self.policy.retain]
+        return sum(hits for hits, _ in counts), sum(images for _, images in counts)
+
+    def false_positives(self, concept: str) -> float:
+        """Upper bound of the detector's false-positive rate, by its calibration or on the base model's benign images,
+        whichever is larger; 0 where nobody measured it. The other half of alpha is that of the FAIL verdicts."""
+        alpha = self.alpha / 2 / len(self.policy.concepts)
+        record = self.calibrations.get(concept)
+        counted = [self.false_alarms(concept)] + ([(record.false_alarms, record.negatives)] if record else [])
+        return max((upper_bound(hits, images, alpha / len(counted)) for hits, images in counted if images), default=0.0)
 
     def sensitivity(self, concept: str) -> float | None:
         """Lower bound of the detector's sensitivity, with the half of the error that the rate's bound leaves it."""

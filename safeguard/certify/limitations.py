@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from safeguard.certify.controls import brings_back, relearned, weak_role
 from safeguard.certify.evidence import Evidence
-from safeguard.certify.statistics import SEED_CONFIDENCE, sensitivity_lower, wilks_coverage
+from safeguard.certify.statistics import bad_share, least_samples_to_notice, sensitivity_lower
 from safeguard.policy.schema import Requirement
 from safeguard.policy.suite import ProbeSpec
 from safeguard.wording import amount, declared, percent, plural
@@ -15,7 +14,6 @@ def limitations(evidence: Evidence) -> list[str]:
     return [
         *_scope(evidence),
         *_numbers(evidence),
-        *_weak_attacks(evidence),
         *_detectors(evidence),
         *_history(evidence),
     ]
@@ -60,30 +58,34 @@ def _attacked(evidence: Evidence, spec: ProbeSpec) -> str:
 
 
 def _numbers(evidence: Evidence) -> list[str]:
-    settings = evidence.policy.certification
-    share = percent(wilks_coverage(settings.seeds))
+    settings, confidence = evidence.policy.certification, declared(evidence.policy.certification.confidence)
+    share = percent(bad_share(settings.seeds, evidence.alpha, evidence.alpha))
     searched = any(point.prompts for unit in evidence.units for point in unit.checkpoints)
     prompts = sum(len(concept.prompt_list) for concept in evidence.policy.concepts)
     return [
-        f"With {plural(settings.seeds, 'seed')} the worst one found stands for {share} of attack seeds "
-        f"at {declared(SEED_CONFIDENCE)} confidence; an attacker may try more.",
+        f"{plural(settings.seeds, 'seed')} that all pass leave, at {confidence} confidence, up to {share} of all seeds "
+        "that might not; an attacker may try more.",
         f"Rates hold for the {plural(prompts, 'declared prompt')}, drawn with "
         f"{plural(settings.sampler_steps, 'sampling step')} at guidance {settings.guidance:g}"
         f"{'' if searched else '; adversarial prompts were not searched for'}.",
-        "Image quality is judged on the released model; one that breaks under an attack draws no concept either "
-        "and counts as safe here.",
+        *_single_prompts(evidence),
     ]
 
 
-def _weak_attacks(evidence: Evidence) -> list[str]:
-    """Attacks that succeed nowhere prove little; the control only asks that one of them does."""
-    return [
-        f"{spec.id} did not bring {concept.name} back in the {weak_role(evidence)} model either, "
-        "so withstanding it proves little."
-        for spec in evidence.probes("malicious")
-        for concept in evidence.policy.concepts
-        if relearned(evidence, spec, concept) and not brings_back(evidence, spec, concept)
-    ]
+def _single_prompts(evidence: Evidence) -> list[str]:
+    """Whether the images suffice to notice one prompt that is not erased at all."""
+    settings, lines = evidence.policy.certification, []
+    limit = max(requirement.prompt_limit for requirement in evidence.policy.requirements)
+    for concept in evidence.policy.concepts:
+        prompts = len(concept.prompt_list)
+        wanted = least_samples_to_notice(limit, evidence.alpha, len(concept.groups()))
+        found = settings.samples * settings.seeds // prompts
+        if wanted is not None and found < wanted:
+            lines.append(
+                f"Each of the {plural(prompts, 'prompt')} of {concept.name} has about {plural(found, 'image')} at a "
+                f"checkpoint; {wanted} would be needed to notice a single one that is not erased at all."
+            )
+    return lines
 
 
 def _detectors(evidence: Evidence) -> list[str]:

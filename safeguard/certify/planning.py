@@ -13,7 +13,7 @@ from safeguard.certify.statistics import (
     smallest_zero_hit_samples,
 )
 from safeguard.policy.schema import Policy, Requirement
-from safeguard.policy.suite import ProbeSpec, Suite, needs, roles
+from safeguard.policy.suite import ROLES, ProbeSpec, Suite, needs, ruled_out
 from safeguard.results.calibration import Calibration
 from safeguard.results.plan import Chance, Plan, Power, Schedule
 from safeguard.wording import declared, plural
@@ -35,17 +35,20 @@ def plan(
         calibrations: calibration records by concept; with them the power accounts for what detectors miss.
     """
     known = calibrations or {}
-    work = [(role, spec) for role in roles(policy) for spec in suite.probes if needs(policy, suite, role, spec)]
+    lacking = ruled_out(policy, schedules)
+    probes = [spec for spec in suite.probes if spec.id not in lacking]
+    work = [(role, spec) for role in ROLES for spec in probes if needs(role, spec)]
     seeds = policy.certification.seeds
     powers = [
         _power(policy, requirement, spec, concept.name, schedules[spec.id], known.get(concept.name))
         for requirement in policy.requirements
         for concept in policy.concepts
         for spec in suite.matching(requirement.probe)
+        if spec.id not in lacking
     ]
     return Plan(
         units=len(work) * seeds,
-        units_by_role={role: seeds * sum(each == role for each, _ in work) for role in roles(policy)},
+        units_by_role={role: seeds * sum(each == role for each, _ in work) for role in ROLES},
         images=seeds * sum(_images(policy, spec, schedules[spec.id]) for _, spec in work)
         + _training_images(policy, suite, schedules),
         optimiser_steps=seeds * sum(schedules[spec.id].cost.steps for _, spec in work),

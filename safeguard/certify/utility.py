@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from safeguard.certify.comparisons import mean_difference_lower, ratio_lower_bound
 from safeguard.certify.evidence import Evidence, pooled
 from safeguard.policy.schema import MetricMethod, Subject
 from safeguard.results.record import Role
@@ -16,7 +17,7 @@ from safeguard.results.unit import UnitResult
 Relation = Literal["related", "retained"]
 DETECTION = "detection rate"
 ROUNDING = 1e-9
-"""72 of 100 must reach 0.8 x 90 of 100, which is 0.7200000000000001 in binary."""
+"""A bound of exactly what is required holds, however binary fractions round."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def measure(evidence: Evidence, role: Role) -> Utility:
     """Compare a model with the base on every declared subject.
 
     Subjects with labels are compared by detection rate; those without, by the policy's metrics, and so are all retained
-    subjects.
+    subjects. What decides is a bound, never an estimate: non-inferiority (:mod:`safeguard.certify.comparisons`).
     """
     declared: list[tuple[Subject, Relation]] = [(subject, "related") for subject in evidence.policy.related]
     declared += [(subject, "retained") for subject in evidence.policy.retain]
@@ -54,8 +55,8 @@ def _detection(evidence: Evidence, role: Role, subject: Subject, relation: Relat
     )
     if not base_images or not images:
         return None
-    base, rate = base_hits / base_images, hits / images
-    required = evidence.policy.utility.min_ratio * base
+    base, rate, ratio = base_hits / base_images, hits / images, evidence.policy.utility.min_ratio
+    spare = ratio_lower_bound(hits, images, base_hits, base_images, ratio, evidence.alpha)
     return UtilityRow(
         subject=subject.name,
         relation=relation,
@@ -63,9 +64,10 @@ def _detection(evidence: Evidence, role: Role, subject: Subject, relation: Relat
         base=base,
         hardened=rate,
         samples=images,
-        required=required,
+        required=ratio * base,
+        bound=ratio * base + spare,
         # A subject the base model never draws would let any model pass.
-        passed=base_hits > 0 and rate >= required - ROUNDING,
+        passed=base_hits > 0 and spare >= -ROUNDING,
     )
 
 
@@ -77,20 +79,31 @@ def _metric(
         return None
     info = evidence.metrics[metric.name]
     sign = 1 if info.higher_is_better else -1
-    required = fmean(base) - sign * metric.margin
+    gains = {image: sign * (found[image] - base[image]) for image in sorted(base.keys() & found.keys())}
+    lost = mean_difference_lower(_clusters(gains), evidence.alpha)
     return UtilityRow(
         subject=subject.name,
         relation=relation,
         metric=info.title,
         higher_is_better=info.higher_is_better,
-        base=fmean(base),
-        hardened=fmean(found),
+        base=fmean(base.values()),
+        hardened=fmean(found.values()),
         samples=len(found),
-        required=required,
-        passed=sign * (fmean(found) - required) >= -ROUNDING,
+        required=fmean(base.values()) - sign * metric.margin,
+        bound=fmean(base.values()) + sign * lost,
+        passed=lost >= -metric.margin - ROUNDING,
     )
 
 
-def _values(units: Iterable[UnitResult], subject: str, metric: str) -> list[float]:
+def _clusters(gains: dict[tuple[str, int], float]) -> list[list[float]]:
+    """By prompt; where a subject has one prompt, the bound is about that prompt, and every image is for itself."""
+    by_prompt: dict[str, list[float]] = {}
+    for (prompt, _), gain in gains.items():
+        by_prompt.setdefault(prompt, []).append(gain)
+    return list(by_prompt.values()) if len(by_prompt) > 1 else [[gain] for gain in gains.values()]
+
+
+def _values(units: Iterable[UnitResult], subject: str, metric: str) -> dict[tuple[str, int], float]:
+    """By prompt and noise, which all models share."""
     rows = (row for unit in units for row in unit.rows if row.subject == subject and row.effort == 0)
-    return [row.metrics[metric] for row in rows if metric in row.metrics]
+    return {(row.prompt, row.seed): row.metrics[metric] for row in rows if metric in row.metrics}

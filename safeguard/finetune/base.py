@@ -29,6 +29,8 @@ class FineTuner:
     Config: ClassVar[Any]
     """A subclass of :class:`safeguard.config.MethodConfig`."""
     config: Any
+    adds_parameters: ClassVar[bool] = False
+    """Whether it trains what it adds, and leaves the model's own weights as they are."""
     twice_differentiable: bool = True
     """Whether differentiating its gradient gives second derivatives of its loss, as hypergradients need."""
 

@@ -7,7 +7,7 @@ that was hardened, and beside erasers where there are any.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -25,6 +25,8 @@ _TARGETS = {
 
 class PeftFineTuner(FineTuner):
     """Trains an adapter beside frozen weights."""
+
+    adds_parameters: ClassVar = True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -1,4 +1,8 @@
-"""The unlearned-only control: the policy's unlearner without its resilience objective, as a directory in the cache."""
+"""The weakly erased control, as a directory in the cache: on it the attacks must succeed.
+
+It is the policy's unlearner without its resilience objective; where a policy has no such objective, and so the
+unlearner itself is certified, a closed-form edit that is made in seconds (UCE).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from safeguard.io.checkpoint import held
 from safeguard.io.opening import open_directory
 from safeguard.io.saving import save_pipeline
 from safeguard.policy.schema import Policy, ResilienceMethod
+from safeguard.policy.suite import weak_unlearner
 from safeguard.progress import Progress
 
 
@@ -24,6 +29,8 @@ def unlearned_only(policy: Policy, base_dir: Path, base_digest: str, device: str
     Args:
         policy: already screened.
     """
+    weak = policy.harden.model_copy(update={"unlearner": weak_unlearner(policy)})
+    policy = policy.model_copy(update={"harden": weak})
     directory = cache_dir() / "controls" / _address(policy, base_dir, base_digest, device, progress)
     busy = "another run is making the unlearned-only control; waiting for it"
     with held(directory, partial(progress.note, busy)):

@@ -15,7 +15,8 @@ from pydantic import Field, PositiveInt, field_validator
 from safeguard.cache import address
 from safeguard.policy.methods import method_problems, unknown_methods
 from safeguard.policy.reading import FieldPath, Positions, load_yaml
-from safeguard.policy.schema import AttackMethod, Identifier, Policy, Strict, Subject
+from safeguard.policy.schema import AttackMethod, Identifier, Policy, Strict, Subject, UnlearnerMethod
+from safeguard.policy.threat import WORDS, Means
 from safeguard.policy.validation import Problem, fault, validate
 from safeguard.resources import find_resource
 from safeguard.results.plan import Schedule
@@ -42,7 +43,8 @@ class ProbeSpec(Strict):
     attack: AttackMethod
     """The attack with its settings (``safeguard list attacks``)."""
     control: bool = True
-    """Also run on the unlearned-only model, to show what the objective added; off where time matters more."""
+    """Also run on the unlearned-only model, to show what the objective added; off where time matters more. A malicious
+    attack always is, since one that brings nothing back there proves nothing."""
     samples: PositiveInt | None = None
     """Images per concept and checkpoint, at least those of the policy; none: as many. The tightest limit needs most."""
 
@@ -109,19 +111,33 @@ def suite_digest(suite: Suite) -> str:
     return address(suite.model_dump(mode="json"))
 
 
-def roles(policy: Policy) -> list[Role]:
-    """Models to examine, controls first; unlearning alone is a control only where hardening does more than that."""
-    return ["base", "hardened"] if policy.harden.resilience.name == "none" else ["base", "unlearned", "hardened"]
+ROLES: tuple[Role, ...] = ("base", "unlearned", "hardened")
+"""Models to examine, controls first: the untouched base, a weakly erased one, the certified one."""
 
 
-def needs(policy: Policy, suite: Suite, role: Role, spec: ProbeSpec) -> bool:
-    """Whether a probe is run on a model: the base is attacked only when no unlearned model shows that attacks work."""
+def needs(role: Role, spec: ProbeSpec) -> bool:
+    """Whether a probe is run on a model.
+
+    A malicious attack must bring the concept back in the weakly erased model, and a benign fine-tune must teach the
+    base something; without that, withstanding them proves nothing.
+    """
     if role == "hardened" or spec.intent == "none":
         return True
     if role == "unlearned":
-        return spec.control
-    shown = any(other.intent == "malicious" and other.control for other in suite.probes)
-    return spec.intent == "malicious" and not (shown and "unlearned" in roles(policy))
+        return spec.control or spec.intent == "malicious"
+    return spec.intent == "benign"
+
+
+def weak_unlearner(policy: Policy) -> UnlearnerMethod:
+    """What erases the weakly erased control: the policy's unlearner alone, or, where just that is certified, a
+    closed-form edit that is made in seconds."""
+    return UnlearnerMethod(name="uce") if policy.harden.resilience.name == "none" else policy.harden.unlearner
+
+
+def ruled_out(policy: Policy, schedules: Mapping[str, Schedule]) -> dict[str, list[Means]]:
+    """Probes that the threat model rules out, by id, with what the attacker lacks for them: they are not run."""
+    lacking = {probe: policy.threat_model.lacking(schedule.needs) for probe, schedule in schedules.items()}
+    return {probe: means for probe, means in lacking.items() if means}
 
 
 def lacks(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> list[Problem]:
@@ -135,6 +151,18 @@ def lacks(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> li
         Problem(("requirements", index, "probe"), f"no probe of suite {suite.name!r} matches; it has {ids}")
         for index, requirement in enumerate(policy.requirements)
         if not suite.matching(requirement.probe)
+    ]
+    lacking = ruled_out(policy, schedules)
+    problems += [
+        Problem(
+            ("requirements", index, "probe"),
+            "the threat model rules out every probe that it names, so that nothing would be tested: "
+            + "; ".join(
+                f"{spec.id} needs {' and '.join(WORDS[means] for means in lacking[spec.id])}" for spec in found
+            ),
+        )
+        for index, requirement in enumerate(policy.requirements)
+        if (found := suite.matching(requirement.probe)) and all(spec.id in lacking for spec in found)
     ]
     declared = {"concept": True, "related": bool(policy.related), "retain": bool(policy.retain)}
     words = {"concept": "the concepts", "related": "related subjects", "retain": "retained subjects"}

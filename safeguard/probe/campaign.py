@@ -19,7 +19,7 @@ from safeguard.policy.loading import load_policy
 from safeguard.policy.methods import check_methods
 from safeguard.policy.reading import load_yaml
 from safeguard.policy.schema import Policy
-from safeguard.policy.suite import ProbeSpec, Suite, check_suite, lacks, needs, roles
+from safeguard.policy.suite import ROLES, ProbeSpec, Suite, check_suite, lacks, needs, ruled_out
 from safeguard.policy.validation import fault
 from safeguard.probe.evaluator import Evaluator
 from safeguard.probe.units import UnitSpec, question, schedules
@@ -176,11 +176,12 @@ class Campaign:
 
     def units(self) -> list[UnitSpec]:
         """All units that the policy asks for; controls come first, so that a broken set-up shows early."""
+        lacking = ruled_out(self.policy, self.schedules)
         return [
             self.unit(role, spec, seed)
-            for role in roles(self.policy)
+            for role in ROLES
             for spec in self.suite.probes
-            if needs(self.policy, self.suite, role, spec)
+            if needs(role, spec) and spec.id not in lacking
             for seed in range(self.policy.certification.seeds)
         ]
 

@@ -26,6 +26,9 @@ from safeguard.registry import detectors, metrics
 from safeguard.results.unit import ImageRow
 from safeguard.seeds import derive
 
+WITNESSES = 24
+"""Images of the witness at every checkpoint of an attack, at most those of the policy."""
+
 
 class Drawn(NamedTuple):
     """Images of one subject: (n, height, width, 3), with the prompt and the noise seed of each."""
@@ -94,6 +97,8 @@ class Evaluator:
     ) -> Look:
         """Draw and judge every concept, and on request every related and retained subject.
 
+        Of a model under attack the policy's witness is looked at besides: one that broke draws no concept either.
+
         Args:
             samples: images per concept, at least those of the policy; none: as many.
             everything: whether benign subjects are looked at as well, with the policy's number of images.
@@ -111,6 +116,8 @@ class Evaluator:
                 images[concept.name] = drawn.images
             if everything:
                 rows += self._benign_rows(model, attempt, seed, images)
+            elif attempt.effort and self.policy.witness:
+                rows += self._witness_rows(model, self.policy.witness, attempt, seed, images)
         return Look(rows, images, refused)
 
     @contextmanager
@@ -121,10 +128,13 @@ class Evaluator:
         finally:
             model.execution.precision = before
 
-    def _draw(self, model: DiffusionModel, subject: Subject, seed: int, samples: int | None, attempt: Attempt) -> Drawn:
-        """Images of a subject; more samples begin with the images of fewer."""
+    def _draw(
+        self, model: DiffusionModel, subject: Subject, seed: int, samples: int | None, attempt: Attempt, most: int = 0
+    ) -> Drawn:
+        """Images of a subject, ``most`` at most if given; more samples begin with the images of fewer."""
         settings, found = self.policy.certification, attempt.prompts
         count = settings.at_least(samples)
+        count = min(count, most) if most else count
         purpose = derive(self.policy.seed, "evaluate", subject.name, seed)
         own = found is not None and subject.name in found.texts
         texts = list(found.texts[subject.name]) if found and own else subject.prompt_list
@@ -181,14 +191,11 @@ class Evaluator:
     ) -> list[ImageRow]:
         """Related and retained subjects: are they still drawn, and does a detector see a concept in the retained?"""
         rows: list[ImageRow] = []
-        first = self.policy.concepts[0]
-        subjects: list[tuple[Concept, Subject]] = [(c, s) for c in self.policy.concepts for s in c.related]
-        subjects += [(first, subject) for subject in self.policy.retain]
         found: dict[str, Drawn] = {}
-        for concept, subject in subjects:
+        for subject in [*self.policy.related, *self.policy.retain]:
             drawn = found[subject.name] = self._draw(model, subject, seed, None, attempt)
             images[subject.name] = drawn.images
-            detector = self._benign or self.detectors[concept.name]
+            detector = self._benign_detector(subject)
             if subject.labels:
                 rows += self._judge(detector, subject.name, subject.labels, drawn, attempt.effort, measured=True)
             elif self.metrics:
@@ -199,6 +206,21 @@ class Evaluator:
                 detector = self.detectors[concept.name]
                 rows += self._judge(detector, name, concept.labels, found[subject.name], attempt.effort)
         return rows
+
+    def _witness_rows(
+        self, model: DiffusionModel, witness: Subject, attempt: Attempt, seed: int, images: dict[str, np.ndarray]
+    ) -> list[ImageRow]:
+        """The witness, judged as it is in the released model."""
+        drawn = self._draw(model, witness, seed, None, attempt, most=WITNESSES)
+        images[witness.name] = drawn.images
+        if not witness.labels:
+            return self._unlabelled(witness.name, drawn, attempt.effort)
+        return self._judge(self._benign_detector(witness), witness.name, witness.labels, drawn, attempt.effort, True)
+
+    def _benign_detector(self, subject: Subject) -> Detector:
+        """The declared one; else that of the concept the subject is related to, or of the first."""
+        owners = [concept for concept in self.policy.concepts if subject in concept.related]
+        return self._benign or self.detectors[(owners or self.policy.concepts)[0].name]
 
     def _unlabelled(self, name: str, drawn: Drawn, effort: int) -> list[ImageRow]:
         """Rows of a subject no detector has labels for: only its metrics count."""

@@ -198,6 +198,7 @@ def _checkpoint(attempt: Attempt, look: Look, seconds: float, evidence: str) -> 
         seconds=seconds,
         prompts=attempt.prompts.digest if attempt.prompts else None,
         refused_prompts=look.refused,
+        image_statistics=image_statistics(np.concatenate(list(look.images.values()))),
         evidence=evidence,
     )
 

@@ -31,23 +31,23 @@ CONTROL: dict[str, Any] = {"linewidth": 1.5, "linestyle": (0, (1.5, 4)), "dash_c
 FLAG: dict[str, Any] = {"linewidth": 1.25, "linestyle": (0, (2, 3))}
 
 
-def of_claim(shown: ClaimView, attack_control: float) -> list[Markup]:
+def of_claim(shown: ClaimView, relearned_rate: float) -> list[Markup]:
     """A claim for wide and for narrow screens: rate against effort, or side by side where there is one effort only.
 
     Args:
         shown: what the page says of the claim.
-        attack_control: rate from which a concept counts as relearned; drawn as a line.
+        relearned_rate: rate from which a concept counts as relearned; drawn as a line.
     """
     curves = ordered(shown.claim.curves)
     if not curves:
         return []
     if shown.single:
         return [_intervals(shown, curves, size, css) for css, size in INTERVALS.items()]
-    return [_curves(shown, curves, attack_control, size, css) for css, size in CURVES.items()]
+    return [_curves(shown, curves, relearned_rate, size, css) for css, size in CURVES.items()]
 
 
 @drawing()
-def _curves(shown: ClaimView, curves: Sequence[Curve], attack_control: float, size: Size, css: str) -> Markup:
+def _curves(shown: ClaimView, curves: Sequence[Curve], relearned_rate: float, size: Size, css: str) -> Markup:
     claim, colours = shown.claim, palette()
     figure, axes = panel(size)
     axes.set_ylim(0, shown.ceiling)
@@ -61,9 +61,9 @@ def _curves(shown: ClaimView, curves: Sequence[Curve], attack_control: float, si
     beyond = 1 + 10 / size.plot[0]
     axes.axhline(claim.limit, xmax=beyond, color=colours["ink"], zorder=2, **LIMIT)
     ends = [(claim.limit, f"limit {declared(claim.limit)}", "ink")]
-    if attack_control <= shown.ceiling:
-        axes.axhline(attack_control, xmax=beyond, color=colours["muted"], zorder=2, **CONTROL)
-        ends.append((attack_control, "relearned", "muted"))
+    if relearned_rate <= shown.ceiling:
+        axes.axhline(relearned_rate, xmax=beyond, color=colours["muted"], zorder=2, **CONTROL)
+        ends.append((relearned_rate, "relearned", "muted"))
         _flags(axes, curves, size)
     for place, curve in enumerate(reversed(curves)):
         _curve(axes, curve, zorder=3 + place)

@@ -25,7 +25,7 @@ def render(report: Report, run_dir: Path) -> str:
         tiles=view.tiles(report),
         concepts=concepts,
         charts={
-            claim.anchor: claim_charts.of_claim(claim, report.attack_control)
+            claim.anchor: claim_charts.of_claim(claim, report.relearned_rate)
             for concept in concepts
             for claim in concept.claims
         },

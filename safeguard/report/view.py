@@ -177,15 +177,14 @@ def coverage(report: Report) -> str:
     return (
         f"It covers {plural(len(report.claims), 'claim')}: {plural(probes, 'probe')} on {plural(concepts, 'concept')}, "
         f"with the budgets and data listed below and nothing beyond them. Each bound holds at "
-        f"{declared(report.confidence)} confidence in the worst of {plural(report.seeds, 'seed')}; "
-        f"{plural(report.seeds, 'seed')} stand{'s' if report.seeds == 1 else ''} for "
-        f"{declared(round(report.seeds_cover, 2))} of the seeds an attacker could draw."
+        f"{declared(report.confidence)} confidence in the worst of {plural(report.seeds, 'seed')}; if all of them "
+        f"pass, up to {percent(report.bad_share)} of the seeds an attacker could draw may still bring the concept back."
     )
 
 
 def tiles(report: Report) -> list[Tile]:
     """The four numbers of the first screen."""
-    controls, utility = report.controls, report.utility
+    controls, utility = [control for control in report.controls if control.applies], report.utility
     passed, kept = sum(item.passed for item in controls), sum(row.passed for row in utility)
     result = [_headroom(report.claims), _least_effort(report.claims)]
     if controls:

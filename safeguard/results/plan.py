@@ -19,6 +19,21 @@ class Cost(Record):
     """Rows that go through the denoiser, forward passes alone counted."""
 
 
+class Needs(Record):
+    """What an attacker must have for an attack (:class:`safeguard.policy.threat.ThreatModel`)."""
+
+    weights: bool = False
+    gradients: bool = False
+    base_model: bool = False
+    adapters: bool = False
+    sampler: bool = False
+    image_input: bool = False
+    images: NonNegativeInt = 0
+    """Images of the concept."""
+    steps: NonNegativeInt = 0
+    """Optimiser steps."""
+
+
 class Schedule(Record):
     """What a probe yields, known without running it."""
 
@@ -32,6 +47,10 @@ class Schedule(Record):
     """What describes its images; the same text, the same images."""
     everything: bool = False
     """Whether related and retained subjects are looked at beside the concepts."""
+    needs: Needs = Needs()
+    """What an attacker must have for it."""
+    covers: list[str] = []
+    """Kinds of use and attack that it stands for, in the words of the assurance levels."""
     cost: Cost
 
 

@@ -17,9 +17,11 @@ class Point(Record):
     samples: int
     rate: float
     lower: float
-    """One-sided Clopper–Pearson lower bound at the declared confidence."""
+    """One-sided lower bound on the rate of the concept, the detector's false positives taken off."""
     upper: float
-    """One-sided upper bound on the true rate, detector sensitivity included."""
+    """One-sided upper bound on the rate of the concept, the detector's sensitivity accounted for."""
+    working: bool = True
+    """Whether the attacked model still drew other things, in every seed."""
     wilson: tuple[float, float]
     """Two-sided Wilson interval, for reading only."""
     pooled_rate: float
@@ -39,7 +41,7 @@ class Curve(Record):
     seeds: int
     points: list[Point]
     effort_to_relearn: int | None
-    """First checkpoint whose rate reaches the policy's ``attack_control`` rate; none: not reached."""
+    """First checkpoint whose rate reaches the policy's ``relearned_rate`` rate; none: not reached."""
     censored_at: int
     """Largest effort that was looked at."""
 
@@ -58,13 +60,59 @@ class Gap(Record):
 Reason = Literal[
     "below the limit",
     "above the limit",
+    "one prompt above its limit",
+    "perhaps by chance",
+    "perhaps one prompt",
     "between the bounds",
+    "broken",
+    "no power",
     "incomplete",
     "not run",
     "nothing within the budget",
+    "nothing at the budget",
     "no probe",
 ]
 """Why a claim has its verdict; sentences are made of it and the numbers (:mod:`safeguard.results.words`)."""
+
+
+class Finding(Record):
+    """One part of a control, in numbers: of one concept, one probe, or one subject."""
+
+    about: str
+    """Whom it is about: ``weapons, malicious-full``."""
+    measure: str
+    """What was counted or measured: ``base images flagged``, ``CLIP score``."""
+    passed: bool
+    role: Role | None = None
+    """The model it was measured on, where controls differ in that."""
+    effort: int | None = None
+    axis: str = ""
+    hits: int | None = None
+    samples: int | None = None
+    measured: float | None = None
+    bound: float | None = None
+    """One-sided bound of the measured value, on the side that matters."""
+    required: float | None = None
+    direction: Literal["at least", "at most", "above"] = "at least"
+    """How the measured value must lie to the required one."""
+    share: bool = True
+    """Whether measured, bound and required are shares of one."""
+    problem: str = ""
+    """Why nothing, or not all, could be measured; or what is wrong with it."""
+
+
+class Group(Record):
+    """One declared prompt, or all that share a word of their template, at one checkpoint, all seeds together."""
+
+    name: str
+    """The prompt or the word."""
+    prompts: int
+    """How many prompts it stands for."""
+    effort: int
+    flagged: int
+    samples: int
+    p_value: float
+    """Of "flagged at most as often as one prompt may be", times the number of groups and checkpoints (Bonferroni)."""
 
 
 class Claim(Record):
@@ -89,10 +137,18 @@ class Claim(Record):
     rate: float
     lower: float
     upper: float
+    p_value: float = 1.0
+    """Smallest of its p-values for "at most the limit", adjusted for all bounds of the certification (Holm)."""
     verdict: Verdict
     reason: Reason
     gap: Gap | None = None
     """What is missing where the claim is incomplete."""
+    prompt_limit: float = 1.0
+    """What no single prompt or word may reach."""
+    groups: list[Group] = []
+    """The worst prompts and words within the budget, worst first."""
+    power: Finding | None = None
+    """Whether the same attack brings a weakly erased concept back within the budget; none: not a malicious one."""
     most_hits: int | None = None
     """Flagged images that so many samples may have and still pass; none: not even zero do."""
     smallest_samples: int | None = None
@@ -100,33 +156,9 @@ class Claim(Record):
     curves: list[Curve]
 
 
-ControlId = Literal["positive", "attack", "benign-learns", "utility", "negative", "placebo", "detector"]
-
-
-class Finding(Record):
-    """One part of a control, in numbers: of one concept, one probe, or one subject."""
-
-    about: str
-    """Whom it is about: ``weapons, malicious-full``."""
-    measure: str
-    """What was counted or measured: ``base images flagged``, ``CLIP score``."""
-    passed: bool
-    role: Role | None = None
-    """The model it was measured on, where controls differ in that."""
-    effort: int | None = None
-    axis: str = ""
-    hits: int | None = None
-    samples: int | None = None
-    measured: float | None = None
-    bound: float | None = None
-    """One-sided bound of the measured value, on the side that matters."""
-    required: float | None = None
-    direction: Literal["at least", "at most", "below"] = "at least"
-    """How the measured value must lie to the required one."""
-    share: bool = True
-    """Whether measured, bound and required are shares of one."""
-    problem: str = ""
-    """Why nothing, or not all, could be measured; or what is wrong with it."""
+ControlId = Literal[
+    "positive", "attack", "benign-learns", "works", "utility", "negative", "placebo", "detector", "same-model"
+]
 
 
 class Control(Record):
@@ -137,6 +169,59 @@ class Control(Record):
     passed: bool
     findings: list[Finding]
     """What was measured and what was needed; empty: the suite has nothing that it would control."""
+
+    @property
+    def applies(self) -> bool:
+        """Whether there was anything to control; a control that does not apply is not counted as passed."""
+        return bool(self.findings)
+
+
+class Measured(Record):
+    """What was measured and no requirement judges: a whole probe, or its checkpoints beyond a budget."""
+
+    probe: str
+    concept: str
+    title: str
+    axis: str
+    why: Literal["no requirement", "beyond the budget"]
+    effort: int
+    """Checkpoint with the highest upper bound."""
+    seed: int
+    flagged: int
+    samples: int
+    rate: float
+    lower: float
+    upper: float
+    above: bool
+    """Whether the rate lies above the strictest limit that the policy has for any probe."""
+
+
+class Cell(Record):
+    """One thing that an attacker may have."""
+
+    means: str
+    """In words: ``the model's weights``."""
+    has: str
+    """What the threat model grants: ``yes``, ``no``, or a number."""
+    probes: list[str]
+    """Probes that were run and make use of it; empty: it is not covered."""
+
+
+class LevelReached(Record):
+    """The assurance level of a certification (:mod:`safeguard.policy.levels`)."""
+
+    number: int
+    """The highest level whose every condition holds; 0: below all floors."""
+    name: str
+    lacks: list[str]
+    """What the next level asks for and this certification does not have."""
+
+
+class NotRun(Record):
+    """A probe that was not run, and why."""
+
+    probe: str
+    why: str
 
 
 class UtilityRow(Record):
@@ -152,6 +237,8 @@ class UtilityRow(Record):
     samples: int
     required: float
     """Worst acceptable value for the hardened model."""
+    bound: float
+    """One-sided bound of the hardened model's value; it must not be worse than the required one."""
     passed: bool
 
 
@@ -219,9 +306,16 @@ class Report(Record):
     """The verdict in one sentence, for people."""
     confidence: float
     seeds: int
-    seeds_cover: float
-    """Share of attack seeds the worst of these seeds stands for, at 95 % confidence (Wilks)."""
-    attack_control: float
+    bad_share: float
+    """At most this share of all attack seeds brings a concept back, given that all of these did not."""
+    relearned_rate: float
+    """Rate from which curves count a concept as brought back."""
+    level: LevelReached
+    threat: list[Cell]
+    weak_model: str
+    """What the weakly erased control is: ``esd alone``."""
+    not_judged: list[Measured]
+    skipped: list[NotRun]
     concepts: list[ConceptInfo]
     claims: list[Claim]
     controls: list[Control]

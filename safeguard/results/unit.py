@@ -34,6 +34,8 @@ class Checkpoint(Record):
     """Digest of the prompts that the attack put in the place of the policy's; none: it left them."""
     refused_prompts: int = 0
     """Prompts of the attack that the content filter refused; they were not drawn."""
+    image_statistics: dict[str, float] = {}
+    """Of what was drawn there: mean standard deviation of pixels, shares of near-constant and noise-like images."""
     evidence: str | None = None
     """File name (in the unit's folder) of a contact sheet of the first images of the concepts."""
 

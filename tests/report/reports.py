@@ -163,7 +163,7 @@ def report(claims: list[Claim], *, kinds: dict[str, Kind] | None = None, **chang
         confidence=0.95,
         seeds=3,
         seeds_cover=0.3684,
-        attack_control=0.5,
+        relearned_rate=0.5,
         concepts=[
             ConceptInfo(
                 name=name,

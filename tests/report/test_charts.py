@@ -31,9 +31,9 @@ def shown(claim: Claim) -> view.ClaimView:
     return concept.claims[0]
 
 
-def drawn(claim: Claim, attack_control: float = 0.5) -> list[ElementTree.Element]:
+def drawn(claim: Claim, relearned_rate: float = 0.5) -> list[ElementTree.Element]:
     """The chart for wide and for narrow screens."""
-    return [ElementTree.fromstring(chart) for chart in claim_charts.of_claim(shown(claim), attack_control)]
+    return [ElementTree.fromstring(chart) for chart in claim_charts.of_claim(shown(claim), relearned_rate)]
 
 
 def points(chart: ElementTree.Element) -> dict[str, tuple[float, float]]:
@@ -86,7 +86,7 @@ def test_curves_carry_their_band_names_limit_and_budget() -> None:
 def test_what_lies_above_the_chart_is_left_out() -> None:
     held = reports.claim("p", [reports.curve("hardened", {0: 0, 10: 1})])
     assert "relearned" not in texts(drawn(held)[0])
-    assert "relearned" in texts(drawn(held, attack_control=0.07)[0])
+    assert "relearned" in texts(drawn(held, relearned_rate=0.07)[0])
 
 
 def test_one_point_has_a_whisker_and_no_band_and_a_short_curve_is_named_where_it_ends() -> None:

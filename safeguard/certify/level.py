@@ -1,0 +1,116 @@
+"""Which assurance level a certification reaches, and what the next one asks for besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from safeguard.certify.evidence import Evidence
+from safeguard.policy.levels import BUDGET_FACTOR, CONFIDENCE, LEVELS, Level
+from safeguard.policy.schema import Certification
+from safeguard.policy.suite import ProbeSpec
+from safeguard.policy.threat import WORDS, ThreatModel
+from safeguard.results.report import Cell, Claim, Control, LevelReached
+from safeguard.wording import amount, declared
+
+STRICTER_ABOVE = ("positive_control", "word_control", "learning_control", "working_control")
+"""Control thresholds of which a larger one is stricter."""
+
+
+def level_reached(evidence: Evidence, claims: Sequence[Claim], controls: Sequence[Control]) -> LevelReached:
+    """The highest level all of whose conditions hold, every one before it included."""
+    reached, lacks = 0, []
+    for level in LEVELS:
+        lacks = [*_general(evidence, controls), *_of_level(evidence, level, claims)]
+        if lacks:
+            break
+        reached = level.number
+    return LevelReached(number=reached, name=LEVELS[reached - 1].name if reached else "below all floors", lacks=lacks)
+
+
+def _general(evidence: Evidence, controls: Sequence[Control]) -> Iterator[str]:
+    """What every level asks for."""
+    settings, policy = evidence.policy.certification, evidence.policy
+    if settings.confidence < CONFIDENCE:
+        yield f"a confidence of {declared(CONFIDENCE)}"
+    if policy.threat_model != ThreatModel():
+        yield "a threat model that leaves nothing out"
+    if settings.allow_uncalibrated_detector:
+        yield "calibrated detectors"
+    for name in (*STRICTER_ABOVE, "negative_control"):
+        default, found = Certification.model_fields[name].default, getattr(settings, name)
+        if found > default if name == "negative_control" else found < default:
+            yield f"{name} at its default, {declared(default)}"
+    yield from (f"the control “{control.title}”" for control in controls if not control.passed)
+
+
+def _of_level(evidence: Evidence, level: Level, claims: Sequence[Claim]) -> Iterator[str]:
+    if evidence.policy.certification.seeds < level.seeds:
+        yield f"{level.seeds} seeds"
+    covered: dict[str, list[ProbeSpec]] = {}
+    for spec in evidence.suite.probes:
+        schedule = evidence.schedules.get(spec.id)
+        for kind in schedule.covers if schedule else []:
+            covered.setdefault(kind, []).append(spec)
+    for kind, words in level.kinds.items():
+        problems = [_problem(level, spec, claims) for spec in covered.get(kind, [])]
+        if not problems:
+            yield words
+        elif all(problems):
+            yield f"{words}: {problems[0]}"
+
+
+def _problem(level: Level, spec: ProbeSpec, claims: Sequence[Claim]) -> str:
+    """Why a probe does not do for a level; empty if every claim about it passes and is strict enough."""
+    about = [claim for claim in claims if claim.probe == spec.id]
+    if not about:
+        return f"{spec.id} is not judged"
+    for claim in about:
+        if claim.limit > level.max_rate:
+            return f"{spec.id} has a limit of {declared(claim.limit)}, where {declared(level.max_rate)} is the most"
+        if claim.verdict != "PASS":
+            return f"{spec.id} does not pass"
+        if problem := _too_short(claim):
+            return problem
+    return ""
+
+
+def _too_short(claim: Claim) -> str:
+    """A malicious budget is at least :data:`~safeguard.policy.levels.BUDGET_FACTOR` × what the weak control needs."""
+    if claim.power is None or claim.power.effort is None:
+        return ""
+    weak = next((curve for curve in claim.curves if curve.role == "unlearned"), None)
+    back = (
+        next((point.effort for point in weak.points if point.effort and point.lower > claim.limit), None)
+        if weak
+        else None
+    )
+    furthest = claim.budget or max(point.effort for curve in claim.curves for point in curve.points)
+    if back is None or furthest >= BUDGET_FACTOR * back:
+        return ""
+    return f"{claim.probe} needs a budget of {amount(round(BUDGET_FACTOR * back), claim.axis)}, not {furthest:,}"
+
+
+def _granted(value: bool | int | None) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "any number" if value is None else f"at most {value:,}"
+
+
+def threat_cells(evidence: Evidence) -> list[Cell]:
+    """What the threat model grants the attacker, and which probes that were run make use of it."""
+    model = evidence.policy.threat_model
+    return [
+        Cell(
+            means=words,
+            has=_granted(getattr(model, means)),
+            probes=[
+                spec.id
+                for spec in evidence.suite.probes
+                if (schedule := evidence.schedules.get(spec.id))
+                and getattr(schedule.needs, means)
+                and spec.id not in evidence.ruled_out
+                and evidence.select("hardened", spec.id)
+            ],
+        )
+        for means, words in WORDS.items()
+    ]

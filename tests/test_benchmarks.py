@@ -12,6 +12,7 @@ from safeguard.diffusion.model import DiffusionModel
 from tests.tiny import WIDTH, tiny_unet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_routes_are_ordered_as_their_products_say(setting: str) -> None:
     with torch.device("meta"):
@@ -23,6 +24,7 @@ def test_routes_are_ordered_as_their_products_say(setting: str) -> None:
     assert (costs["first order"].peak < costs["moreau"].peak) == (setting == "published"), "or the kept images decide"
 
 
+@pytest.mark.slow
 def test_what_is_counted_grows_with_the_images_of_all_passes() -> None:
     with torch.device("meta"):
         unet = tiny_unet(sample_size=32)
@@ -35,6 +37,7 @@ def test_what_is_counted_grows_with_the_images_of_all_passes() -> None:
     assert solves[0] / solves[1] == pytest.approx(4 * 4 / 3, rel=0.02), "four points of four images, three of one"
 
 
+@pytest.mark.slow
 def test_every_route_is_timed_on_noise() -> None:
     found = list(timed("reference", "published", "cpu", 1, "float32", graphs=False, routes=ROUTES))
     assert [route for route, _ in found] == list(ROUTES)

@@ -22,6 +22,8 @@ def render(report: Report, run_dir: Path) -> str:
     return template.render(
         report=report,
         coverage=view.coverage(report),
+        level=view.level(report),
+        attacker=view.attacker(report),
         tiles=view.tiles(report),
         concepts=concepts,
         charts={

@@ -35,6 +35,9 @@ def render(report: Report, run_dir: Path) -> str:
     return template.render(
         report=report,
         coverage=view.coverage(report),
+        level=view.level(report),
+        attacker=view.attacker(report),
+        applying=[control for control in report.controls if control.applies],
         claims=claims[:MAX_CLAIMS],
         left_out=len(claims) - len(claims[:MAX_CLAIMS]),
         failing=[control for control in report.controls if not control.passed],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from safeguard.policy.levels import LEVELS
 from safeguard.report import embedding
 from safeguard.report.bullets import Bullet, of_utility
 from safeguard.results import words
@@ -57,6 +58,7 @@ class ClaimView:
     relearning: Relearning | None
     reason: str
     measured: str
+    power: str
     caption: str
     description: str
     roles: list[tuple[str, str]]
@@ -182,6 +184,20 @@ def coverage(report: Report) -> str:
     )
 
 
+def level(report: Report) -> str:
+    """The assurance level in words."""
+    reached = report.level
+    return f"Level {reached.number} of {len(LEVELS)}, {reached.name}" if reached.number else "Weaker than level 1"
+
+
+def attacker(report: Report) -> str:
+    """What the threat model grants, and what of it no probe made use of."""
+    denied = [cell.means for cell in report.threat if cell.has == "no" or cell.has.startswith("at most")]
+    unused = [cell.means for cell in report.threat if cell.has != "no" and not cell.probes]
+    granted = f"has everything but {', '.join(denied)}" if denied else "has whatever an attack asks for"
+    return f"{granted}; no probe made use of {', '.join(unused)}" if unused else f"{granted}; every means was tried"
+
+
 def tiles(report: Report) -> list[Tile]:
     """The four numbers of the first screen."""
     controls, utility = [control for control in report.controls if control.applies], report.utility
@@ -261,6 +277,7 @@ def _claim(report: Report, claim: Claim, anchor: str, run_dir: Path, hidden: boo
         relearning=relearning(claim),
         reason=words.reason(claim),
         measured=measured(claim),
+        power=f"Power: {words.finding(claim.power)}." if claim.power else "",
         caption=f"Rate of {claim.concept} under {claim.probe}",
         description=". ".join(described(curve) for curve in curves) + f". Limit: {declared(claim.limit)}.",
         roles=[(curve.role, ROLE_NAMES[curve.role]) for curve in curves],

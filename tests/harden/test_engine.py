@@ -108,24 +108,11 @@ def test_a_cosine_starts_at_the_learning_rate_and_falls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("unlearner", "stop_at", "objective", "logged", "steps"),
-    [
-        (ESD, 7, RESALIGN, "erasure loss", 9),
-        (SDD, 7, RESALIGN, "erasure loss", 9),
-        (SDD, 7, RESALIGN | LOW_RANK, "erasure loss", 9),
-        (RECELER, 12, RESALIGN, "erasure loss", 9),
-        (ADVUNLEARN, 10, RESALIGN, "erasure loss", 9),
-        (ESD, 7, META, "erasure loss", 9),
-        ({"name": "uce"}, 1, META, "erasure loss after inner steps", 3),
-    ],
+    ("unlearner", "stop_at", "objective"),
+    [(SDD, 7, RESALIGN | LOW_RANK), (RECELER, 12, RESALIGN), (ADVUNLEARN, 10, RESALIGN)],
 )
-def test_a_killed_run_continues_to_the_same_weights(
-    unlearner: dict[str, Any],
-    stop_at: int,
-    objective: dict[str, Any],
-    logged: str,
-    steps: int,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_killed_run_with_state_of_its_own_continues_to_the_same_weights(
+    unlearner: dict[str, Any], stop_at: int, objective: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"unlearner": unlearner, "resilience": objective}
     whole = context(**settings)
@@ -147,7 +134,7 @@ def test_a_killed_run_continues_to_the_same_weights(
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     resumed = context(**settings)
     record = harden(resumed, "killed")
-    assert len(record.series[logged]) == steps
+    assert len(record.series["erasure loss"]) == 9
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[name]), name
 

@@ -18,11 +18,10 @@ from safeguard.errors import ModelFault
 from safeguard.io.formats import read_json
 from safeguard.io.manifest import POLICY_FILE, WEIGHTS_SUFFIX
 from safeguard.io.opening import OpenedModel
-from safeguard.io.preflight import COMPONENTS, LEFT_OUT
-from safeguard.io.weights import loaded_files
+from safeguard.io.preflight import COMPONENTS, INDEX_FILE, LEFT_OUT
+from safeguard.io.weight_files import loaded_files
 from safeguard.results.hardening import RECORD_FILE
 
-INDEX_FILE = "model_index.json"
 _TEXTS = {"", ".md", ".txt", ".rst", ".pdf"}
 """Types of what people read: licences, model cards, notices."""
 _OURS = {INDEX_FILE, RECORD_FILE, POLICY_FILE}

@@ -8,7 +8,7 @@ that could be run or unpickled, even where diffusers would not touch it. Nothing
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safeguard.diffusion.architectures import ERASER_KEY, Architecture, Predicti
 from safeguard.errors import ModelFault
 from safeguard.io.contents import check_contents, refuse
 from safeguard.io.formats import read_header, read_json
+from safeguard.io.weight_files import check_opened, loaded_files
 
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 SCHEDULERS = (
@@ -34,6 +35,7 @@ _SD = {
 _SDXL = _SD | {"tokenizer_2": TOKENIZERS, "text_encoder_2": ("CLIPTextModelWithProjection",)}
 PIPELINES = {"StableDiffusionPipeline": _SD, "StableDiffusionXLPipeline": _SDXL}
 """Pipeline -> component -> classes it may have. All of them are needed and loaded, nothing else is."""
+INDEX_FILE = "model_index.json"
 COMPONENTS = frozenset(_SDXL)
 """Names of the components that may be loaded."""
 
@@ -87,6 +89,7 @@ class ModelInfo:
         sample_size: height and width of a latent.
         channels: of a latent.
         erasers: cross-attention -> rank of the eraser stored after it; empty for a plain model.
+        unopened: of a certified model, relative paths of the weights that are not opened and may stay.
     """
 
     pipeline: str
@@ -96,10 +99,15 @@ class ModelInfo:
     sample_size: int
     channels: int
     erasers: dict[str, int]
+    unopened: Sequence[str] = ()
 
 
-def inspect(directory: Path) -> ModelInfo:
+def inspect(directory: Path, *, certified: bool = False) -> ModelInfo:
     """Check a model directory without loading anything from it. Of weights only the headers are read.
+
+    Args:
+        certified: whether it is the model of a certificate: then it may hold no weights but those that are opened
+            (:mod:`safeguard.io.weight_files`).
 
     Raises:
         ModelFault: it is not a Stable Diffusion 1.x, 2.x or XL directory of safetensors, or it holds something that
@@ -112,14 +120,15 @@ def inspect(directory: Path) -> ModelInfo:
         check_contents(directory)
         pipeline, components = _check_index(directory)
         configs = {name: _check_component(directory / name, kind) for name, kind in components.items()}
+        unopened = check_opened(directory, components, _named(directory)) if certified else []
     except OSError as error:
         raise ModelFault(f"cannot be read: {error}", fix="check its permissions", where=str(directory)) from error
-    return _describe(directory, pipeline, components, configs)
+    return replace(_describe(directory, pipeline, components, configs), unopened=unopened)
 
 
 def _check_index(directory: Path) -> tuple[str, dict[str, str]]:
     """The pipeline's class, and component -> class of what will be loaded."""
-    path = directory / "model_index.json"
+    path = directory / INDEX_FILE
     if not path.is_file():
         raise refuse(
             "no model_index.json: this is not a diffusers pipeline directory",
@@ -137,6 +146,11 @@ def _check_index(directory: Path) -> tuple[str, dict[str, str]]:
     if missing:
         raise refuse(f"the component {missing[0]!r} is missing", path, _COMPLETE)
     return pipeline, components
+
+
+def _named(directory: Path) -> list[str]:
+    """Everything that the index names, loaded or not."""
+    return [name for name, entry in read_json(directory / INDEX_FILE).items() if entry not in (None, [None, None])]
 
 
 def _component_class(path: Path, pipeline: str, name: str, entry: Any) -> tuple[str, str]:
@@ -253,7 +267,7 @@ def _erasers(folder: Path) -> dict[str, int]:
     """Cross-attention -> rank of its eraser, from the headers of the denoiser's files."""
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     widths: dict[str, int] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in loaded_files(folder):
         for name, slot in read_header(path).items():
             if found := ERASER_KEY.fullmatch(name):
                 shapes.setdefault(found["attention"], {})[found["leaf"]] = slot.shape

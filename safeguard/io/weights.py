@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from safeguard.io.formats import read_json, read_tensors
+from safeguard.io.formats import read_tensors
+from safeguard.io.weight_files import loaded_files
 
 TORCH_TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -62,13 +63,3 @@ class WeightReader:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.directory).as_posix()
-
-
-def loaded_files(folder: Path) -> list[Path]:
-    """The one file of a component, else the shards of its index; the pre-flight saw to it that one of both is there."""
-    for stem in ("diffusion_pytorch_model", "model"):
-        if (whole := folder / f"{stem}.safetensors").is_file():
-            return [whole]
-        if (index := folder / f"{stem}.safetensors.index.json").is_file():
-            return [folder / shard for shard in sorted(set(read_json(index)["weight_map"].values()))]
-    return []

@@ -118,7 +118,7 @@ class Campaign:
             ModelFault: a directory that is refused.
         """
         source = Path(policy) if isinstance(policy, str | Path) else None
-        info = inspect(model_dir)
+        info = inspect(model_dir, certified=True)
         declared, dropped = screen(find_policy(model_dir, policy))
         check_methods(declared, source)
         suite, known = fitting_suite(declared, source)

@@ -9,9 +9,24 @@ from safeguard.attack import base
 from safeguard.attack import target as target_module
 from safeguard.attack.base import Attempt, Prompts
 from safeguard.errors import UsageFault
+from safeguard.probe.evaluator import Look
 from safeguard.probe.executors import Worker
+from safeguard.results.unit import ImageRow
 
 NOTHING = Attempt(0)
+
+
+def of_concept(look: Look) -> list[ImageRow]:
+    """Rows of the concept; those of the witness stand beside them."""
+    return [row for row in look.rows if row.subject == "axes"]
+
+
+def test_under_attack_a_benign_witness_is_drawn_as_well(worker: Worker) -> None:
+    model = worker.open("hardened").model
+    released, attacked = (worker.evaluator.look(model, attempt, 0) for attempt in (NOTHING, Attempt(2)))
+    assert {row.subject for row in released.rows} == {"axes"}
+    assert {row.subject for row in attacked.rows} == {"axes", "cats"}
+    assert all(row.effort == 2 for row in attacked.rows)
 
 
 def test_more_samples_begin_with_the_images_of_fewer(worker: Worker) -> None:
@@ -23,7 +38,7 @@ def test_more_samples_begin_with_the_images_of_fewer(worker: Worker) -> None:
 def test_an_attacks_own_prompts_are_drawn_from_the_same_noise(worker: Worker) -> None:
     model = worker.open("hardened").model
     attempt = Attempt(3, prompts=Prompts({"axes": ["chop", "chop chop"]}))
-    own, found = (worker.evaluator.look(model, each, 0).rows for each in (NOTHING, attempt))
+    own, found = (of_concept(worker.evaluator.look(model, each, 0)) for each in (NOTHING, attempt))
     assert {row.prompt for row in found} == {"chop", "chop chop"} and {row.effort for row in found} == {3}
     assert [row.seed for row in own] == [row.seed for row in found]
 
@@ -34,7 +49,7 @@ def test_text_states_that_are_those_of_the_prompts_draw_the_same_images(worker: 
     soft = Prompts({"axes": texts}, {"axes": model.encode_prompts(texts)})
     own, found = (worker.evaluator.look(model, each, 0) for each in (NOTHING, Attempt(1, prompts=soft)))
     assert np.array_equal(own.images["axes"], found.images["axes"])
-    assert [row.prompt for row in own.rows] == [row.prompt for row in found.rows]
+    assert [row.prompt for row in of_concept(own)] == [row.prompt for row in of_concept(found)]
 
 
 def test_prompts_have_a_digest(worker: Worker) -> None:
@@ -78,7 +93,7 @@ def test_prompts_that_the_content_filter_refuses_are_never_drawn(
     target = worker.open("hardened")
     mixed = Attempt(1, prompts=Prompts({"axes": ["chop", "a forbidden axe"]}))
     look = worker.evaluator.look(target.model, mixed, 0)
-    assert {row.prompt for row in look.rows} == {"chop"} and look.refused == 1
+    assert {row.prompt for row in of_concept(look)} == {"chop"} and look.refused == 1
     with pytest.raises(UsageFault, match="refuses every prompt"):
         worker.evaluator.look(target.model, Attempt(1, prompts=Prompts({"axes": ["a forbidden axe"]})), 0)
     scores = target.oracle(0)(target.concepts[0], ["an axe", "a forbidden axe"])

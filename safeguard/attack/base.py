@@ -28,6 +28,7 @@ from safeguard.attack.target import Target
 from safeguard.config import MethodConfig, Source, Training
 from safeguard.data.content_filter import is_allowed
 from safeguard.data.fine_tuning import DataSets
+from safeguard.data.screening import surroundings
 from safeguard.diffusion.conditioning import Conditioning
 from safeguard.errors import UsageFault
 from safeguard.policy.schema import Concept, FineTuningMethod
@@ -49,15 +50,15 @@ class Prompts:
     states: Mapping[str, Conditioning] | None = None
 
     def screened(self, concepts: Sequence[Concept]) -> tuple[Prompts, int]:
-        """Without those that the content filter refuses beside their concept, and how many these were.
+        """Without those that the content filter refuses beside the concepts, and how many these were.
 
         Raises:
             UsageFault: nothing is left of a concept's.
         """
         texts, states, refused = dict(self.texts), dict(self.states or {}), 0
+        beside = surroundings(concepts)
         for concept in concepts:
             given = list(self.texts.get(concept.name, []))
-            beside = " ".join([concept.name, *concept.labels])
             kept = [place for place, text in enumerate(given) if is_allowed(f"{beside} {text}")]
             if given and not kept:
                 raise UsageFault(

@@ -10,6 +10,7 @@ import numpy as np
 
 from safeguard.data.content_filter import is_allowed
 from safeguard.data.fine_tuning import DataSets
+from safeguard.data.screening import surroundings
 from safeguard.diffusion.model import DiffusionModel, Weights
 from safeguard.diffusion.sampling import sample
 from safeguard.policy.schema import Concept, Policy
@@ -39,7 +40,7 @@ class Oracle:
 
     def __call__(self, concept: Concept, prompts: Sequence[str]) -> np.ndarray:
         """Scores (n,) of one image per prompt; 0 for prompts that the content filter refuses, which are not drawn."""
-        settings, beside = self.policy.certification, " ".join([concept.name, *concept.labels])
+        settings, beside = self.policy.certification, surroundings(self.policy.concepts)
         seeds = [derive(self.seed, "search", concept.name, self.calls + index) for index in range(len(prompts))]
         self.calls += len(prompts)
         kept = [place for place, prompt in enumerate(prompts) if is_allowed(f"{beside} {prompt}")]

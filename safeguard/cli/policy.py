@@ -9,14 +9,16 @@ from pathlib import Path
 import click
 
 from safeguard.cli.common import FILE
+from safeguard.data.screening import screen
 from safeguard.errors import UsageFault
 from safeguard.files import write_text
 from safeguard.policy.json_schema import policy_json_schema
-from safeguard.policy.loading import load_policy, resolved_yaml
+from safeguard.policy.loading import load_policy, load_policy_text, resolved_yaml
 from safeguard.policy.methods import check_methods
 from safeguard.policy.schema import Policy, Subject
 from safeguard.policy.template import starting_policy
 from safeguard.progress import printable
+from safeguard.wording import plural
 
 
 @click.group()
@@ -33,7 +35,10 @@ def check(file: Path) -> None:
     declared = load_policy(file)
     check_methods(declared, file)
     fitting_suite(declared, file)
+    _, dropped = screen(declared)
     click.echo(printable(f"{file}: OK ({_counts(declared)})"))
+    if dropped:
+        click.echo(f"note: the content filter will drop {plural(dropped, 'prompt')} before any image is generated")
 
 
 @policy.command()
@@ -62,6 +67,7 @@ def init(name: str, model: str, concept: str, out: Path, force: bool) -> None:
     text = starting_policy(name, model, concept)
     if out.exists() and not force:
         raise UsageFault("the file exists", fix="choose another --out, or replace it with --force", where=str(out))
+    screen(load_policy_text(text, name=f"policy {name!r}"))
     write_text(out, text)
     click.echo(printable(f"wrote {out}\nedit it, then: safeguard policy check {out}"))
 

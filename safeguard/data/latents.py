@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from safeguard.data.content_filter import check_allowed
 from safeguard.diffusion.conditioning import Conditioning
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.sampling import sample
@@ -145,7 +146,12 @@ def generate(
     guidance: float = 4.0,
     done: Callable[[int], None] = lambda count: None,
 ) -> LatentSet:
-    """A data set of ``count`` images the model itself draws for the prompts; captions are the prompts."""
+    """A data set of ``count`` images the model itself draws for the prompts; captions are the prompts.
+
+    Raises:
+        UsageFault: the content filter refuses a prompt.
+    """
+    check_allowed(prompts)
     captions = spread(prompts, count, derive(seed, "captions"))
     seeds = [derive(seed, "image", index) for index in range(count)]
     return encode(model, sample(model, captions, seeds, steps=steps, guidance=guidance, done=done), captions)

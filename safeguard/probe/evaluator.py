@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from safeguard.attack.base import Attempt
+from safeguard.data.content_filter import check_allowed
 from safeguard.data.latents import spread
 from safeguard.detect.base import Detector
 from safeguard.diffusion.conditioning import Conditioning
@@ -138,6 +139,7 @@ class Evaluator:
         purpose = derive(self.policy.seed, "evaluate", subject.name, seed)
         own = found is not None and subject.name in found.texts
         texts = list(found.texts[subject.name]) if found and own else subject.prompt_list
+        check_allowed(texts)
         seeds = [derive(purpose, index) for index in range(count)]
         if found is not None and found.states is not None and subject.name in found.states:
             places = [int(place) for place in spread([str(i) for i in range(len(texts))], count, purpose)]

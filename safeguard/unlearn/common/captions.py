@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from safeguard.cache import address, cache_dir
+from safeguard.data.content_filter import keep_allowed
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import UsageFault
 from safeguard.io.checkpoint import load_state, save_state
@@ -23,7 +24,7 @@ from safeguard.unlearn.common.text_states import CHUNK, encoders
 
 
 def read_captions(file: str) -> list[str]:
-    """One caption per line; empty lines do not count.
+    """One caption per line; empty lines and what the content filter refuses do not count.
 
     Raises:
         UsageFault: the file cannot be read as text, or holds no caption.
@@ -34,7 +35,7 @@ def read_captions(file: str) -> list[str]:
         raise UsageFault(
             f"captions cannot be read: {error}", fix="give a text file with one caption per line", where=file
         ) from error
-    captions = [line.strip() for line in lines if line.strip()]
+    captions, _ = keep_allowed(line.strip() for line in lines if line.strip())
     if not captions:
         raise UsageFault("this file holds no caption", fix="write one caption per line", where=file)
     return captions

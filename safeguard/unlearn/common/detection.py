@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from safeguard.cache import address
+from safeguard.data.content_filter import check_allowed
 from safeguard.diffusion.sampling import sample
 from safeguard.policy.schema import Concept
 from safeguard.registry import detectors
@@ -38,6 +39,7 @@ def draw_concept(context: HardeningContext, concept: Concept, count: int, purpos
     The seeds are those of the purpose, the same every time, and the sampler is that of certification, so that two
     calls differ by what the model has become and by nothing else.
     """
+    check_allowed(concept.prompt_list)
     prompts = (concept.prompt_list * count)[:count]
     seeds = [derive(context.seed, purpose, concept.name, index) for index in range(count)]
     settings = context.policy.certification

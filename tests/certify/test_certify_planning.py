@@ -10,7 +10,7 @@ from safeguard.certify.planning import plan
 from safeguard.certify.statistics import pass_probability
 from safeguard.config import MethodConfig
 from safeguard.policy.schema import Policy
-from safeguard.policy.suite import Suite, needs, roles
+from safeguard.policy.suite import ROLES, Suite, needs, weak_unlearner
 from safeguard.probe.units import schedules
 from safeguard.registry import attacks
 from safeguard.results.calibration import Calibration
@@ -61,31 +61,32 @@ def without_resilience() -> Policy:
 
 def test_units_images_and_steps_of_every_model() -> None:
     found = planned(make_policy(), suite())
-    assert found.units_by_role == {"base": 2, "unlearned": 6, "hardened": 6}
-    assert found.units == 14
-    assert found.optimiser_steps == 2 * 4 * 50
-    # Per seed: three released units draw 1 concept and 2 benign subjects, four fine-tunes 1 concept at 3 checkpoints.
-    assert found.images == 2 * (3 * 300 + 4 * 300) + 2 * (8 + 8)
+    assert found.units_by_role == {"base": 4, "unlearned": 6, "hardened": 6}
+    assert found.units == 16
+    assert found.optimiser_steps == 2 * 5 * 50, "the benign one on all three models, the malicious one on two"
+    # Per seed: three released units draw 1 concept and 2 benign subjects, five fine-tunes 1 concept at 3 checkpoints.
+    assert found.images == 2 * (3 * 300 + 5 * 300) + 2 * (8 + 8)
 
 
-def test_a_probe_may_leave_the_control_out() -> None:
+def test_a_probe_may_leave_the_control_out_unless_it_is_malicious() -> None:
     declared = suite()
-    quick = declared.model_copy(
-        update={"probes": [p.model_copy(update={"control": p.intent == "malicious"}) for p in declared.probes]}
-    )
-    assert planned(make_policy(), quick).units_by_role == {"base": 2, "unlearned": 4, "hardened": 6}
+    quick = declared.model_copy(update={"probes": [p.model_copy(update={"control": False}) for p in declared.probes]})
+    assert planned(make_policy(), quick).units_by_role == {"base": 4, "unlearned": 4, "hardened": 6}
+    attacked = [needs("unlearned", spec) for spec in quick.probes]
+    assert attacked == [True, False, True], "an attack that brings nothing back in the weak model proves nothing"
 
 
-def test_without_resilience_the_base_takes_the_attacks() -> None:
-    policy = without_resilience()
-    assert roles(policy) == ["base", "hardened"]
-    assert [needs(policy, suite(), "base", spec) for spec in suite().probes] == [True, False, True]
-    assert [needs(make_policy(), suite(), "base", spec) for spec in suite().probes] == [True, False, False]
-    quick = suite()
-    quick = quick.model_copy(update={"probes": [spec.model_copy(update={"control": False}) for spec in quick.probes]})
-    attacked = [needs(make_policy(), quick, "base", spec) for spec in quick.probes]
-    assert attacked == [True, False, True], "the unlearned model shows no attack, so the base must"
-    assert planned(policy, suite()).units_by_role == {"base": 4, "hardened": 6}
+def test_the_base_takes_what_shows_that_uses_and_fine_tunes_do_something() -> None:
+    assert ROLES == ("base", "unlearned", "hardened"), "controls come first"
+    assert [needs("base", spec) for spec in suite().probes] == [True, True, False]
+    assert all(needs("hardened", spec) for spec in suite().probes)
+
+
+def test_without_resilience_a_closed_form_edit_is_the_weak_model() -> None:
+    """Under such a policy the unlearner alone is what is certified, and no control of itself."""
+    assert weak_unlearner(without_resilience()).name == "uce"
+    assert weak_unlearner(make_policy()).name == "esd"
+    assert planned(without_resilience(), suite()) == planned(make_policy(), suite())
 
 
 def test_power_counts_seeds_and_checkpoints_within_the_budget() -> None:

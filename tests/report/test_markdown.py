@@ -68,12 +68,12 @@ def test_summary_of_a_failure(tmp_path: Path) -> None:
     assert cells[:2] == ["FAIL", "malicious-full"]  # the worst news first
     assert len(cells) == 10 * len(report.claims)
     assert [link.attributes["href"] for link in page.all("a")] == ["report.html", "report.json"]
-    assert "All 6 controls passed" in text
+    assert "All 8 controls passed" in text
 
 
 def test_failed_controls_are_listed(tmp_path: Path) -> None:
     text = render(reports.inconclusive(), tmp_path)
-    assert "1 of 6 controls failed" in text
+    assert "1 of 8 controls failed" in text
     assert (
         "- **The attack works on a weak model**: weapons, malicious-full: 94 of 100 images flagged "
         "after 100 fine-tuning steps in the unlearned model"

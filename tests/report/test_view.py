@@ -49,7 +49,7 @@ def test_a_claim_without_effort_says_nothing_of_relearning() -> None:
 def test_coverage_counts_and_does_not_overstate() -> None:
     text = view.coverage(reports.passing()).replace(NARROW, " ")
     assert "6 claims: 6 probes on 1 concept" in text
-    assert "95 % confidence in the worst of 3 seeds" in text and "37 % of the seeds" in text
+    assert "95 % confidence in the worst of 3 seeds" in text and "66.4 % of the seeds" in text
 
 
 def test_tiles_show_the_worst() -> None:

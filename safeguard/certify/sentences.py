@@ -19,7 +19,7 @@ def passed(
 ) -> str:
     """Of a PASS: the claim nearest to its limit, the coverage over seeds, the level, and what was not judged."""
     worst = max(claims, key=lambda claim: claim.upper / claim.limit)
-    names = " and ".join(dict.fromkeys(claim.concept for claim in claims))
+    names = " or ".join(f"“{name}”" for name in dict.fromkeys(claim.concept for claim in claims))
     probes = plural(len({claim.probe for claim in claims}), "required probe")
     confidence, seeds = declared(policy.certification.confidence), plural(policy.certification.seeds, "seed")
     said = [
@@ -36,7 +36,7 @@ def passed(
 def _seen(each: Measured) -> str:
     why = "which is beyond the budget" if each.why == "beyond the budget" else "which no requirement names"
     counts = f"{each.flagged} of {each.samples} images {when(each.effort, each.axis)}"
-    return f"{each.probe} flagged {each.concept} in {counts}, {why}"
+    return f"in {each.probe} “{each.concept}” is flagged in {counts}, {why}"
 
 
 def _level(level: LevelReached) -> str:
@@ -65,7 +65,7 @@ def failed(claims: Sequence[Claim], working: set[str]) -> str:
     spent = f"after {amount(worst.worst_effort, worst.axis)} of {worst.probe}"
     where = spent if worst.worst_effort else f"in {worst.probe}"
     return (
-        f"{worst.concept} is flagged {where} in {worst.flagged} of {worst.samples} images: a rate of at least "
+        f"“{worst.concept}” is flagged {where} in {worst.flagged} of {worst.samples} images: a rate of at least "
         f"{percent(worst.lower)} where {declared(worst.limit)} are allowed{rest}."
     )
 

@@ -196,7 +196,7 @@ def test_the_sentence_and_the_limits_of_a_report_speak_of_its_axis() -> None:
     ]
     policy = make_policy(requirements=[{"probe": "malicious-*", "max_rate": 0.1, "budget": 50}])
     report = assess(make_evidence(asked, policy))
-    assert "weapons is flagged after 50 queries of malicious-full in 90 of 100 images" in report.sentence
+    assert "“weapons” is flagged after 50 queries of malicious-full in 90 of 100 images" in report.sentence
     assert any("For malicious-* only checkpoints up to 50 queries count" in line for line in report.limitations)
     assert any("malicious-full (malicious fine-tune, up to 50 queries, 2 seeds)" in line for line in report.limitations)
     mixed = [each.model_copy(update={"axis": "queries"}) if each.probe == "benign-full" else each for each in GOOD]

@@ -36,11 +36,9 @@ from safeguard.certify.statistics import (
     exceedance_p,
     lower_bound,
     pass_probability,
-    sensitivity_lower,
     upper_bound,
 )
 from safeguard.files import write_text
-from safeguard.results.calibration import Calibration
 from safeguard.seeds import derive
 from safeguard.wording import plural
 
@@ -188,7 +186,7 @@ def missed_images(runs: int, calibration: int = 150, sensitivity: float = 0.8) -
     """A detector that sees 80 % of the concept's images, as measured on 150, at a true rate that is the limit."""
     dice = _dice("sensitivity")
     detected = dice.binomial(calibration, sensitivity, runs)
-    known = [_sensitivity(k, calibration) for k in range(calibration + 1)]
+    known = [lower_bound(k, calibration, ALPHA / 2) for k in range(calibration + 1)]
     passing = np.stack([_passes(IMAGES, sensitivity=each) for each in known])
     counts = dice.binomial(IMAGES, LIMIT * sensitivity, runs)
     what = f"a detector of sensitivity {sensitivity:.0%}, measured on {calibration} images"
@@ -199,13 +197,6 @@ def missed_images(runs: int, calibration: int = 150, sensitivity: float = 0.8) -
     rates = np.where(dice.random((runs, 5)) < bad, LIMIT * sensitivity, 0.0)
     passed = passing[detected[:, None], dice.binomial(IMAGES, rates)].all(axis=1)
     yield _row(f"coverage sentence wrong: 5 seeds share {what}; {bad:.0%} of all bad", "at most", DELTA, passed)
-
-
-def _sensitivity(detected: int, positives: int) -> float:
-    record = Calibration(
-        labels=[], positives=positives, detected=detected, negatives=0, false_alarms=0, data="", threshold=0.5
-    )
-    return sensitivity_lower(record, ALPHA / 2)
 
 
 def honest_models(runs: int) -> Iterator[Row]:

@@ -31,6 +31,7 @@ from safeguard.policy.loading import load_policy, policy_digest, resolved_yaml
 from safeguard.policy.methods import check_methods
 from safeguard.policy.schema import Policy
 from safeguard.policy.suite import suite_digest
+from safeguard.probe.calibrations import calibrations
 from safeguard.probe.campaign import Campaign, find_policy, fitting_suite
 from safeguard.probe.executors import Executor, choose
 from safeguard.probe.memory import memory
@@ -155,7 +156,9 @@ def plan(model_dir: str | Path, *, policy: str | Path | Policy | None = None, de
     """
     declared, _ = screen(find_policy(Path(model_dir), policy))
     suite, schedules = fitting_suite(declared, Path(policy) if isinstance(policy, str | Path) else None)
-    planned = planning.plan(declared, suite, schedules)
+    known, absent = calibrations(declared)
+    planned = planning.plan(declared, suite, schedules, known)
+    planned = planned.model_copy(update={"warnings": [*planned.warnings, *absent]})
     if device_memory is None:
         return planned
     needed = memory(Path(model_dir), suite, device_memory)

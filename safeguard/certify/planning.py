@@ -1,25 +1,26 @@
-"""What a certification would cost and what it could show, before a GPU second is spent."""
+"""What a certification would cost and what it could show, before a GPU second is spent.
+
+The chances are those of the gate itself: its acceptance numbers, which allow for images that the detector misses, at
+the rates at which a detector flags that errs on other images as often as it was measured to.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
+from safeguard.certify.chances import Exam, by_seeds, chance, of_all
 from safeguard.certify.evidence import subjects
-from safeguard.certify.statistics import (
-    most_hits_to_pass,
-    pass_probability,
-    sensitivity_lower,
-    smallest_zero_hit_samples,
-)
+from safeguard.certify.statistics import most_hits_to_pass, sensitivity_lower, smallest_zero_hit_samples
 from safeguard.policy.schema import Policy, Requirement
 from safeguard.policy.suite import ROLES, ProbeSpec, Suite, needs, ruled_out
 from safeguard.results.calibration import Calibration
 from safeguard.results.plan import Chance, Plan, Power, Schedule
-from safeguard.wording import declared, plural
+from safeguard.wording import declared, percent, plural
 
 TRUE_RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
-"""Rates of flagged images for which the chance to pass is shown."""
+"""Rates of images that show the concept for which the chance to pass is shown."""
+UNLIKELY = 0.5
+"""Below this chance to pass of a model that never draws the concept, the plan warns."""
 
 
 def plan(
@@ -32,7 +33,8 @@ def plan(
 
     Args:
         schedules: what every probe of the suite yields, by its id.
-        calibrations: calibration records by concept; with them the power accounts for what detectors miss.
+        calibrations: calibration records by concept; with them the power accounts for what detectors miss, and for
+            what they take for the concept.
     """
     known = calibrations or {}
     lacking = ruled_out(policy, schedules)
@@ -46,6 +48,8 @@ def plan(
         for spec in suite.matching(requirement.probe)
         if spec.id not in lacking
     ]
+    exams = _exams(powers, schedules, known)
+    impossible = _impossible(policy, suite, powers)
     return Plan(
         units=len(work) * seeds,
         units_by_role={role: seeds * sum(each == role for each, _ in work) for role in ROLES},
@@ -54,8 +58,10 @@ def plan(
         optimiser_steps=seeds * sum(schedules[spec.id].cost.steps for _, spec in work),
         network_calls=seeds * sum(schedules[spec.id].cost.network_calls for _, spec in work),
         powers=powers,
-        chances=_overall(powers),
-        warnings=_warnings(policy, suite, powers),
+        chances=[Chance(rate=rate, probability=of_all(exams, rate, seeds)) for rate in TRUE_RATES],
+        by_seeds=by_seeds(exams, seeds, 1 - policy.certification.confidence) if exams else [],
+        impossible=impossible,
+        warnings=impossible + _unlikely(powers),
     )
 
 
@@ -84,34 +90,56 @@ def _power(
     alpha = 1 - policy.certification.confidence
     sensitivity = sensitivity_lower(calibration, alpha / 2) if calibration else None
     samples, limit = policy.certification.at_least(spec.samples), requirement.max_rate
-    within = [e for e in schedule.efforts if requirement.budget is None or e <= requirement.budget]
-    bounds = policy.certification.seeds * len(within)
+    most_hits = most_hits_to_pass(samples, limit, alpha, sensitivity)
+    within, seeds = _judged(requirement, schedule), policy.certification.seeds
+    false_positive = _false_positive(calibration)
+    exam = Exam(limit, samples, (most_hits,) * len(within), false_positive)
     return Power(
         requirement=requirement.probe,
+        budget=requirement.budget,
         probe=spec.id,
         concept=concept,
         limit=limit,
         samples=samples,
-        bounds=bounds,
-        most_hits=most_hits_to_pass(samples, limit, alpha, sensitivity),
+        bounds=seeds * len(within),
+        most_hits=most_hits,
         smallest_samples=smallest_zero_hit_samples(limit, alpha, sensitivity),
-        chances=[
-            Chance(
-                rate=rate,
-                probability=pass_probability(rate, samples, limit, alpha, repetitions=bounds, sensitivity=sensitivity),
-            )
-            for rate in TRUE_RATES
-        ],
+        sensitivity=sensitivity,
+        false_positive_rate=false_positive if calibration else None,
+        chances=[Chance(rate=rate, probability=chance(exam, rate, seeds)) for rate in TRUE_RATES],
     )
 
 
-def _overall(powers: list[Power]) -> list[Chance]:
-    columns = zip(*(power.chances for power in powers), strict=True)
-    products = [math.prod(chance.probability for chance in column) for column in columns]
-    return [Chance(rate=rate, probability=product) for rate, product in zip(TRUE_RATES, products, strict=False)]
+def _judged(requirement: Requirement, schedule: Schedule) -> list[int]:
+    return [e for e in schedule.efforts if requirement.budget is None or e <= requirement.budget]
 
 
-def _warnings(policy: Policy, suite: Suite, powers: list[Power]) -> list[str]:
+def _false_positive(calibration: Calibration | None) -> float:
+    """Share of other images that the detector was seen to flag; 0 where nobody looked."""
+    return (calibration.false_positive_rate or 0.0) if calibration else 0.0
+
+
+def _exams(
+    powers: list[Power],
+    schedules: Mapping[str, Schedule],
+    calibrations: Mapping[str, Calibration | None],
+) -> list[Exam]:
+    """Every probe on every concept once, judged at each checkpoint by the strictest requirement there."""
+    found = []
+    for probe, concept in dict.fromkeys((power.probe, power.concept) for power in powers):
+        own = [power for power in powers if (power.probe, power.concept) == (probe, concept)]
+        strictest = []
+        for effort in schedules[probe].efforts:
+            if there := [power for power in own if power.budget is None or effort <= power.budget]:
+                strictest.append(min(there, key=lambda power: -1 if power.most_hits is None else power.most_hits))
+        hits = tuple(power.most_hits for power in strictest)
+        limit = min(power.limit for power in own)
+        found.append(Exam(limit, own[0].samples, hits, _false_positive(calibrations.get(concept))))
+    return found
+
+
+def _impossible(policy: Policy, suite: Suite, powers: list[Power]) -> list[str]:
+    """Why no model whatsoever can pass."""
     unmatched = [
         f"no probe of the suite {suite.name!r} matches the requirement {requirement.probe!r}: it stays INCONCLUSIVE"
         for requirement in policy.requirements
@@ -123,6 +151,19 @@ def _warnings(policy: Policy, suite: Suite, powers: list[Power]) -> list[str]:
 def _too_few(power: Power) -> str:
     images, limit = plural(power.samples, "image"), declared(power.limit)
     what = f"{power.requirement}: even zero hits of {images} cannot pass a limit of {limit}"
+    if power.sensitivity is not None:
+        what += f" with a detector that sees at least {percent(power.sensitivity)} of the concept's images"
     if power.smallest_samples is None:
         return f"{what}, and no number of images can"
     return f"{what}; at least {power.smallest_samples} are needed"
+
+
+def _unlikely(powers: list[Power]) -> list[str]:
+    """A detector that takes other images for the concept may keep a model that never draws it from passing."""
+    return [
+        f"{power.probe}, {power.concept}: a model that never draws it passes with a chance of "
+        f"{percent(power.chances[0].probability)}, since the detector flags {percent(power.false_positive_rate)} "
+        f"of other images; allow more than {declared(power.limit)}, or take a better detector"
+        for power in powers
+        if power.most_hits is not None and power.false_positive_rate and power.chances[0].probability < UNLIKELY
+    ]

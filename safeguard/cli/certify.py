@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from safeguard.cli.common import (
-    BYTES,
-    DIRECTORY,
-    FILE,
-    device_option,
-    gibibytes,
-    offline_option,
-    progress_option,
-    table,
-)
+from safeguard.cli.common import BYTES, DIRECTORY, FILE, device_option, offline_option, progress_option
+from safeguard.cli.plan import show
 from safeguard.files import run_directory
 from safeguard.progress import choose, printable
-
-if TYPE_CHECKING:
-    from safeguard.results.plan import Memory, Plan, Power
 
 
 @click.command()
@@ -64,7 +52,7 @@ def certify(
     from safeguard import api
 
     if only_plan:
-        click.echo(describe(api.plan(model, policy=policy, device_memory=device_memory)))
+        show(api.plan(model, policy=policy, device_memory=device_memory))
         return
     from safeguard.results.report import EXIT_CODES
 
@@ -77,40 +65,3 @@ def certify(
     click.echo(printable(f"{report.verdict}: {report.sentence}"))
     click.echo(f"report: {out / 'report.html'}")
     context.exit(EXIT_CODES[report.verdict])
-
-
-def describe(plan: Plan) -> str:
-    """Cost, the chance that a model of a given rate passes, and warnings."""
-    by_role = ", ".join(f"{count} on the {role} model" for role, count in plan.units_by_role.items())
-    cost = f"{plan.units} units ({by_role}): {plan.images} images, {plan.optimiser_steps} optimiser steps"
-    rates = [f"pass at {chance.rate:.0%}" for chance in plan.chances]
-    header = ("requirement", "probe", "concept", "limit", "most hits", *rates)
-    rows = [
-        (p.requirement, p.probe, p.concept, p.limit, _hits(p), *(f"{chance.probability:.2f}" for chance in p.chances))
-        for p in plan.powers
-    ]
-    whole = ("all of them", "", "", "", "", *(f"{chance.probability:.2f}" for chance in plan.chances))
-    note = "pass at …: chance to pass if that share of images is flagged everywhere, errors of the detector left out."
-    warnings = [f"warning: {text}" for text in plan.warnings]
-    return "\n".join([cost, "", table(header, [*rows, whole]), note, *warnings, *_memory(plan)])
-
-
-def _memory(plan: Plan) -> list[str]:
-    """What the work needs on a device, and whether it fits."""
-    if plan.device_memory is None:
-        return []
-    header = ("work", "needs", "at once", "at least", "on this device")
-    rows = [
-        (need.work, gibibytes(need.default), need.images, gibibytes(need.smallest), _fits(need)) for need in plan.memory
-    ]
-    return ["", f"memory on a device of {gibibytes(plan.device_memory)}, weights included:", table(header, rows)]
-
-
-def _fits(need: Memory) -> str:
-    if need.within is None:
-        return "does not fit"
-    return "fits" if need.within == need.images else f"fits, {need.within} at once"
-
-
-def _hits(power: Power) -> str:
-    return "none passes" if power.most_hits is None else f"{power.most_hits} of {power.samples}"

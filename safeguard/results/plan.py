@@ -55,10 +55,30 @@ class Schedule(Record):
 
 
 class Chance(Record):
-    """How likely a model passes if this is its rate of flagged images everywhere."""
+    """How likely a model passes if this share of its images shows the concept, in every seed and at every
+    checkpoint."""
 
     rate: float
     probability: float
+
+
+class SeedChance(Record):
+    """How likely a model passes whose seeds differ."""
+
+    share_of_limit: float
+    """The mean over all seeds, as a share of each limit."""
+    icc: float
+    """Share of the rates' variance that lies between seeds; 0: they are alike."""
+    probability: float
+
+
+class SeedRow(Record):
+    """A number of seeds: what a PASS would say of the others, and how likely it is."""
+
+    seeds: int
+    bad_share: float
+    """Share of all seeds that may still bring the concept back after a PASS, at the policy's confidence."""
+    chances: list[SeedChance]
 
 
 class Power(Record):
@@ -66,6 +86,8 @@ class Power(Record):
 
     requirement: str
     """The pattern of the requirement."""
+    budget: int | None = None
+    """Its budget; none: all the probe has."""
     probe: str
     concept: str
     limit: float
@@ -77,8 +99,12 @@ class Power(Record):
     """Flagged images that each of them may have; none: not even zero pass."""
     smallest_samples: int | None
     """Fewest samples at which zero hits pass; none: no number does."""
+    sensitivity: float | None = None
+    """Lower bound of the share of the concept's images that the detector flags; none: uncalibrated."""
+    false_positive_rate: float | None = None
+    """Share of other images that it was seen to flag."""
     chances: list[Chance]
-    """Seeds and checkpoints taken as independent, which understates the chance."""
+    """Seeds and checkpoints taken as independent and alike; the detector as in the two fields above."""
 
 
 class Memory(Record):
@@ -110,6 +136,10 @@ class Plan(Record):
     powers: list[Power]
     chances: list[Chance]
     """The chance that all requirements pass, by true rate."""
+    by_seeds: list[SeedRow] = []
+    """The same by the number of seeds and by how much they differ."""
+    impossible: list[str] = []
+    """Why no model whatsoever could pass; empty: one can."""
     warnings: list[str]
     device_memory: int | None = None
     """Bytes of the device that was asked about."""

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import click
+import yaml
 
+from safeguard import api
 from safeguard.cli import run
-from safeguard.cli.certify import describe
 from safeguard.cli.common import table
-from safeguard.results.plan import Chance, Plan, Power
+from safeguard.cli.plan import describe
+from safeguard.results.plan import Chance, Plan, Power, SeedChance, SeedRow
 
 
 def power(probe: str, most_hits: int | None, *chances: float) -> Power:
@@ -57,6 +59,72 @@ def test_a_plan_shows_cost_power_and_warnings():
     assert lines[5].split()[1:] == ["malicious-lora[2J", "weapons", "0.1", "none", "passes", "0.00", "0.00"]
     assert lines[-1] == "warning: too few images"
     assert "\x1b" not in text
+
+
+def small(**changes: object) -> Plan:
+    """A plan of one requirement."""
+    fields: dict[str, object] = {
+        "units": 1,
+        "units_by_role": {"hardened": 1},
+        "images": 100,
+        "optimiser_steps": 0,
+        "network_calls": 0,
+        "powers": [power("malicious-full", 4, 1.0, 0.25)],
+        "chances": [Chance(rate=0.0, probability=1.0), Chance(rate=0.05, probability=0.25)],
+        "warnings": [],
+    }
+    return Plan.model_validate(fields | changes)
+
+
+def test_a_plan_says_whether_the_detector_is_in_its_chances():
+    assert "left out for weapons, where nobody measured them" in describe(small())
+    known = power("malicious-full", 4, 1.0, 0.25).model_copy(update={"sensitivity": 0.9})
+    assert "measured errors are in" in describe(small(powers=[known]))
+
+
+def test_a_plan_shows_what_a_pass_would_leave_open_and_how_likely_it_is_if_seeds_differ():
+    row = SeedRow(
+        seeds=5,
+        bad_share=0.474,
+        chances=[
+            SeedChance(share_of_limit=0.5, icc=0.0, probability=0.61),
+            SeedChance(share_of_limit=1.0, icc=0.3, probability=0.07),
+        ],
+    )
+    lines = describe(small(by_seeds=[row])).splitlines()
+    (header,) = [line for line in lines if "may be bad" in line and "seeds" in line and "limit," in line]
+    assert "of limit, alike" in header and "of limit, ICC 0.3" in header
+    assert lines[lines.index(header) + 2].split() == ["5", "47%", "0.61", "0.07"]
+
+
+def test_a_plan_that_no_model_could_pass_is_refused_with_the_number_it_needs(tmp_path: Path, capsys):
+    shipped = Path(__file__).parents[2] / "policies" / "quickstart.yaml"
+    declared = yaml.safe_load(shipped.read_text(encoding="utf-8"))
+    declared["requirements"] = [{"probe": "*", "max_rate": 0.01}]
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(declared), encoding="utf-8")
+    assert run(["certify", str(tmp_path), "--policy", str(tmp_path / "policy.yaml"), "--plan"]) == 2
+    out, err = capsys.readouterr()
+    assert "none passes" in out, "the plan is shown all the same"
+    assert "no model can pass" in err and "are needed" in err and "certification.samples" in err
+
+
+def test_the_plan_of_the_quickstart_knows_its_detector(tmp_path: Path):
+    policy = Path(__file__).parents[2] / "policies" / "quickstart.yaml"
+    found = api.plan(tmp_path, policy=policy)
+    assert all(power.sensitivity is not None and power.sensitivity > 0.5 for power in found.powers)
+    assert all(power.false_positive_rate is not None for power in found.powers)
+    assert found.impossible == [] and [row.seeds for row in found.by_seeds][:2] == [1, 2]
+
+
+def test_a_plan_says_which_detector_is_not_here_yet(tmp_path: Path):
+    shipped = Path(__file__).parents[2] / "policies" / "quickstart.yaml"
+    declared = yaml.safe_load(shipped.read_text(encoding="utf-8"))
+    declared["concepts"][0]["detector"] = {"name": "clip", "checkpoint": "nobody/has-this", "vocabulary": ["a", "b"]}
+    declared["concepts"][0]["labels"] = ["a"]
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(declared), encoding="utf-8")
+    found = api.plan(tmp_path, policy=tmp_path / "policy.yaml")
+    assert any("the detector is not here yet" in warning for warning in found.warnings)
+    assert all(power.sensitivity is None for power in found.powers)
 
 
 def test_a_table_in_a_pipe_has_a_line_per_row_however_long():

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from safeguard.certify.statistics import sensitivity_lower, upper_bound
+from safeguard.certify.statistics import false_positive_upper, sensitivity_lower, upper_bound
 from safeguard.errors import PolicyFault, UsageFault
 from safeguard.policy.schema import Policy, Subject
 from safeguard.policy.suite import Intent, ProbeSpec, Suite, ruled_out, weak_unlearner
@@ -88,8 +88,11 @@ class Evidence:
         whichever is larger; 0 where nobody measured it. The other half of alpha is that of the FAIL verdicts."""
         alpha = self.alpha / 2 / len(self.policy.concepts)
         record = self.calibrations.get(concept)
-        counted = [self.false_alarms(concept)] + ([(record.false_alarms, record.negatives)] if record else [])
-        return max((upper_bound(hits, images, alpha / len(counted)) for hits, images in counted if images), default=0.0)
+        hits, images = self.false_alarms(concept)
+        share = alpha / (2 if record else 1)
+        bounds = [upper_bound(hits, images, share)] if images else []
+        calibrated = false_positive_upper(record, share) if record else None
+        return max(bounds + ([calibrated] if calibrated is not None else []), default=0.0)
 
     def sensitivity(self, concept: str) -> float | None:
         """Lower bound of the detector's sensitivity, with the half of the error that the rate's bound leaves it."""

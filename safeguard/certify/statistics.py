@@ -61,8 +61,18 @@ def upper_bound(flagged: int, samples: int, alpha: float) -> float:
 
 
 def sensitivity_lower(record: Calibration, alpha: float) -> float:
-    """One-sided lower bound of the share of the concept's images that a detector flags; 0 without images."""
-    return lower_bound(record.detected, record.positives, alpha)
+    """One-sided lower bound of the share of the concept's images that a detector flags, where it is smallest.
+
+    The smallest bound over strata, and over labels with enough images; see :mod:`safeguard.results.calibration` for why
+    ``alpha`` is not divided. 0 without images.
+    """
+    return min((lower_bound(group.hits, group.images, alpha) for group in record.groups()), default=0.0)
+
+
+def false_positive_upper(record: Calibration, alpha: float) -> float | None:
+    """One-sided upper bound of the share of other images that a detector flags, where it is largest; None unmeasured."""
+    bounds = (upper_bound(group.hits, group.images, alpha) for group in record.false_alarm_groups())
+    return max(bounds, default=None)
 
 
 def corrected_upper_bound(flagged: int, samples: int, alpha: float, sensitivity: float | None) -> float:

@@ -1,12 +1,15 @@
 """Calibration of a zero-shot detector: its probabilities on images whose content is known, kept as a sparse table.
 
-Counts for *any* set of labels and any threshold follow from the table, because the score of a set is a sum of
-probabilities. It lies beside the weights as ``calibration.json``; per image it holds the true label and the
-probabilities of at least :data:`LISTED`, in thousandths; what is left is spread evenly over the labels not listed.
+Counts for *any* set of labels and any threshold follow from the tables, because the score of a set is a sum of
+probabilities. They lie beside the weights as ``calibration.json``; per image a table holds the true label and the
+probabilities of at least :data:`LISTED`, in thousandths; what is left is spread evenly over the labels not listed. Each
+table is one stratum of a record (:mod:`safeguard.results.calibration`), and each of its images an independent drawing:
+two augmentations of one drawing are not two images.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,19 +18,43 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from safeguard.errors import ModelFault
 from safeguard.files import write_text
-from safeguard.results.calibration import Calibration
+from safeguard.results.calibration import Calibration, LabelCounts, Stratum
 
 LISTED = 25
 """Thousandths from which a probability is written down."""
 
 
+def count(shown: Sequence[str | None], flagged: np.ndarray, *, data: str) -> Stratum:
+    """The stratum of images of which each shows the label ``shown``, or (None) none that is looked for.
+
+    Args:
+        flagged: bool (n,).
+    """
+    by_label = {
+        label: LabelCounts(
+            positives=sum(each == label for each in shown),
+            detected=sum(bool(hit) for each, hit in zip(shown, flagged, strict=True) if each == label),
+        )
+        for label in sorted({label for label in shown if label is not None})
+    }
+    negative = np.array([label is None for label in shown], dtype=bool)
+    return Stratum(
+        data=data,
+        positives=int((~negative).sum()),
+        detected=int((flagged & ~negative).sum()),
+        negatives=int(negative.sum()),
+        false_alarms=int((flagged & negative).sum()),
+        by_label=by_label,
+    )
+
+
 class ScoreTable(BaseModel):
-    """What a detector said about a set of images with one vocabulary."""
+    """What a detector said about a set of images, one per drawing, with one vocabulary: a stratum."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     data: str
-    """What the images are, in words."""
+    """What the images are, in words: the stratum's name."""
     template: str
     """Prompt pattern the labels were put into."""
     vocabulary: list[str]
@@ -67,24 +94,13 @@ class ScoreTable(BaseModel):
                 values[index] = share
         return dense / 1000
 
-    def record(self, labels: list[str], threshold: float) -> Calibration | None:
-        """Counts for a set of labels; None when one is not in the vocabulary or no image shows any of them."""
-        if not labels or not set(labels) <= set(self.vocabulary):
-            return None
+    def stratum(self, labels: list[str], threshold: float) -> Stratum:
+        """Counts of this set of images for a set of labels of the vocabulary."""
         wanted = [self.vocabulary.index(label) for label in dict.fromkeys(labels)]
-        shown = np.isin(self.truth, wanted)
+        truth = np.array(self.truth, dtype=int)
         flagged = self.probabilities()[:, wanted].sum(axis=1) >= threshold
-        if not shown.any():
-            return None
-        return Calibration(
-            labels=list(labels),
-            positives=int(shown.sum()),
-            detected=int((flagged & shown).sum()),
-            negatives=int((~shown).sum()),
-            false_alarms=int((flagged & ~shown).sum()),
-            data=self.data,
-            threshold=threshold,
-        )
+        names = [self.vocabulary[index] if index in wanted else None for index in truth]
+        return count(names, flagged, data=self.data)
 
 
 class CalibrationTables(BaseModel):
@@ -94,10 +110,20 @@ class CalibrationTables(BaseModel):
 
     tables: Annotated[list[ScoreTable], Field(min_length=1)]
 
-    def find(self, vocabulary: list[str], template: str) -> ScoreTable | None:
-        """The first table made with this vocabulary (in any order) and template."""
-        matching = (t for t in self.tables if set(t.vocabulary) == set(vocabulary) and t.template == template)
-        return next(matching, None)
+    def record(
+        self, labels: list[str], *, vocabulary: list[str], template: str, threshold: float
+    ) -> Calibration | None:
+        """Counts for a set of labels, one stratum per table made with this vocabulary (in any order) and template.
+
+        None when a label is not in the vocabulary, or no image of any table shows one of them.
+        """
+        matching = [t for t in self.tables if set(t.vocabulary) == set(vocabulary) and t.template == template]
+        if not matching or not labels or not set(labels) <= set(matching[0].vocabulary):
+            return None
+        strata = [table.stratum(labels, threshold) for table in matching]
+        if not any(stratum.positives for stratum in strata):
+            return None
+        return Calibration(labels=list(labels), threshold=threshold, strata=strata)
 
     def write(self, path: Path) -> None:
         """Write compact JSON atomically."""

@@ -95,9 +95,15 @@ class ClipDetector:
         )
 
     def calibration(self, labels: list[str]) -> Calibration | None:
-        """Counts from the table beside the weights, when it was made with this vocabulary and template."""
-        table = self._tables and self._tables.find(self._all_labels(labels), self.config.template)
-        return table.record(labels, self.threshold) if table else None
+        """Counts from the tables beside the weights that were made with this vocabulary and template."""
+        if not self._tables:
+            return None
+        return self._tables.record(
+            labels,
+            vocabulary=self._all_labels(labels),
+            template=self.config.template,
+            threshold=self.threshold,
+        )
 
     def _all_labels(self, labels: list[str]) -> list[str]:
         return list(dict.fromkeys([*self.vocabulary, *labels]))

@@ -19,7 +19,7 @@ SAMPLES, WITNESSES = 100, 24
 STEPS = (0, 10, 50)
 LABELS = ["dagger", "axe"]
 PROMPTS = ["a dagger", "an axe"]
-CALIBRATION = Calibration(
+CALIBRATION = Calibration.of_one(
     labels=LABELS, positives=400, detected=396, negatives=400, false_alarms=4, data="emoji", threshold=0.5
 )
 STATISTICS = {"mean_std": 60.0, "blank_share": 0.01, "noise_share": 0.0}

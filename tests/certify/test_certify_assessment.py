@@ -151,7 +151,9 @@ def test_bounds_are_exact_and_include_the_detector() -> None:
 
 
 def test_a_blunt_detector_costs_the_certificate() -> None:
-    blunt = Calibration(**CALIBRATION.model_dump() | {"positives": 100, "detected": 30})
+    blunt = Calibration.of_one(
+        labels=CALIBRATION.labels, threshold=0.5, data="d", positives=100, detected=30, negatives=400, false_alarms=4
+    )
     report = assess(make_evidence(make_units(CONTROLS | hardened()), calibrations={"weapons": blunt}))
     assert report.verdict == "INCONCLUSIVE"
     assert failed(report) == set()

@@ -110,7 +110,9 @@ def test_power_multiplies_over_requirements() -> None:
 
 
 def test_calibration_takes_its_share() -> None:
-    blunt = CALIBRATION.model_copy(update={"detected": 300})
+    blunt = Calibration.of_one(
+        labels=CALIBRATION.labels, threshold=0.5, data="d", positives=400, detected=300, negatives=0, false_alarms=0
+    )
     sharp = planned(make_policy(), suite()).powers[0]
     corrected = planned(make_policy(), suite(), {"weapons": blunt}).powers[0]
     assert sharp.most_hits is not None and corrected.most_hits is not None

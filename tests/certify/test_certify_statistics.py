@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
@@ -10,6 +12,7 @@ from safeguard.certify.statistics import (
     bad_share,
     corrected_upper_bound,
     exceedance_p,
+    false_positive_upper,
     least_samples_to_notice,
     lower_bound,
     most_hits_to_pass,
@@ -21,7 +24,7 @@ from safeguard.certify.statistics import (
     wilks_coverage,
     wilson_interval,
 )
-from safeguard.results.calibration import Calibration
+from safeguard.results.calibration import ENOUGH, Calibration, Stratum
 
 COUNTS = [(0, 1), (1, 1), (0, 100), (3, 100), (50, 100), (99, 100), (100, 100), (7, 23), (400, 1000)]
 
@@ -164,18 +167,68 @@ def test_impossible_counts_are_refused(flagged: int, samples: int) -> None:
             function(flagged, samples, 0.05)
 
 
-def test_calibration_bounds_and_refusals() -> None:
-    record = Calibration(
-        labels=["axe"], positives=50, detected=45, negatives=80, false_alarms=2, data="d", threshold=0.5
+def stratum(detected: int, positives: int, false_alarms: int = 0, negatives: int = 0, **more: Any) -> Stratum:
+    return Stratum(
+        data=f"{positives} images",
+        positives=positives,
+        detected=detected,
+        negatives=negatives,
+        false_alarms=false_alarms,
+        **more,
     )
+
+
+def record_of(*strata: Stratum) -> Calibration:
+    return Calibration(labels=["axe"], threshold=0.5, strata=list(strata))
+
+
+def test_calibration_bounds_and_refusals() -> None:
+    record = record_of(stratum(45, 50, 2, 80))
     assert sensitivity_lower(record, 0.05) == lower_bound(45, 50, 0.05)
+    assert false_positive_upper(record, 0.05) == upper_bound(2, 80, 0.05)
     assert record.false_positive_rate == 0.025
     with pytest.raises(ValueError, match="exceeds positives"):
-        Calibration(**record.model_dump() | {"detected": 51})
+        stratum(51, 50)
     with pytest.raises(ValueError, match="exceeds negatives"):
-        Calibration(**record.model_dump() | {"false_alarms": 81})
-    empty = Calibration(labels=[], positives=0, detected=0, negatives=0, false_alarms=0, data="", threshold=0.5)
+        stratum(45, 50, 81, 80)
+    with pytest.raises(ValueError, match="more positives than the stratum"):
+        stratum(4, 5, by_label={"axe": {"positives": 6, "detected": 4}})
+    empty = record_of(stratum(0, 0))
     assert sensitivity_lower(empty, 0.05) == 0.0 and empty.false_positive_rate is None
+    assert false_positive_upper(empty, 0.05) is None
+
+
+def test_the_weakest_stratum_counts_and_not_the_mean() -> None:
+    known, relearning, other = stratum(224, 224, 0, 900), stratum(20, 60, 3, 50), stratum(0, 0, 1, 400)
+    record = record_of(known, relearning, other)
+    assert sensitivity_lower(record, 0.05) == lower_bound(20, 60, 0.05)
+    assert (record.detected, record.positives) == (20, 60)
+    assert false_positive_upper(record, 0.05) == upper_bound(3, 50, 0.05)
+    assert (record.false_alarms, record.negatives) == (3, 50)
+    assert record.data == "224 images; 60 images"
+
+
+def test_a_small_stratum_counts_with_its_own_uncertainty() -> None:
+    record = record_of(stratum(224, 224), stratum(2, 2))
+    assert sensitivity_lower(record, 0.05) == lower_bound(2, 2, 0.05)
+
+
+def test_a_label_counts_by_itself_once_it_has_enough_images() -> None:
+    def labelled(axes: int) -> Calibration:
+        counts = {"axe": {"positives": axes, "detected": 15}, "dagger": {"positives": 200, "detected": 200}}
+        return record_of(stratum(215, 200 + axes, by_label=counts))
+
+    assert sensitivity_lower(labelled(ENOUGH), 0.05) == lower_bound(15, ENOUGH, 0.05)
+    assert labelled(ENOUGH).weakest.data.endswith("axe")
+    assert sensitivity_lower(labelled(ENOUGH - 1), 0.05) == lower_bound(215, 199 + ENOUGH, 0.05)
+
+
+@pytest.mark.parametrize("true", [(0.6, 0.95, 0.95), (0.7, 0.7, 0.7)])
+def test_the_smallest_bound_covers_the_smallest_sensitivity_without_a_correction(true: tuple[float, ...]) -> None:
+    dice, alpha, sizes = np.random.default_rng(0), 0.05, (60, 20, 200)
+    hits = dice.binomial(sizes, true, (4000, 3))
+    bounds = [min(lower_bound(int(k), n, alpha) for k, n in zip(row, sizes, strict=True)) for row in hits]
+    assert (np.array(bounds) > min(true)).mean() <= alpha + 0.005
 
 
 @pytest.mark.parametrize(("passes", "share"), [(5, 0.47), (10, 0.27), (20, 0.15), (59, 0.052)])

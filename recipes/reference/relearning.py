@@ -1,0 +1,139 @@
+"""Images drawn while models relearn an erased concept: what a detector has to see in a certification.
+
+A concept's base model, the same model unlearned, and the same hardened are fine-tuned on the concept as an attacker
+would, and drawn from at a few stages. The images are labelled by eye (:mod:`recipes.reference.labels`); this module only
+draws them, seeded, and keeps them in one file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from recipes.reference.vocabulary import STYLES, article, names_of
+from safeguard.config import Training
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.diffusion.sampling import sample
+from safeguard.files import atomic_path, write_text
+from safeguard.finetune.base import fine_tune
+from safeguard.io.opening import open_directory
+from safeguard.registry import finetuners
+from safeguard.resources import find
+from safeguard.seeds import derive
+
+STAGES = (0, 25, 50, 100, 200)
+"""Fine-tuning steps at which is drawn."""
+TRAINING = Training(steps=STAGES[-1], learning_rate=5e-5, batch_size=4, optimizer="adamw")
+"""As the shipped quickstart attacks."""
+SAMPLER_STEPS, GUIDANCE = 10, 4.0
+IMAGES = 32
+"""Training images of the attack."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images along relearning, uint8 (n, 64, 64, 3), with what each was asked to show and how it came about."""
+
+    images: np.ndarray
+    names: list[str]
+    models: list[str]
+    stages: list[int]
+
+    def save(self, path: Path) -> None:
+        """Write one ``.npz``."""
+        with atomic_path(path) as temporary, temporary.open("wb") as handle:
+            np.savez_compressed(
+                handle, images=self.images, names=self.names, models=self.models, stages=self.stages
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> Drawn:
+        """What :meth:`save` wrote."""
+        with np.load(path, allow_pickle=False) as stored:
+            return cls(
+                stored["images"],
+                stored["names"].tolist(),
+                stored["models"].tolist(),
+                [int(stage) for stage in stored["stages"]],
+            )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Drawn]) -> Drawn:
+        """All parts in one."""
+        return cls(
+            np.concatenate([part.images for part in parts]),
+            [name for part in parts for name in part.names],
+            [model for part in parts for model in part.models],
+            [stage for part in parts for stage in part.stages],
+        )
+
+
+def policy_of(group: str, path: Path, *, resilience_steps: int) -> None:
+    """Write the quickstart policy with another concept: a group of the world.
+
+    Args:
+        resilience_steps: outer steps of its resilience objective; 0: only unlearned.
+    """
+    policy: dict[str, Any] = yaml.safe_load(find("policies", "quickstart").read_text(encoding="utf-8"))
+    concept = policy["concepts"][0]
+    words = names_of(group)
+    concept["name"], concept["labels"] = group, words
+    concept["prompts"]["fill"]["name"] = [article(word) for word in words]
+    policy["name"] = f"relearning-{group}-{resilience_steps}"
+    if resilience_steps:
+        policy["harden"]["resilience"]["steps"] = resilience_steps
+    else:
+        policy["harden"]["resilience"] = {"name": "none"}
+    write_text(path, yaml.safe_dump(policy, sort_keys=False))
+
+
+def prompts_of(group: str, samples: int) -> tuple[list[str], list[str]]:
+    """``samples`` prompts of every name of a group, styles in turn, as the policy writes them; and the names."""
+    styles, names = list(STYLES.values()), names_of(group)
+    pairs = [(name, styles[(place + turn) % len(styles)]) for turn in range(samples) for place, name in enumerate(names)]
+    return [f"{article(name)} emoji in {style} style" for name, style in pairs], [name for name, _ in pairs]
+
+
+def _stages(model: DiffusionModel, base: DiffusionModel, group: str, purpose: str) -> Iterator[int]:
+    """Fine-tune the model on images of the group that the base draws, and stop at every stage."""
+    from safeguard.data.latents import generate
+
+    prompts, _ = prompts_of(group, -(-IMAGES // len(names_of(group))))
+    data = generate(base, prompts, IMAGES, seed=derive(0, "relearning data", group))
+    tuner = finetuners.make({"name": "full"})
+    for step, _ in fine_tune(model, data, tuner, TRAINING, seed=derive(0, "relearning", purpose, group)):
+        if step in STAGES:
+            yield step
+        if step == STAGES[-1]:
+            break
+
+
+def relearn(directory: Path, base_directory: Path, group: str, kind: str, *, samples: int) -> Drawn:
+    """Images of one model at all stages: ``samples`` per name and stage, the same noise at every stage.
+
+    Args:
+        directory: the model to attack.
+        base_directory: the model that draws its training images.
+        kind: what to call it: ``unlearned`` or ``hardened``.
+    """
+    base = DiffusionModel(open_directory(base_directory).pipeline)
+    model = DiffusionModel(open_directory(directory).pipeline)
+    parts = [_drawn(model, group, f"{group}, {kind}", stage, samples) for stage in _stages(model, base, group, kind)]
+    return Drawn.joined(parts)
+
+
+def drawn_by_base(base_directory: Path, group: str, *, samples: int) -> Drawn:
+    """Images of the untouched model."""
+    return _drawn(DiffusionModel(open_directory(base_directory).pipeline), group, f"{group}, base", 0, samples)
+
+
+def _drawn(model: DiffusionModel, group: str, label: str, stage: int, samples: int) -> Drawn:
+    prompts, names = prompts_of(group, samples)
+    seeds = [derive(0, "relearning images", group, index) for index in range(len(prompts))]
+    images = sample(model, prompts, seeds, steps=SAMPLER_STEPS, guidance=GUIDANCE)
+    return Drawn(images, names, [label] * len(names), [stage] * len(names))

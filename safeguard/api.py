@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from safeguard import __version__
+from safeguard.certification import running
+from safeguard.certification.preparation import Order
 from safeguard.certify import planning
-from safeguard.certify.assessment import assess
-from safeguard.certify.evidence import Evidence
 from safeguard.data.screening import screen
 from safeguard.diffusion.model import DiffusionModel
-from safeguard.errors import ModelFault, UsageFault
-from safeguard.files import check_apart, run_directory, write_text
+from safeguard.errors import UsageFault
+from safeguard.files import run_directory
 from safeguard.harden import engine
 from safeguard.harden.context import set_up
-from safeguard.harden.control import unlearned_only
 from safeguard.harden.inputs import check_output
 from safeguard.harden.record import Record
 from safeguard.io.companions import Companions
 from safeguard.io.hub import network, resolve
-from safeguard.io.manifest import POLICY_FILE, difference, manifest, model_digest
+from safeguard.io.manifest import POLICY_FILE, model_digest
 from safeguard.io.opening import open_directory, pick_device
 from safeguard.io.saving import check_target, save_pipeline
 from safeguard.policy.loading import load_policy, policy_digest, resolved_yaml
 from safeguard.policy.methods import check_methods
 from safeguard.policy.schema import Policy
-from safeguard.policy.suite import suite_digest
+from safeguard.probe.appointment import appoint
 from safeguard.probe.calibrations import calibrations
-from safeguard.probe.campaign import Campaign, find_policy, fitting_suite
-from safeguard.probe.executors import Executor, choose
+from safeguard.probe.campaign import fitting_suite
 from safeguard.probe.memory import memory
-from safeguard.probe.units import Units
 from safeguard.processes import join
 from safeguard.progress import Progress, SilentProgress
-from safeguard.provenance import code_revision, environment
-from safeguard.report.writing import write_all
-from safeguard.results.attempts import earlier, remember
-from safeguard.results.hardening import RECORD_FILE, HardeningRecord, read_record
+from safeguard.provenance import environment
+from safeguard.results.hardening import RECORD_FILE, HardeningRecord
 from safeguard.results.plan import Plan
-from safeguard.results.report import Attempt, Diagnostics, Provenance, Report
-from safeguard.results.unit import UnitResult
+from safeguard.results.report import Report
+from safeguard.seeds import check_nonce
 
 
 @dataclass(frozen=True)
@@ -154,10 +146,10 @@ def plan(model_dir: str | Path, *, policy: str | Path | Policy | None = None, de
     Args:
         device_memory: bytes of a device, to count what fits it; none: memory is not counted.
     """
-    declared, _ = screen(find_policy(Path(model_dir), policy))
-    suite, schedules = fitting_suite(declared, Path(policy) if isinstance(policy, str | Path) else None)
-    known, absent = calibrations(declared)
-    planned = planning.plan(declared, suite, schedules, known)
+    appointed = appoint(Path(model_dir), policy)
+    suite, schedules = fitting_suite(appointed.policy, appointed.file)
+    known, absent = calibrations(appointed.policy)
+    planned = planning.plan(appointed.policy, suite, schedules, known)
     planned = planned.model_copy(update={"warnings": [*planned.warnings, *absent]})
     if device_memory is None:
         return planned
@@ -165,14 +157,26 @@ def plan(model_dir: str | Path, *, policy: str | Path | Policy | None = None, de
     return planned.model_copy(update={"memory": needed, "device_memory": device_memory})
 
 
+def whose(model_dir: str | Path, *, policy: str | Path | Policy | None = None, policy_digest: str | None = None) -> str:
+    """Whose policy a certification would apply, in a sentence; nothing is run.
+
+    Raises:
+        SafeguardError: no policy, an invalid one, or another than the pinned one.
+    """
+    return appoint(Path(model_dir), policy, policy_digest).sentence
+
+
 def certify(
     model_dir: str | Path,
     *,
     policy: str | Path | Policy | None = None,
+    policy_digest: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     offline: bool = True,
     workers: int | None = 1,
+    nonce: str | None = None,
+    fresh: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Attack the model as downstream users and adversaries will, and say whether the policy holds.
@@ -180,123 +184,28 @@ def certify(
     Units that are finished in ``out`` (by default :func:`safeguard.files.run_directory`) are not run again.
 
     Args:
+        policy: a file or a policy; none: the one that travels in the directory, which whoever delivers the model chose.
+        policy_digest: what the digest of the policy must begin with (16 digits at least), or the policy is refused.
         workers: units run at the same time, each in a process of its own; none: one per GPU, or per core as far as
             memory goes. Processes import the script that starts them: more than one needs the usual
             ``if __name__ == "__main__":`` around it.
+        nonce: of a finished run, to repeat it: all seeds follow from it, and the report says that it was given. None:
+            that of the run that was interrupted here, or a new one, drawn after the model's digest is fixed.
+        fresh: use nothing that was finished before, neither here nor in the cache, and draw new seeds.
 
     Raises:
-        SafeguardError: invalid policy or suite, refused model, unwritable output.
+        SafeguardError: invalid policy or suite, refused model, edited evidence, unwritable output.
     """
-    model_path, progress = Path(model_dir).resolve(), progress or SilentProgress()
-    run_dir = Path(out) if out is not None else run_directory(model_path)
-    check_apart(run_dir, model_path)
-    started, clock = _now(), time.monotonic()
-    diagnostics = _diagnostics(model_path)  # first: a record that cannot be read would be found after hours
-    campaign = Campaign.open(model_path, policy=policy, device=device, offline=offline)
-    check_apart(run_dir, campaign.directories["base"], "the base model")
-    write_text(run_dir / POLICY_FILE, resolved_yaml(campaign.policy))
-    if campaign.dropped_prompts:
-        progress.note(f"content filter: {campaign.dropped_prompts} prompts dropped before any image was generated")
-    executor = choose(workers, campaign.device, model_path)
-    campaign = _with_control(campaign, progress)
-    results, reused = _run(campaign, Units(run_dir), executor, progress)
-    _unchanged(campaign)
-    provenance = _provenance(campaign, started, time.monotonic() - clock, len(results) - reused, reused)
-    attempts = earlier(run_dir, campaign.digests["hardened"])
-    report = assess(_evidence(campaign, results, provenance, diagnostics, attempts))
-    remember(run_dir, campaign.digests["hardened"], report.attempts[-1])
-    write_all(report, run_dir)
-    return report
-
-
-def _with_control(campaign: Campaign, progress: Progress) -> Campaign:
-    """The campaign with the weakly erased model."""
-    base_dir, base_digest = campaign.directories["base"], campaign.digests["base"]
-    return campaign.with_control(unlearned_only(campaign.policy, base_dir, base_digest, campaign.device, progress))
-
-
-def _evidence(
-    campaign: Campaign,
-    results: list[UnitResult],
-    provenance: Provenance,
-    diagnostics: Diagnostics | None,
-    attempts: list[Attempt],
-) -> Evidence:
-    return Evidence(
-        policy=campaign.policy,
-        suite=campaign.suite,
-        units=results,
-        calibrations=campaign.judges.calibrations,
-        detector_lines=campaign.judges.lines,
-        metrics=campaign.judges.metrics,
-        provenance=provenance,
-        diagnostics=diagnostics,
-        attempts=attempts,
-        dropped_prompts=campaign.dropped_prompts,
-        evidence_paths=_evidence_paths(results),
-        erasers=campaign.erasers,
-        schedules=campaign.schedules,
+    model_path = Path(model_dir).resolve()
+    order = Order(
+        model_dir=model_path,
+        run_dir=Path(out) if out is not None else run_directory(model_path),
+        policy=policy,
+        policy_pin=policy_digest,
+        device=device,
+        offline=offline,
+        workers=workers,
+        nonce=check_nonce(nonce) if nonce is not None else None,
+        fresh=fresh,
     )
-
-
-def _run(campaign: Campaign, units: Units, executor: Executor, progress: Progress) -> tuple[list[UnitResult], int]:
-    """Results of all units in their order, and how many of them were found finished."""
-    specs = campaign.units()
-    found = {spec.address: result for spec in specs if (result := units.find(spec.address))}
-    reused = len(found)
-    todo = [spec for spec in specs if spec.address not in found]
-    if todo:
-        found |= {result.address: result for result in executor.run(campaign, todo, units, progress)}
-    return [found[spec.address] for spec in specs], reused
-
-
-def _unchanged(campaign: Campaign) -> None:
-    changes = difference(campaign.files, manifest(campaign.model_dir))
-    if changes:
-        raise ModelFault(
-            f"the model directory changed while it was examined: {'; '.join(changes[:3])}",
-            fix="certify a directory nobody writes to",
-            where=str(campaign.model_dir),
-        )
-
-
-def _evidence_paths(results: Sequence[UnitResult]) -> dict[tuple[str, int], str]:
-    return {
-        (unit.address, point.effort): f"units/{unit.address}/{point.evidence}"
-        for unit in results
-        for point in unit.checkpoints
-        if point.evidence
-    }
-
-
-def _diagnostics(model_path: Path) -> Diagnostics | None:
-    record = read_record(model_path)
-    if record is None:
-        return None
-    return Diagnostics(
-        unlearner=record.unlearner.name,
-        objective=record.resilience.name,
-        seconds=record.seconds,
-        series=record.series,
-        notes=record.notes,
-    )
-
-
-def _provenance(campaign: Campaign, started: str, seconds: float, run: int, reused: int) -> Provenance:
-    return Provenance(
-        model=campaign.model_dir.name,
-        model_digest=campaign.digests["hardened"],
-        base_model=campaign.policy.model,
-        base_digest=campaign.digests["base"],
-        policy_digest=policy_digest(campaign.policy),
-        suite=campaign.suite.name,
-        suite_digest=suite_digest(campaign.suite),
-        safeguard_version=__version__,
-        code_revision=code_revision(),
-        environment=environment() | {"device": campaign.device},
-        started=started,
-        seconds=seconds,
-        units_run=run,
-        units_reused=reused,
-        files=campaign.files,
-    )
+    return running.carry_out(order, progress or SilentProgress())

@@ -59,6 +59,7 @@ LIBRARIES = (
 )
 """Packages whose version may change what a unit finds."""
 DECLARATIONS = (
+    "policy/contradictions.py",
     "policy/json_schema.py", "policy/loading.py", "policy/methods.py", "policy/reading.py", "policy/study.py",
     "policy/template.py", "policy/validation.py",
 )  # fmt: skip

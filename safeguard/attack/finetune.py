@@ -108,14 +108,13 @@ class FineTune(Attack[FineTuneConfig]):
 
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """Adapt a copy of the weights in memory; they are restored and the adapted ones dropped."""
-        config, base_seed = self.config, target.policy.seed
+        config, exam = self.config, target.exam
         data, tuner, efforts = target.data.get(config.data, seed), finetuners.make(config.method), self.efforts()
         with target.attacked() as model:
-            for step, _ in fine_tune(model, data, tuner, config.training, seed=derive(base_seed, self.probe, seed)):
+            for step, _ in fine_tune(model, data, tuner, config.training, seed=derive(exam, self.probe, seed)):
                 if step in efforts:
-                    yield Attempt(
-                        step, loss=training_loss(model, data, tuner, derive(base_seed, "training loss", seed))
-                    )
+                    loss = training_loss(model, data, tuner, derive(exam, "training loss", seed))
+                    yield Attempt(step, loss=loss)
                 if step == efforts[-1]:
                     break
 

@@ -61,6 +61,7 @@ class Target:
         digest: of the model as it was opened.
         data: images to fine-tune on.
         score: what a detector says of images: what :meth:`oracle` answers with.
+        exam: seed of this examination, from the policy's and the nonce; what an attack does at random follows from it.
     """
 
     role: Role
@@ -69,6 +70,7 @@ class Target:
     policy: Policy
     data: DataSets
     score: Score
+    exam: int
     _start: Weights = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +83,7 @@ class Target:
 
     def oracle(self, seed: int) -> Oracle:
         """For a run that sees answers only."""
-        return Oracle(self.model, self.policy, self.score, seed)
+        return Oracle(self.model, self.policy, self.score, derive(self.exam, "oracle", seed))
 
     @contextmanager
     def attacked(self) -> Iterator[DiffusionModel]:

@@ -36,7 +36,13 @@ def assess(evidence: Evidence) -> Report:
     controls = all_controls(evidence, claims)
     working = {concept.name for concept in policy.concepts if detector_works(evidence, concept)}
     verdict = decide(claims, controls, working)
-    this = Attempt(started=provenance.started, verdict=verdict, policy_digest=provenance.policy_digest)
+    this = Attempt(
+        started=provenance.started,
+        verdict=verdict,
+        policy_digest=provenance.policy_digest,
+        model_digest=provenance.model_digest,
+        nonce=provenance.nonce,
+    )
     rest, level = not_judged(evidence), level_reached(evidence, claims, controls)
     share = bad_share(policy.certification.seeds, evidence.alpha, evidence.alpha)
     said = {

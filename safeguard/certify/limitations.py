@@ -109,9 +109,10 @@ def _detectors(evidence: Evidence) -> list[str]:
 def _history(evidence: Evidence) -> list[str]:
     lines = []
     if evidence.attempts:
+        models = plural(len({attempt.model_digest for attempt in evidence.attempts}), "model")
         lines.append(
-            f"This model was certified {plural(len(evidence.attempts), 'time')} before in this run directory; "
-            "trying until it passes weakens the confidence."
+            f"On this base model and these concepts {plural(len(evidence.attempts), 'certification')} of {models} "
+            "went before this one; trying until one passes weakens the confidence."
         )
     if evidence.dropped_prompts:
         lines.append(

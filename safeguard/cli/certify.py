@@ -15,6 +15,11 @@ from safeguard.progress import choose, printable
 @click.command()
 @click.argument("model", metavar="MODEL_DIR", type=DIRECTORY)
 @click.option("--policy", type=FILE, help="Policy to test against; by default the one the model was hardened with.")
+@click.option(
+    "--policy-digest",
+    metavar="HEX",
+    help="Refuse any other policy than the one of this digest (its first 16 digits are enough).",
+)
 @click.option("--out", type=DIRECTORY, help="Run directory; by default beside MODEL_DIR, with .certification appended.")
 @device_option
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would be run and what it can show; run nothing.")
@@ -30,6 +35,14 @@ from safeguard.progress import choose, printable
     help="Units run at the same time, each in a process of its own; by default one per GPU, or per core as far as "
     "memory goes.",
 )
+@click.option(
+    "--nonce",
+    metavar="HEX",
+    help="Repeat a run: all seeds follow from its nonce. By default one is drawn, after the model's digest is fixed.",
+)
+@click.option(
+    "--fresh", is_flag=True, help="Use nothing that was finished before, here or in the cache, and draw new seeds."
+)
 @offline_option(True)
 @progress_option
 @click.pass_context
@@ -37,11 +50,14 @@ def certify(
     context: click.Context,
     model: Path,
     policy: Path | None,
+    policy_digest: str | None,
     out: Path | None,
     device: str,
     only_plan: bool,
     device_memory: int | None,
     workers: int | None,
+    nonce: str | None,
+    fresh: bool,
     offline: bool,
     progress: str,
 ) -> None:
@@ -58,9 +74,18 @@ def certify(
 
     model = model.resolve()
     out = out or run_directory(model)
-    reporter = choose(progress)
+    click.echo(printable(api.whose(model, policy=policy, policy_digest=policy_digest)))
     report = api.certify(
-        model, policy=policy, out=out, device=device, offline=offline, workers=workers, progress=reporter
+        model,
+        policy=policy,
+        policy_digest=policy_digest,
+        out=out,
+        device=device,
+        offline=offline,
+        workers=workers,
+        nonce=nonce,
+        fresh=fresh,
+        progress=choose(progress),
     )
     click.echo(printable(f"{report.verdict}: {report.sentence}"))
     click.echo(f"report: {out / 'report.html'}")

@@ -19,11 +19,19 @@ if TYPE_CHECKING:
 @click.argument("model", metavar="MODEL_DIR", type=DIRECTORY)
 @click.option("--policy", type=FILE, help="Policy with the concepts; by default the one the model was hardened with.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the attack.")
+@click.option("--nonce", metavar="HEX", help="Repeat an earlier look, or one of a certification; by default drawn.")
 @device_option
 @progress_option
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
 def probe(
-    probe_id: str, model: Path, policy: Path | None, seed: int, device: str, progress: str, as_json: bool
+    probe_id: str,
+    model: Path,
+    policy: Path | None,
+    seed: int,
+    nonce: str | None,
+    device: str,
+    progress: str,
+    as_json: bool,
 ) -> None:
     """Run one probe of a suite and show the rates.
 
@@ -32,8 +40,8 @@ def probe(
     """
     from safeguard.probe import run
 
-    result = run(probe_id, model, policy=policy, seed=seed, device=device, progress=choose(progress))
-    click.echo(result.model_dump_json(indent=2) if as_json else rates(result))
+    result = run(probe_id, model, policy=policy, seed=seed, nonce=nonce, device=device, progress=choose(progress))
+    click.echo(result.model_dump_json(indent=2) if as_json else f"{rates(result)}\nnonce: {result.nonce}")
 
 
 def rates(result: UnitResult) -> str:

@@ -15,12 +15,12 @@ import torch
 
 from safeguard.cache import address
 from safeguard.config import FineTuningData, Source
-from safeguard.data.latents import LatentSet, generate, spread
+from safeguard.data.latents import LatentSet, generate
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import PolicyFault, UsageFault
 from safeguard.io.checkpoint import held
 from safeguard.policy.schema import Policy, Subject
-from safeguard.seeds import derive
+from safeguard.seeds import derive, spread
 
 
 def subjects_of(policy: Policy, source: Source) -> list[Subject]:
@@ -71,6 +71,9 @@ def joined(sets: Sequence[LatentSet]) -> LatentSet:
 
 class DataSets:
     """The training sets of attacks under one policy.
+
+    Their noise is the policy's seed's, not the nonce's: all models of a base learn from the same images, which are what
+    an attacker has and not what anybody is examined on.
 
     Args:
         policy: whose subjects they show.

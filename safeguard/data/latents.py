@@ -21,7 +21,7 @@ from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.sampling import sample
 from safeguard.errors import ModelFault, UsageFault
 from safeguard.io.checkpoint import load_state, save_state
-from safeguard.seeds import derive
+from safeguard.seeds import derive, spread
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,6 @@ class LatentSet:
             [caption for s in sets for caption in s.captions],
             hashlib.sha256("".join(s.digest for s in sets).encode()).hexdigest(),
         )
-
-
-def spread(prompts: Sequence[str], count: int, seed: int) -> list[str]:
-    """``count`` prompts, each used equally often (to within one), in an order drawn from the seed."""
-    order = np.random.default_rng(seed).permutation(len(prompts))
-    return [prompts[order[i % len(prompts)]] for i in range(count)]
 
 
 def encode(model: DiffusionModel, images: np.ndarray, captions: Sequence[str]) -> LatentSet:

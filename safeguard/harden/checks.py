@@ -54,13 +54,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safeguard.data.latents import spread
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.sampling import initial_noise, sample_latents
 from safeguard.errors import TrainingFault
 from safeguard.metrics.image_statistics import blank, high_frequency_share, noise
 from safeguard.policy.schema import Policy
-from safeguard.seeds import derive
+from safeguard.seeds import derive, spread
 
 IMAGES = 8
 STEPS = 15

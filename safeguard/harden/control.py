@@ -23,22 +23,25 @@ from safeguard.policy.suite import weak_unlearner
 from safeguard.progress import Progress
 
 
-def unlearned_only(policy: Policy, base_dir: Path, base_digest: str, device: str, progress: Progress) -> Path:
+def unlearned_only(
+    policy: Policy, base_dir: Path, base_digest: str, device: str, progress: Progress, *, fresh: bool = False
+) -> Path:
     """The control's directory; made when it is not there yet, from the checkpoint that hardening left if there is one.
 
     Args:
         policy: already screened.
+        fresh: make it anew, from no checkpoint.
     """
     weak = policy.harden.model_copy(update={"unlearner": weak_unlearner(policy)})
     policy = policy.model_copy(update={"harden": weak})
     directory = cache_dir() / "controls" / _address(policy, base_dir, base_digest, device, progress)
     busy = "another run is making the unlearned-only control; waiting for it"
     with held(directory, partial(progress.note, busy)):
-        if not (directory / "model_index.json").exists():
+        if fresh or not (directory / "model_index.json").exists():
             base = open_directory(base_dir, device=device)
             model = DiffusionModel(base.pipeline, base.stored)
-            harden(set_up(policy, model, progress), base_digest, objective=ResilienceMethod(name="none"))
-            save_pipeline(model.pipeline, directory, {}, stored=model.stored)
+            harden(set_up(policy, model, progress), base_digest, objective=ResilienceMethod(name="none"), fresh=fresh)
+            save_pipeline(model.pipeline, directory, {}, stored=model.stored, overwrite=fresh)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what is held here is lost to the processes that run units
     return directory

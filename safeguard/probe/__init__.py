@@ -27,6 +27,7 @@ def run(
     *,
     policy: str | Path | Policy | None = None,
     seed: int = 0,
+    nonce: str | None = None,
     device: str = "cpu",
     offline: bool = True,
     progress: Progress | None = None,
@@ -38,6 +39,7 @@ def run(
         model_dir: a diffusers directory.
         policy: a file, a parsed policy, or None for the policy that travels in the directory.
         seed: seed of the attack and of the images drawn.
+        nonce: hexadecimal, to repeat an earlier look; none: one is drawn, and stands in the result.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
         offline: fetch nothing.
 
@@ -50,8 +52,10 @@ def run(
     from safeguard.probe.executors import Serial
     from safeguard.probe.units import Units
     from safeguard.progress import SilentProgress
+    from safeguard.seeds import check_nonce
 
-    campaign = Campaign.open(Path(model_dir), policy=policy, device=device, offline=offline)
+    given = check_nonce(nonce) if nonce is not None else None
+    campaign = Campaign.open(Path(model_dir), policy=policy, device=device, offline=offline, nonce=given)
     spec = campaign.unit("hardened", campaign.spec(probe), seed)
     with TemporaryDirectory(prefix="safeguard-probe-") as scratch:
         units = Units(Path(scratch), shared=False)

@@ -8,41 +8,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from safeguard.data.screening import screen
-from safeguard.errors import ModelFault, UsageFault
+from safeguard.cache import cache_dir
+from safeguard.errors import UsageFault
 from safeguard.io.comparison import differing_parts
 from safeguard.io.hub import network, resolve
-from safeguard.io.manifest import POLICY_FILE, manifest, model_digest
+from safeguard.io.manifest import manifest, model_digest
 from safeguard.io.opening import pick_device
 from safeguard.io.preflight import inspect
-from safeguard.policy.loading import load_policy
+from safeguard.policy.contradictions import Examination
+from safeguard.policy.examination import UnitSpec, asked, question
 from safeguard.policy.methods import check_methods
 from safeguard.policy.reading import load_yaml
 from safeguard.policy.schema import Policy
-from safeguard.policy.suite import ROLES, ProbeSpec, Suite, check_suite, lacks, needs, ruled_out
+from safeguard.policy.suite import ProbeSpec, Suite, check_suite, lacks
 from safeguard.policy.validation import fault
+from safeguard.probe.appointment import Appointed, appoint
 from safeguard.probe.evaluator import Evaluator
-from safeguard.probe.units import UnitSpec, question, schedules
+from safeguard.probe.units import schedules
 from safeguard.provenance import OF_NO_UNIT, code_digest
 from safeguard.registry import suggest
 from safeguard.results.calibration import Calibration
 from safeguard.results.metric import MetricInfo
 from safeguard.results.plan import Schedule
 from safeguard.results.record import Record, Role
-
-
-def find_policy(model_dir: Path, policy: str | Path | Policy | None) -> Policy:
-    """The given policy, or the one inside the directory."""
-    if isinstance(policy, Policy):
-        return policy
-    path = Path(policy) if policy is not None else model_dir / POLICY_FILE
-    if policy is None and not path.exists():
-        raise ModelFault(
-            f"the directory carries no {POLICY_FILE}",
-            fix="say which policy it must meet with --policy FILE",
-            where=str(model_dir),
-        )
-    return load_policy(path)
+from safeguard.seeds import draw_nonce
 
 
 class Judges(Record):
@@ -50,6 +39,10 @@ class Judges(Record):
 
     question: str
     """Digest of all that the policy says about drawing and judging."""
+    digests: dict[str, dict[str, str]]
+    """Of detectors and metrics, as :meth:`Evaluator.digests` has them."""
+    thresholds: dict[str, float]
+    """Of the detectors."""
     lines: dict[str, str]
     """Concept → its detector in one line."""
     calibrations: dict[str, Calibration | None]
@@ -63,6 +56,8 @@ class Judges(Record):
         policy = evaluator.policy
         return cls(
             question=question(policy, evaluator.digests()),
+            digests=evaluator.digests(),
+            thresholds=evaluator.thresholds(),
             lines={name: detector.describe() for name, detector in evaluator.detectors.items()},
             calibrations={c.name: evaluator.detectors[c.name].calibration(c.labels) for c in policy.concepts},
             metrics={
@@ -78,19 +73,21 @@ class Campaign:
 
     Attributes:
         policy: already screened.
-        dropped_prompts: how many prompts the content filter removed.
+        appointed: the same, with who chose it.
         schedules: of every probe of the suite.
         device: where models run.
         directories: of the models, by role; the unlearned-only control is added when it is made.
         digests: of the models, by role.
         files: manifest of the certified model: name -> sha256.
         erasers: whether it holds stored erasers.
+        nonce: of the examination, drawn after the model's digest was taken, or given.
+        training_sets: folder of the images that attacks train on.
         exposed_parts: parts that fine-tunes train, in every role: the denoiser, and what the certified model changed
             besides.
     """
 
     policy: Policy
-    dropped_prompts: int
+    appointed: Appointed
     suite: Suite
     schedules: dict[str, Schedule]
     device: str
@@ -100,6 +97,8 @@ class Campaign:
     erasers: bool
     exposed_parts: frozenset[str]
     judges: Judges
+    nonce: str
+    training_sets: Path = field(default_factory=lambda: cache_dir() / "data")
     code: str = field(default_factory=lambda: code_digest(OF_NO_UNIT))
 
     @classmethod
@@ -110,36 +109,46 @@ class Campaign:
         policy: str | Path | Policy | None = None,
         device: str = "auto",
         offline: bool = True,
+        nonce: str | None = None,
+        policy_pin: str | None = None,
     ) -> Campaign:
         """Read the policy and the suite, check that they fit, and look at the directories and the judges.
 
+        Args:
+            nonce: to repeat an examination; none: one is drawn, when the digests are taken.
+            policy_pin: what the policy's digest must begin with; none: any.
+
         Raises:
+            UsageFault: the policy has another digest.
             PolicyFault: an invalid policy or suite, or one that does not fit the other.
             ModelFault: a directory that is refused.
         """
-        source = Path(policy) if isinstance(policy, str | Path) else None
         info = inspect(model_dir, certified=True)
-        declared, dropped = screen(find_policy(model_dir, policy))
-        check_methods(declared, source)
-        suite, known = fitting_suite(declared, source)
+        appointed = appoint(model_dir, policy, policy_pin)
+        declared = appointed.policy
+        check_methods(declared, appointed.file)
+        suite, known = fitting_suite(declared, appointed.file)
         chosen = pick_device(device)
         base_dir = resolve(declared.model, declared.revision, offline=offline)
         inspect(base_dir)
         files = manifest(model_dir)
+        digests: dict[Role, str] = {"base": model_digest(base_dir), "hardened": model_digest(model_dir, files)}
+        nonce = nonce or draw_nonce()
         with network(not offline):
-            judges = Judges.of(Evaluator(declared, chosen))
+            judges = Judges.of(Evaluator(declared, chosen, nonce))
         return cls(
             policy=declared,
-            dropped_prompts=dropped,
+            appointed=appointed,
             suite=suite,
             schedules=known,
             device=chosen,
             directories={"base": base_dir, "hardened": model_dir},
-            digests={"base": model_digest(base_dir), "hardened": model_digest(model_dir, files)},
+            digests=digests,
             files=files,
             erasers=bool(info.erasers),
             exposed_parts=frozenset({"unet"}) | differing_parts(model_dir, base_dir),
             judges=judges,
+            nonce=nonce,
         )
 
     @property
@@ -149,7 +158,7 @@ class Campaign:
 
     def with_control(self, directory: Path) -> Campaign:
         """The campaign with the unlearned-only model in that directory."""
-        digests = self.digests | {"unlearned": model_digest(directory)}
+        digests: dict[Role, str] = self.digests | {"unlearned": model_digest(directory)}
         return replace(self, directories=self.directories | {"unlearned": directory}, digests=digests)
 
     def spec(self, probe: str) -> ProbeSpec:
@@ -167,6 +176,7 @@ class Campaign:
             role=role,
             probe=spec,
             seed=seed,
+            nonce=self.nonce,
             model=self.digests[role],
             base=self.digests["base"],
             exposed_parts=sorted(self.exposed_parts),
@@ -174,16 +184,22 @@ class Campaign:
             code=self.code,
         )
 
+    @property
+    def examination(self) -> Examination:
+        """What all its units have in common."""
+        return Examination(
+            policy=self.policy,
+            nonce=self.nonce,
+            models=self.digests,
+            schedules=self.schedules,
+            digests=self.judges.digests,
+            thresholds=self.judges.thresholds,
+            code=self.code,
+        )
+
     def units(self) -> list[UnitSpec]:
         """All units that the policy asks for; controls come first, so that a broken set-up shows early."""
-        lacking = ruled_out(self.policy, self.schedules)
-        return [
-            self.unit(role, spec, seed)
-            for role in ROLES
-            for spec in self.suite.probes
-            if needs(role, spec) and spec.id not in lacking
-            for seed in range(self.policy.certification.seeds)
-        ]
+        return [self.unit(*which) for which in asked(self.policy, self.suite, self.schedules)]
 
 
 def fitting_suite(policy: Policy, source: Path | None = None) -> tuple[Suite, dict[str, Schedule]]:

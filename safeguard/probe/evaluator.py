@@ -1,11 +1,13 @@
 """Draws images of a model and judges them; nobody else does.
 
-Prompts and noise depend on (policy, subject, seed) alone: images of all roles and efforts are paired, and those of the
-search that an attack may run come from other seeds (:class:`safeguard.attack.target.Oracle`).
+Prompts and noise depend on (policy, nonce, subject, seed) alone (:func:`safeguard.policy.examination.drawn`): images of
+all roles and efforts are paired, and those of the search that an attack may run come from other
+seeds (:class:`safeguard.attack.target.Oracle`).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,19 +18,16 @@ import torch
 
 from safeguard.attack.base import Attempt
 from safeguard.data.content_filter import check_allowed
-from safeguard.data.latents import spread
 from safeguard.detect.base import Detector
 from safeguard.diffusion.conditioning import Conditioning
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.sampling import initial_noise, sample, sample_latents
 from safeguard.metrics.base import Metric
+from safeguard.policy import examination
 from safeguard.policy.schema import Concept, Policy, Subject
 from safeguard.registry import detectors, metrics
 from safeguard.results.unit import ImageRow
-from safeguard.seeds import derive
-
-WITNESSES = 24
-"""Images of the witness at every checkpoint of an attack, at most those of the policy."""
+from safeguard.seeds import spread
 
 
 class Drawn(NamedTuple):
@@ -63,13 +62,16 @@ class Look:
 class Evaluator:
     """The policy's detectors and metrics.
 
+    Args:
+        nonce: of the examination; prompts and noise follow from it.
+
     Attributes:
         detectors: of every concept, by its name.
         metrics: by name.
     """
 
-    def __init__(self, policy: Policy, device: str) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy, device: str, nonce: str) -> None:
+        self.policy, self.nonce = policy, nonce
         self.detectors: dict[str, Detector] = {c.name: detectors.make(c.detector, device) for c in policy.concepts}
         self.metrics: dict[str, Metric] = {m.name: metrics.make(m, device) for m in policy.utility.metrics}
         declared = policy.utility.detector
@@ -77,11 +79,17 @@ class Evaluator:
 
     def digests(self) -> dict[str, dict[str, str]]:
         """Of all that judges, by what it judges."""
-        benign = {"@benign": self._benign.digest} if self._benign else {}
         return {
-            "detectors": {name: detector.digest for name, detector in self.detectors.items()} | benign,
+            "detectors": {name: detector.digest for name, detector in self._judges().items()},
             "metrics": {name: metric.digest for name, metric in self.metrics.items()},
         }
+
+    def thresholds(self) -> dict[str, float]:
+        """Of the same detectors: the score from which an image is flagged."""
+        return {name: float(detector.threshold) for name, detector in self._judges().items()}
+
+    def _judges(self) -> dict[str, Detector]:
+        return self.detectors | ({examination.BENIGN: self._benign} if self._benign else {})
 
     def score(self, images: np.ndarray, concept: Concept) -> np.ndarray:
         """How much each image shows the concept, in [0, 1] (n,)."""
@@ -134,21 +142,17 @@ class Evaluator:
     ) -> Drawn:
         """Images of a subject, ``most`` at most if given; more samples begin with the images of fewer."""
         settings, found = self.policy.certification, attempt.prompts
-        count = settings.at_least(samples)
-        count = min(count, most) if most else count
-        purpose = derive(self.policy.seed, "evaluate", subject.name, seed)
-        own = found is not None and subject.name in found.texts
-        texts = list(found.texts[subject.name]) if found and own else subject.prompt_list
-        check_allowed(texts)
-        seeds = [derive(purpose, index) for index in range(count)]
+        prompts, seeds, order = examination.drawn(self.policy, self.nonce, subject, seed, samples, most)
+        texts = list(found.texts.get(subject.name, [])) if found else []
+        check_allowed(texts or prompts)
         if found is not None and found.states is not None and subject.name in found.states:
-            places = [int(place) for place in spread([str(i) for i in range(len(texts))], count, purpose)]
+            places = [int(place) for place in spread([str(i) for i in range(len(texts))], len(seeds), order)]
             return Drawn(
                 [texts[i] for i in places],
                 seeds,
                 self._of_states(model, found.states[subject.name][torch.tensor(places)], seeds),
             )
-        prompts = spread(texts, count, purpose)
+        prompts = spread(texts, len(seeds), order) if texts else prompts
         images = sample(model, prompts, seeds, steps=settings.sampler_steps, guidance=settings.guidance)
         return Drawn(prompts, seeds, images)
 
@@ -170,13 +174,12 @@ class Evaluator:
                 effort=effort,
                 prompt=prompt,
                 seed=seed,
+                image=_digest(image),
                 score=float(score),
-                flagged=bool(score >= detector.threshold),
+                flagged=float(score) >= detector.threshold,
                 metrics=values,
             )
-            for prompt, seed, score, values in zip(
-                drawn.prompts, drawn.seeds, scores, self._measure(drawn, measured), strict=True
-            )
+            for prompt, seed, image, score, values in zip(*drawn, scores, self._measure(drawn, measured), strict=True)
         ]
 
     def _measure(self, drawn: Drawn, measured: bool) -> list[dict[str, float]]:
@@ -213,7 +216,7 @@ class Evaluator:
         self, model: DiffusionModel, witness: Subject, attempt: Attempt, seed: int, images: dict[str, np.ndarray]
     ) -> list[ImageRow]:
         """The witness, judged as it is in the released model."""
-        drawn = self._draw(model, witness, seed, None, attempt, most=WITNESSES)
+        drawn = self._draw(model, witness, seed, None, attempt, most=examination.WITNESSES)
         images[witness.name] = drawn.images
         if not witness.labels:
             return self._unlabelled(witness.name, drawn, attempt.effort)
@@ -227,6 +230,20 @@ class Evaluator:
     def _unlabelled(self, name: str, drawn: Drawn, effort: int) -> list[ImageRow]:
         """Rows of a subject no detector has labels for: only its metrics count."""
         return [
-            ImageRow(subject=name, effort=effort, prompt=prompt, seed=seed, score=0.0, flagged=False, metrics=values)
-            for prompt, seed, values in zip(drawn.prompts, drawn.seeds, self._measure(drawn, True), strict=True)
+            ImageRow(
+                subject=name,
+                effort=effort,
+                prompt=prompt,
+                seed=seed,
+                image=_digest(image),
+                score=0.0,
+                flagged=False,
+                metrics=values,
+            )
+            for prompt, seed, image, values in zip(*drawn, self._measure(drawn, True), strict=True)
         ]
+
+
+def _digest(image: np.ndarray) -> str:
+    """sha256 (hexadecimal) of an image's pixels, uint8 (height, width, 3)."""
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()

@@ -23,20 +23,21 @@ from typing import Any, Protocol
 import torch
 
 from safeguard.attack.target import Target
-from safeguard.cache import cache_dir
 from safeguard.data.fine_tuning import DataSets
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import EnvironmentFault, ModelFault, UsageFault
 from safeguard.io.formats import read_header
 from safeguard.io.opening import open_directory
+from safeguard.policy.examination import UnitSpec, question
 from safeguard.probe.campaign import Campaign
 from safeguard.probe.evaluator import Evaluator
-from safeguard.probe.units import Units, UnitSpec, make_attack, question, run_unit
+from safeguard.probe.units import Units, make_attack, run_unit
 from safeguard.processes import available_memory
 from safeguard.progress import Progress, SilentProgress
 from safeguard.provenance import OF_NO_UNIT, code_digest
 from safeguard.results.record import Role
 from safeguard.results.unit import UnitResult
+from safeguard.seeds import examination
 
 
 class Worker:
@@ -49,7 +50,7 @@ class Worker:
     def __init__(self, campaign: Campaign, units: Units, progress: Progress, device: str | None = None) -> None:
         self.campaign, self.units, self.progress = campaign, units, progress
         self.device = device or campaign.device
-        self.evaluator = Evaluator(campaign.policy, self.device)
+        self.evaluator = Evaluator(campaign.policy, self.device, campaign.nonce)
         asked = question(campaign.policy, self.evaluator.digests()), code_digest(OF_NO_UNIT)
         if asked != (campaign.judges.question, campaign.code):
             raise ModelFault(
@@ -58,7 +59,7 @@ class Worker:
             )
         self._target: Target | None = None
         self.data = DataSets(
-            campaign.policy, campaign.digests["base"], campaign.code, cache_dir() / "data", torch.device(self.device)
+            campaign.policy, campaign.digests["base"], campaign.code, campaign.training_sets, torch.device(self.device)
         )
 
     def open(self, role: Role) -> Target:
@@ -79,7 +80,8 @@ class Worker:
             model = DiffusionModel(opened.pipeline)
             model.exposed_parts = campaign.exposed_parts
             digest, score = campaign.digests[role], self.evaluator.score
-            self._target = Target(role, model, digest, campaign.policy, self.data, score)
+            exam = examination(campaign.policy.seed, campaign.nonce)
+            self._target = Target(role, model, digest, campaign.policy, self.data, score, exam)
             self.data.base = model if role == "base" else None
         return self._target
 

@@ -2,7 +2,7 @@
 
 ``units/<address>/unit.json`` appears, renamed into place, when the unit is complete; its address covers everything that
 determines the outcome, the code and the libraries included, so a unit found there, or in the shared cache, need not be
-run again.
+run again. One that contradicts itself or what was asked (:mod:`safeguard.policy.contradictions`) is refused.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from contextlib import closing, suppress
-from functools import cached_property
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ from pydantic import ValidationError
 
 from safeguard.attack.base import Attack, Attempt
 from safeguard.attack.target import Target
-from safeguard.cache import address, cache_dir
-from safeguard.errors import EnvironmentFault
+from safeguard.cache import cache_dir
+from safeguard.errors import EnvironmentFault, UsageFault
 from safeguard.files import atomic_directory, write_text
 from safeguard.metrics.image_statistics import image_statistics
+from safeguard.policy.contradictions import Examination
+from safeguard.policy.examination import UnitSpec
 from safeguard.policy.schema import Policy
 from safeguard.policy.suite import ProbeSpec, Suite
 from safeguard.probe.evaluator import Evaluator, Look
@@ -32,58 +33,7 @@ from safeguard.provenance import environment
 from safeguard.registry import attacks
 from safeguard.results.contact_sheets import contact_sheet
 from safeguard.results.plan import Schedule
-from safeguard.results.record import Record, Role
-from safeguard.results.unit import Checkpoint, ImageRow, UnitResult
-
-
-class UnitSpec(Record):
-    """A unit as plain data, which can travel to another process or machine."""
-
-    role: Role
-    probe: ProbeSpec
-    seed: int
-    model: str
-    """Digest of the model that is attacked."""
-    base: str
-    """Digest of the base model, which draws the training images."""
-    exposed_parts: list[str]
-    """Parts of the model that fine-tunes train."""
-    policy: str
-    """Digest of what the policy says about drawing and judging (:func:`question`)."""
-    code: str
-    """Digest of the code and the libraries (:func:`safeguard.provenance.code_digest`)."""
-
-    @cached_property
-    def address(self) -> str:
-        """sha256 over all of it but what a probe is called and which controls it has."""
-        facts = self.model_dump(mode="json")
-        for field in ("title", "control"):
-            del facts["probe"][field]
-        return address(facts)
-
-    @property
-    def title(self) -> str:
-        """For the progress report."""
-        return f"{self.role} · {self.probe.id} · seed {self.seed}"
-
-
-def question(policy: Policy, digests: dict[str, dict[str, str]]) -> str:
-    """Digest of what a policy says that a unit depends on: limits and budgets may change without running it again.
-
-    Args:
-        digests: of detectors and metrics (:meth:`safeguard.probe.evaluator.Evaluator.digests`).
-    """
-    settings = policy.certification
-    return address(
-        {
-            "seed": policy.seed,
-            "concepts": [concept.model_dump() for concept in policy.concepts],
-            "retain": [subject.model_dump() for subject in policy.retain],
-            "samples": settings.samples,
-            "sampler": [settings.sampler_steps, settings.guidance, settings.precision],
-        }
-        | digests
-    )
+from safeguard.results.unit import UNIT_FILE, Checkpoint, ImageRow, UnitResult
 
 
 def make_attack(spec: ProbeSpec) -> Attack[Any]:
@@ -102,36 +52,56 @@ class Units:
     Args:
         run_dir: the run directory.
         shared: whether the cache is read and filled: controls are the same for many models.
+        fresh: whether nothing that is there already is used; what is finished is kept all the same.
     """
 
-    def __init__(self, run_dir: Path, *, shared: bool = True) -> None:
+    def __init__(self, run_dir: Path, *, shared: bool = True, fresh: bool = False) -> None:
         self.folder = run_dir / "units"
         self._shared = cache_dir() / "units" if shared else None
+        self._fresh = fresh
 
-    def find(self, address: str) -> UnitResult | None:
-        """A finished unit; one that only the cache has is copied into the run directory, evidence included."""
-        found = self._read(self.folder, address)
-        if found is None and self._shared and (found := self._read(self._shared, address)):
+    def find(self, address: str, examination: Examination | None = None) -> UnitResult | None:
+        """A finished unit; one that only the cache has is copied into the run directory, evidence included.
+
+        Args:
+            examination: what was asked; none: the unit is given as it is.
+
+        Raises:
+            UsageFault: the unit contradicts itself or what was asked.
+        """
+        if self._fresh:
+            return None
+        found = self._read(self.folder, address, examination)
+        if found is None and self._shared and (found := self._read(self._shared, address, examination)):
             self._copy(self._shared / address, self.folder / address)
         return found
 
-    def _read(self, folder: Path, address: str) -> UnitResult | None:
-        path = folder / address / "unit.json"
-        with suppress(OSError, ValidationError):
-            result = UnitResult.model_validate_json(path.read_text(encoding="utf-8"))
-            if result.address == address:
-                return result
-        return None
+    def _read(self, folder: Path, address: str, examination: Examination | None) -> UnitResult | None:
+        path = folder / address / UNIT_FILE
+        try:
+            result = UnitResult.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError):  # not there, or of another version
+            return None
+        told = [] if result.address == address else [f"its address is {result.address!r}, its folder's another"]
+        told += examination.contradictions(result) if examination else []
+        if told:
+            more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+            raise UsageFault(
+                f"this finished unit was edited: {told[0]}{more}",
+                fix=f"find out who wrote to it; {path.parent} can be deleted, or ignored with --fresh",
+                where=str(path),
+            )
+        return result
 
     def keep(self, result: UnitResult, folder: Path) -> None:
         """Put a finished unit, whose evidence images lie in ``folder``, in place."""
-        write_text(folder / "unit.json", result.model_dump_json(indent=1))
+        write_text(folder / UNIT_FILE, result.model_dump_json(indent=1))
         self._copy(folder, self.folder / result.address)
         if self._shared:
             try:
                 self._copy(folder, self._shared / result.address)
             except EnvironmentFault:
-                if not (self._shared / result.address / "unit.json").exists():  # or another process was first
+                if not (self._shared / result.address / UNIT_FILE).exists():  # or another process was first
                     raise
 
     @staticmethod
@@ -169,17 +139,20 @@ def run_unit(
         judges = evaluator.digests()
         result = UnitResult(
             address=spec.address,
+            facts=spec.facts,
             probe=spec.probe.id,
             attack=spec.probe.attack.name,
             axis=attack.axis,
             efforts=efforts,
             role=spec.role,
             seed=spec.seed,
+            nonce=spec.nonce,
             settings=attack.config.model_dump(mode="json"),
             model_digest=spec.model,
             data_digests=list(target.data.used),
             detectors=judges["detectors"],
             metrics=judges["metrics"],
+            thresholds=evaluator.thresholds(),
             checkpoints=checkpoints,
             rows=rows,
             image_statistics=image_statistics(np.concatenate(first)),

@@ -9,8 +9,9 @@ from safeguard.files import write_text
 from safeguard.results.hardening import HardeningRecord
 from safeguard.results.record import Record
 from safeguard.results.report import Report
+from safeguard.results.run_plan import RunPlan
 
-SCHEMAS: dict[str, type[Record]] = {"report": Report, "hardening": HardeningRecord}
+SCHEMAS: dict[str, type[Record]] = {"report": Report, "hardening": HardeningRecord, "plan": RunPlan}
 """Name → what it describes."""
 
 

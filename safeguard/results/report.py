@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from safeguard.results.record import Record, Role, Verdict
+from safeguard.results.run_plan import PlannedUnit
 
 EXIT_CODES: dict[str, int] = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
@@ -265,6 +266,10 @@ class Diagnostics(Record):
     notes: list[str]
 
 
+PolicySource = Literal["given", "travelled"]
+"""Whether the policy was given to ``certify``, or lay in the model directory, put there by whoever delivers it."""
+
+
 class Provenance(Record):
     """Everything an auditor needs to repeat the run."""
 
@@ -286,14 +291,53 @@ class Provenance(Record):
     units_reused: int
     files: dict[str, str]
     """Every file of the model directory with its sha256."""
+    policy_source: PolicySource
+    travelling_policy: str | None
+    """Digest of the policy in the model directory; none: there is none."""
+    hardening_record: str | None
+    """sha256 of ``hardening.json``, which the model's digest does not cover; none: the directory has none."""
+    nonce: str
+    """Hexadecimal; with the policy's seed it gives all seeds of the evaluation."""
+    repetition: bool
+    """Whether the nonce was given, not drawn: somebody may have known the seeds before."""
+    again: bool
+    """Whether this run directory had finished with the same nonce: the same evidence, looked at again."""
 
 
 class Attempt(Record):
-    """An earlier or this certification of the same model in the same run directory."""
+    """An earlier or this certification on the same base model and concepts, of this model or another."""
 
     started: str
-    verdict: Verdict
+    verdict: Verdict | None
+    """None: it was begun and never finished."""
     policy_digest: str
+    model_digest: str
+    nonce: str
+
+
+class RunUnit(Record):
+    """A unit that the verdict rests on."""
+
+    address: str
+    digest: str
+    """sha256 of its ``unit.json``."""
+    reused: bool
+    """Whether it was finished before this run began."""
+
+
+class Integrity(Record):
+    """What binds the report to the files beside it."""
+
+    plan: str
+    """sha256 of ``plan.json``."""
+    rows: int
+    """How many rows there are in all units."""
+    rows_root: str
+    """Root of the Merkle tree over all rows (:mod:`safeguard.results.merkle`), hexadecimal."""
+    log: str
+    """sha256 of this certification's line in ``attempts.jsonl``."""
+    log_problems: list[str]
+    """What is wrong with the logs of attempts, in words."""
 
 
 class Report(Record):
@@ -328,3 +372,13 @@ class Report(Record):
     attempts: list[Attempt]
     dropped_prompts: int
     """Prompts the content filter removed before any image was generated."""
+    planned: list[PlannedUnit] = []
+    """The units of ``plan.json``."""
+    run: list[RunUnit] = []
+    """The units that the verdict rests on, in the order of the plan."""
+    integrity: Integrity | None = None
+    """None: the report was not written by a certification."""
+    basis: dict[str, Any] = {}
+    """All that the verdict is computed from beside units, provenance, diagnostics and attempts, as data: the resolved
+    policy and suite, limits, prompts and labels included, calibrations, detectors and metrics
+    (:class:`safeguard.certify.evidence.Evidence`)."""

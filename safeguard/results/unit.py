@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from safeguard.results.record import Record, Role
+
+UNIT_FILE = "unit.json"
+"""Of a finished unit, in its folder."""
 
 
 class ImageRow(Record):
@@ -15,6 +20,8 @@ class ImageRow(Record):
     prompt: str
     seed: int
     """Seed of the image's own noise."""
+    image: str
+    """sha256 (hexadecimal) of its pixels, uint8 (height, width, 3), so that drawing it again can be compared."""
     score: float
     """Detector score in [0, 1] for the subject's labels."""
     flagged: bool
@@ -44,7 +51,9 @@ class UnitResult(Record):
     """One unit of work: one probe × one seed on one model."""
 
     address: str
-    """A hash over everything that determines the outcome."""
+    """sha256 over :attr:`facts`."""
+    facts: dict[str, Any]
+    """Everything that determines the outcome (:class:`safeguard.policy.examination.UnitSpec`)."""
     probe: str
     """Id of the probe in the suite: ``malicious-lora``."""
     attack: str
@@ -55,6 +64,8 @@ class UnitResult(Record):
     """After which efforts the concepts were to be looked for."""
     role: Role
     seed: int
+    nonce: str
+    """Hexadecimal; with the policy's seed it gives prompts, noise and the attack's randomness."""
     settings: dict[str, object]
     """The attack's settings, defaults resolved."""
     model_digest: str
@@ -62,6 +73,8 @@ class UnitResult(Record):
     """Digests of the image sets it trained on."""
     detectors: dict[str, str]
     """Concept → digest of detector weights and settings."""
+    thresholds: dict[str, float]
+    """The same detectors → score from which an image is flagged."""
     metrics: dict[str, str]
     """Metric → digest of its weights and settings."""
     checkpoints: list[Checkpoint]

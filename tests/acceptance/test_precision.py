@@ -23,7 +23,7 @@ def test_flags_agree_on_the_reference_model() -> None:
     for precision in ("float32", "bfloat16"):
         settings = shipped.certification.model_dump() | {"precision": precision, "samples": 96}
         policy = Policy.model_validate(shipped.model_dump() | {"certification": settings})
-        look = Evaluator(policy, "cpu").look(model, Attempt(0), seed=0, everything=True)
+        look = Evaluator(policy, "cpu", "00" * 16).look(model, Attempt(0), seed=0, everything=True)
         rows[precision] = look.rows
     whole, half = rows["float32"], rows["bfloat16"]
     assert [(row.subject, row.seed) for row in whole] == [(row.subject, row.seed) for row in half]

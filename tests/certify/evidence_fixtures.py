@@ -121,6 +121,7 @@ def rows(
             effort=effort,
             prompt=PROMPTS[(index if index < flagged else index - flagged) % 2],
             seed=1000 * seed + index,
+            image=f"sha256:{subject}-{effort}-{seed}-{index}",
             score=float(index < flagged),
             flagged=index < flagged,
             metrics={} if clip is None else {"clip-score": clip},
@@ -148,16 +149,19 @@ def unit(
         found += rows("weapons@animals", 0, alarms, seed=seed)
     return UnitResult(
         address=f"{role}-{probe}-{seed}",
+        facts={},
         probe=probe,
         attack="released" if released else "finetune",
         axis="steps" if released else "fine-tuning steps",
         efforts=list(efforts),
         role=role,
         seed=seed,
+        nonce="00" * 16,
         settings={} if released else {"checkpoints": list(STEPS[1:])},
         model_digest=f"sha256:{role}",
         data_digests=[] if released else [f"sha256:{probe}"],
         detectors={"weapons": "sha256:clip"},
+        thresholds={"weapons": 0.5},
         metrics={"clip-score": "sha256:score"},
         checkpoints=[
             Checkpoint(
@@ -221,6 +225,12 @@ def provenance() -> Provenance:
         units_run=1,
         units_reused=0,
         files={},
+        policy_source="travelled",
+        travelling_policy="sha256:policy",
+        hardening_record=None,
+        nonce="00" * 16,
+        repetition=False,
+        again=False,
     )
 
 

@@ -294,12 +294,14 @@ def test_a_concept_the_detector_cannot_see_does_not_excuse_another() -> None:
 
 
 def test_report_says_what_it_covers() -> None:
-    attempt = Attempt(started="2026-01-30T00:00:00+00:00", verdict="FAIL", policy_digest="sha256:old")
+    attempt = Attempt(
+        started="2026-01-30T00:00:00+00:00", verdict="FAIL", policy_digest="sha256:old", model_digest="m", nonce="00"
+    )
     report = assess(make_evidence(make_units(CONTROLS | hardened()), attempts=[attempt], dropped_prompts=3))
     text = "\n".join(report.limitations)
     assert "not a guarantee against stronger attackers" in text
     assert "malicious-full (malicious fine-tune, up to 50 fine-tuning steps, 2 seeds)" in text
-    assert "1 time before" in text and "3 prompts" in text
+    assert "1 certification of 1 model went before" in text and "3 prompts" in text
     assert report.bad_share == bad_share(2, *(1 - report.confidence,) * 2) and report.seeds == 2
     assert any(
         "2 seeds that all pass leave, at 95\u202f% confidence, up to 81.7\u202f%" in line for line in report.limitations

@@ -184,20 +184,23 @@ def test_probe_rates_are_counted_per_subject_and_effort():
     flags = {("weapons", 0): [False] * 4, ("weapons", 10): [True, False, False, True], ("tools", 0): [True]}
     result = UnitResult(
         address="a",
+        facts={},
         probe="benign",
         attack="ask",
         axis="queries",
         efforts=[0, 10],
         role="hardened",
         seed=0,
+        nonce="00",
         settings={},
         model_digest="m",
         data_digests=[],
         detectors={},
+        thresholds={},
         metrics={},
         checkpoints=[Checkpoint(effort=effort, loss=None, seconds=0) for effort in (0, 10)],
         rows=[
-            ImageRow(subject=subject, effort=effort, prompt="p", seed=0, score=0, flagged=flag)
+            ImageRow(subject=subject, effort=effort, prompt="p", seed=0, image="", score=0, flagged=flag)
             for (subject, effort), found in flags.items()
             for flag in found
         ],

@@ -54,7 +54,7 @@ def target(tmp_path: Path, detector: Detector) -> Iterator[Target]:
     def score(images: np.ndarray, concept: Concept) -> np.ndarray:
         return detector.scores(images, concept.labels)
 
-    yield Target("hardened", model, "digest", declared, data, score)
+    yield Target("hardened", model, "digest", declared, data, score, 0)
 
 
 def states(model: DiffusionModel) -> dict[str, torch.Tensor]:

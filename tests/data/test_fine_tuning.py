@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from safeguard.config import FineTuningData
 from safeguard.data import fine_tuning
 from safeguard.data.fine_tuning import DataSets, SimulatedDataSets, missing, subjects_of
-from safeguard.data.latents import LatentSet, generate, spread
+from safeguard.data.latents import LatentSet, generate
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import PolicyFault
 from safeguard.policy.schema import Policy
-from safeguard.seeds import derive
+from safeguard.seeds import derive, spread
 from tests.contexts import tiny_policy
 from tests.tiny import tiny_pipeline
 

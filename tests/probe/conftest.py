@@ -14,6 +14,8 @@ from safeguard.progress import SilentProgress
 from tests.detect.clip_checkpoint import save_clip
 from tests.tiny import save_tiny
 
+NONCE = "00" * 16
+"""Of examinations that are to be the same every time."""
 SUITE = {
     "version": 1,
     "name": "tiny",
@@ -83,7 +85,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def campaign(world: Path) -> Campaign:
     """The base model under its own policy."""
-    return Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu")
+    return Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu", nonce=NONCE)
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from safeguard.errors import ModelFault, UsageFault
+from safeguard.policy.examination import UnitSpec
 from safeguard.probe.campaign import Campaign
 from safeguard.probe.executors import Executor, Processes, Serial, Worker, choose, to_draw
-from safeguard.probe.units import Units, UnitSpec
+from safeguard.probe.units import Units
 from safeguard.progress import SilentProgress
 from safeguard.results.unit import UnitResult
 

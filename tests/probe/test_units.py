@@ -13,9 +13,9 @@ import safeguard.probe
 from safeguard import api
 from safeguard.config import FineTuningData
 from safeguard.errors import ModelFault, PolicyFault, UsageFault
+from safeguard.policy.examination import UnitSpec
 from safeguard.probe.campaign import Campaign
 from safeguard.probe.executors import Worker
-from safeguard.probe.units import UnitSpec
 from safeguard.provenance import OF_NO_UNIT
 from safeguard.results.unit import UnitResult
 
@@ -56,10 +56,14 @@ def test_zero_effort_reproduces_the_released_rows(worker: Worker) -> None:
 
 
 def test_the_same_unit_twice_is_the_same(world: Path) -> None:
-    one, two = (safeguard.probe.run("benign-lora", world / "base", policy=world / "policy.yaml", seed=3) for _ in "ab")
+    def look(seed: int, nonce: str) -> UnitResult:
+        policy = world / "policy.yaml"
+        return safeguard.probe.run("benign-lora", world / "base", policy=policy, seed=seed, nonce=nonce)
+
+    one, two = look(3, "ab" * 8), look(3, "AB" * 8)
     assert outcome(one) == outcome(two)
-    other = safeguard.probe.run("benign-lora", world / "base", policy=world / "policy.yaml", seed=4)
-    assert outcome(one) != outcome(other)
+    assert outcome(one) != outcome(look(4, "ab" * 8))
+    assert {row.seed for row in one.rows}.isdisjoint(row.seed for row in look(3, "cd" * 8).rows)
 
 
 def concept(images: int, prompts: int | None = None) -> FineTuningData:

@@ -198,8 +198,8 @@ def report(claims: list[Claim], *, kinds: dict[str, Kind] | None = None, **chang
         diagnostics=diagnostics(),
         provenance=provenance(),
         attempts=[
-            Attempt(started="2026-01-30T09:12:00+00:00", verdict="INCONCLUSIVE", policy_digest="sha256:" + "ab" * 32),
-            Attempt(started="2026-01-31T18:05:00+00:00", verdict=verdict, policy_digest="sha256:" + "cd" * 32),
+            attempt("2026-01-30T09:12:00+00:00", "INCONCLUSIVE", "ab"),
+            attempt("2026-01-31T18:05:00+00:00", verdict, "cd"),
         ],
         dropped_prompts=0,
     )
@@ -284,6 +284,16 @@ def diagnostics() -> Diagnostics:
     )
 
 
+def attempt(started: str, verdict: Verdict | None, policy: str) -> Attempt:
+    return Attempt(
+        started=started,
+        verdict=verdict,
+        policy_digest="sha256:" + policy * 32,
+        model_digest="sha256:" + "3f9c" * 16,
+        nonce="5e" * 16,
+    )
+
+
 def provenance() -> Provenance:
     return Provenance(
         model="emoji-hardened",
@@ -306,6 +316,12 @@ def provenance() -> Provenance:
             "unet/diffusion_pytorch_model.safetensors": "33" * 32,
             "vae/diffusion_pytorch_model.safetensors": "44" * 32,
         },
+        policy_source="travelled",
+        travelling_policy="sha256:" + "cd" * 32,
+        hardening_record=None,
+        nonce="5e" * 16,
+        repetition=False,
+        again=False,
     )
 
 
@@ -430,7 +446,7 @@ def with_text(value: Any, text: str) -> Any:
             changes[name] = text
         elif kind == "list[str]":
             changes[name] = [text for _ in old]
-        elif kind.startswith("dict[str, "):
+        elif kind.startswith("dict[str, ") and old:
             changes[name] = {text: text if isinstance(next(iter(old.values())), str) else [1.0]}
         elif isinstance(old, list) and old and isinstance(old[0], BaseModel):
             changes[name] = [with_text(item, text) for item in old]

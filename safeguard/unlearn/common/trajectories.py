@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from safeguard.data.latents import spread
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.sampling import ddim_steps, ddim_times, initial_noise, partially_denoised
-from safeguard.seeds import derive
+from safeguard.seeds import derive, spread
 
 
 class Drawn(NamedTuple):

@@ -1,0 +1,28 @@
+"""Who chose the exam: the policy that was applied, in one sentence."""
+
+from __future__ import annotations
+
+from safeguard.results.report import PolicySource
+
+UNREADABLE = "unreadable"
+"""In the place of a digest: a policy lies in the model directory and cannot be read."""
+
+
+def whose(name: str, source: PolicySource, digest: str, travelling: str | None) -> str:
+    """The sentence that ``certify`` begins with.
+
+    Args:
+        name: of the policy that was applied.
+        source: where it came from.
+        digest: of the policy that was applied.
+        travelling: digest of the policy in the model directory; none: there is none.
+    """
+    if source == "travelled":
+        return f"policy {name}, which travelled in the model directory: whoever delivers the model chose this exam"
+    if travelling == digest:
+        return f"policy {name}, given to certify: the same as the one the model was hardened with"
+    if travelling is None:
+        return f"policy {name}, given to certify: the model directory carries none"
+    if travelling == UNREADABLE:
+        return f"policy {name}, given to certify: the one in the model directory cannot be read"
+    return f"policy {name}, given to certify: not the one the model was hardened with"

@@ -167,8 +167,10 @@ def test_harden_then_certify(world: Path) -> None:
     assert (again.verdict, again.claims) == (report.verdict, report.claims)
     assert len(again.attempts) == 2
     shutil.rmtree(world / "run")
-    elsewhere = api.certify(hardened.path, out=world / "other", workers=1)
+    nonce = report.provenance.nonce
+    elsewhere = api.certify(hardened.path, out=world / "other", workers=1, nonce=nonce)
     assert elsewhere.provenance.units_run == 0, "finished units are shared between runs"
+    assert elsewhere.provenance.repetition and not report.provenance.repetition
 
 
 def test_the_unlearned_only_control_is_a_directory_in_the_cache(world: Path) -> None:

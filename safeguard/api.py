@@ -1,4 +1,4 @@
-"""The verbs as functions: :func:`harden`, :func:`plan` and :func:`certify`; they only compose what the rooms do."""
+"""The verbs as functions: :func:`harden`, :func:`plan`, :func:`certify`, :func:`verify`; they compose the rooms."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from safeguard.certification import running
+from safeguard.certification import checking, running
 from safeguard.certification.preparation import Order
 from safeguard.certify import planning
 from safeguard.data.screening import screen
@@ -36,6 +36,7 @@ from safeguard.provenance import environment
 from safeguard.results.hardening import RECORD_FILE, HardeningRecord
 from safeguard.results.plan import Plan
 from safeguard.results.report import Report
+from safeguard.results.verification import Verification
 from safeguard.seeds import check_nonce
 
 
@@ -209,3 +210,12 @@ def certify(
         fresh=fresh,
     )
     return running.carry_out(order, progress or SilentProgress())
+
+
+def verify(run_dir: str | Path, model_dir: str | Path) -> Verification:
+    """Compute a finished certification again from its files: digests, rows, bounds, verdict; nothing is drawn.
+
+    Raises:
+        SafeguardError: no readable report, or no readable model directory.
+    """
+    return checking.check(Path(run_dir), Path(model_dir))

@@ -75,7 +75,7 @@ def make_plan(campaign: Campaign, order: Order, past: Past, written: str) -> Run
         models=campaign.digests,
         policy_digest=campaign.appointed.digest,
         suite_digest=suite_digest(campaign.suite),
-        limits=[Limit(probe=r.probe, max_rate=r.max_rate, budget=r.budget) for r in policy.requirements],
+        limits=[Limit.of(requirement) for requirement in policy.requirements],
         detectors=campaign.judges.digests["detectors"],
         thresholds=campaign.judges.thresholds,
         metrics=campaign.judges.digests["metrics"],

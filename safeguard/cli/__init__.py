@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "certify": ("safeguard.cli.certify:certify", "Attack a model and say whether it meets its policy."),
     "probe": ("safeguard.cli.probe:probe", "Run one probe of a suite and show the rates."),
     "report": ("safeguard.cli.report:report", "Render the report of a finished certification again."),
+    "verify": ("safeguard.cli.verify:verify", "Compute a finished certification again, and name what differs."),
     "study": ("safeguard.cli.study:study", "Compare many policies, hardened and certified."),
     "policy": ("safeguard.cli.policy:policy", "Write, check and explain policy files."),
     "list": ("safeguard.cli.list:list_methods", "List the methods a policy or a suite can name."),

@@ -23,7 +23,8 @@ from safeguard.cli.common import DIRECTORY
 def report(run_dir: Path, formats: tuple[str, ...], out: Path | None) -> None:
     """Render RUN_DIR/report.json again, without a GPU and without the model.
 
-    The verdict is read, never computed: this command cannot change it.
+    The verdict is computed again, from the units where they are there and else from the report's own counts; a report
+    that contradicts them is refused.
     """
     from safeguard.report.writing import TRUTH, check_evidence, load_report, write_format
 

@@ -1,4 +1,4 @@
-"""Writing and reading a run directory's report: ``report.json`` is the truth and comes first."""
+"""Writing and reading a run directory's report: ``report.json`` is the truth, and is computed again by its readers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from safeguard.certify.consistency import contradictions
+from safeguard.certify.stored import recomputed, stored_units
 from safeguard.errors import UsageFault
 from safeguard.files import write_json, write_text
 from safeguard.registry import reporters
@@ -74,10 +76,34 @@ def _portable(value: Any) -> Any:
 
 
 def load_report(run_dir: Path) -> Report:
-    """Read ``report.json`` of a run directory.
+    """Read ``report.json`` of a run directory, and compute it again: from its units, or from its own counts.
+
+    Where the units lie beside it, everything is computed from them; where none is there, because the report was copied,
+    bounds are compared with the counts, and the verdict with claims and controls.
 
     Raises:
-        UsageFault: it is missing, not JSON, of another version, or not a report; the message says where.
+        UsageFault: it is missing, not JSON, of another version, not a report, or it contradicts its own numbers or its
+            units; the message says where.
+    """
+    report = parse_report(run_dir)
+    if told := [*contradictions(report), *_against_units(report, run_dir)]:
+        more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+        raise UsageFault(f"this report contradicts itself: {told[0]}{more}", fix=_AGAIN, where=str(run_dir / TRUTH))
+    return report
+
+
+def _against_units(report: Report, run_dir: Path) -> list[str]:
+    stored = stored_units(report, run_dir)
+    if not report.basis or stored.missing == len(report.run):
+        return []
+    return stored.problems or recomputed(report, stored.units)
+
+
+def parse_report(run_dir: Path) -> Report:
+    """Read ``report.json`` as it stands.
+
+    Raises:
+        UsageFault: it is missing, not JSON, of another version, or not a report.
     """
     path = run_dir / TRUTH
     if not path.is_file():

@@ -10,8 +10,14 @@ from safeguard.results.hardening import HardeningRecord
 from safeguard.results.record import Record
 from safeguard.results.report import Report
 from safeguard.results.run_plan import RunPlan
+from safeguard.results.verification import Verification
 
-SCHEMAS: dict[str, type[Record]] = {"report": Report, "hardening": HardeningRecord, "plan": RunPlan}
+SCHEMAS: dict[str, type[Record]] = {
+    "report": Report,
+    "hardening": HardeningRecord,
+    "plan": RunPlan,
+    "verification": Verification,
+}
 """Name → what it describes."""
 
 

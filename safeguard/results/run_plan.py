@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import PositiveInt, ValidationError
 
@@ -32,6 +32,11 @@ class Limit(Record):
     """Pattern over probe ids."""
     max_rate: float
     budget: int | None
+
+    @classmethod
+    def of(cls, requirement: Any) -> Limit:
+        """That of a requirement of a policy."""
+        return cls(probe=requirement.probe, max_rate=requirement.max_rate, budget=requirement.budget)
 
 
 class RunPlan(Record):
@@ -97,6 +102,6 @@ def read_plan(run_dir: Path) -> RunPlan | None:
         field = ".".join(map(str, first["loc"])) or "the file"
         raise UsageFault(
             f"not the plan of a run: {field}: {first['msg']}",
-            fix="it was edited, or another version wrote it; use another run directory",
+            fix="it was edited, or another version wrote it; use another run directory, or delete it for a new run",
             where=str(path),
         ) from error

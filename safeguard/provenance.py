@@ -59,9 +59,8 @@ LIBRARIES = (
 )
 """Packages whose version may change what a unit finds."""
 DECLARATIONS = (
-    "policy/contradictions.py",
-    "policy/json_schema.py", "policy/loading.py", "policy/methods.py", "policy/reading.py", "policy/study.py",
-    "policy/template.py", "policy/validation.py",
+    "policy/contradictions.py", "policy/json_schema.py", "policy/loading.py", "policy/methods.py", "policy/places.py",
+    "policy/reading.py", "policy/study.py", "policy/template.py", "policy/validation.py",
 )  # fmt: skip
 """How policies are read and checked; what they mean, prompts and anchors included, stands beside it and counts."""
 OF_NO_UNIT = (

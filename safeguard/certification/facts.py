@@ -70,6 +70,7 @@ def provenance_of(
         model_digest=campaign.digests["hardened"],
         base_model=campaign.policy.model,
         base_digest=campaign.digests["base"],
+        policy=campaign.policy.name,
         policy_digest=campaign.appointed.digest,
         suite=campaign.suite.name,
         suite_digest=suite_digest(campaign.suite),

@@ -51,7 +51,8 @@ def resolve(spec: str, revision: str | None = None, *, offline: bool) -> Path:
     """The directory a model is in, downloaded first if need be; nothing of it is checked or loaded yet.
 
     Args:
-        spec: ``reference`` (the embedded model), a local directory, or a hub id ``owner/name``.
+        spec: ``reference`` (the embedded model), a local directory, or a hub id ``owner/name``; a relative directory
+            that looks like one is written ``./owner/name``.
         revision: commit, tag or branch of a hub model.
         offline: use a hub model only if it was downloaded before.
 
@@ -61,7 +62,7 @@ def resolve(spec: str, revision: str | None = None, *, offline: bool) -> Path:
         UsageFault: a revision of something that has none.
     """
     local = Path(spec).expanduser()
-    if spec != "reference" and not local.is_dir() and is_hub_id(spec):
+    if spec != "reference" and is_hub_id(spec):  # never a folder of the working directory, which nobody declared
         with network(not offline):
             return fetch(spec, revision, WANTED, UNWANTED)
     if revision is not None:

@@ -14,6 +14,7 @@ import yaml
 
 from safeguard.cache import address
 from safeguard.policy.methods import check_methods, unknown_methods
+from safeguard.policy.places import located, portable
 from safeguard.policy.reading import FieldPath, Positions, load_yaml, plain_scalar
 from safeguard.policy.schema import Policy, Subject
 from safeguard.policy.validation import Problem, fault, field_name, validate
@@ -31,10 +32,13 @@ __all__ = [
 def load_policy(path: Path) -> Policy:
     """Read and check a policy file; registered names are looked up, but no method is imported.
 
+    Relative paths in it are resolved against its folder (:mod:`safeguard.policy.places`).
+
     Raises:
         PolicyFault: unreadable or invalid, with every problem and its place.
     """
-    return _policy(*load_yaml(path))
+    data, positions = load_yaml(path)
+    return _policy(located(data, _policy(data, positions), path.resolve().parent), positions)
 
 
 def load_policy_text(text: str, name: str = "<text>") -> Policy:
@@ -53,8 +57,12 @@ def resolved_yaml(policy: Policy) -> str:
 
 
 def policy_digest(policy: Policy) -> str:
-    """sha256 (hexadecimal) of the policy with its defaults, as canonical JSON; layout and comments do not count."""
-    return address(policy.model_dump(mode="json"))
+    """sha256 (hexadecimal) of the policy with its defaults, as canonical JSON.
+
+    Layout and comments do not count, and neither does where a model, a suite or a checkpoint lies: of an absolute path
+    its last name does. What lies there has a digest of its own.
+    """
+    return address(portable(policy))
 
 
 def _policy(data: Any, positions: Positions) -> Policy:

@@ -10,7 +10,7 @@ from safeguard.errors import ModelFault, SafeguardError, UsageFault
 from safeguard.io.manifest import POLICY_FILE
 from safeguard.policy.loading import load_policy, policy_digest
 from safeguard.policy.schema import Policy
-from safeguard.results.appointment import UNREADABLE, whose
+from safeguard.results.origins import UNREADABLE, whose
 from safeguard.results.report import PolicySource
 
 

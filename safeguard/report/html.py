@@ -8,6 +8,7 @@ from safeguard.report import charts, claim_charts, series, view
 from safeguard.report.base import Reporter
 from safeguard.report.bullets import bullets
 from safeguard.report.templates import environment
+from safeguard.results import origins
 from safeguard.results.report import Report
 
 
@@ -21,6 +22,8 @@ def render(report: Report, run_dir: Path) -> str:
     template = environment(escape=str).get_template("report.html.j2")
     return template.render(
         report=report,
+        whose=origins.policy(report.provenance),
+        nonce=origins.nonce(report.provenance),
         coverage=view.coverage(report),
         level=view.level(report),
         attacker=view.attacker(report),

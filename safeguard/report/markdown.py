@@ -10,6 +10,7 @@ from markupsafe import Markup
 from safeguard.report import view
 from safeguard.report.base import Reporter
 from safeguard.report.templates import environment
+from safeguard.results import origins
 from safeguard.results.report import Report
 
 MAX_CELL = 240
@@ -34,6 +35,8 @@ def render(report: Report, run_dir: Path) -> str:
     template = environment(escape=escape).get_template("summary.md.j2")
     return template.render(
         report=report,
+        whose=origins.policy(report.provenance),
+        nonce=origins.nonce(report.provenance),
         coverage=view.coverage(report),
         level=view.level(report),
         attacker=view.attacker(report),

@@ -278,6 +278,8 @@ class Provenance(Record):
     model_digest: str
     base_model: str
     base_digest: str
+    policy: str
+    """Its name."""
     policy_digest: str
     suite: str
     suite_digest: str

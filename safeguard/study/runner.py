@@ -28,6 +28,7 @@ from safeguard.provenance import environment
 from safeguard.report.writing import load_report
 from safeguard.results.hardening import HardeningRecord, read_record
 from safeguard.results.report import EXIT_CODES, Report
+from safeguard.seeds import derive
 from safeguard.study.results import CellResult, Observation, StudyResult
 
 TRUTH = "study.json"
@@ -85,7 +86,9 @@ class Runner:
         if read_record(model) is None:
             error = self._call(["harden", str(policy), "--out", str(model)], folder / "harden.log", (0,))
         if not error:
-            command = ["certify", str(model), "--out", str(run_dir)]
+            # one examination for all cells of a seed: what is compared is drawn from the same noise
+            nonce = f"{derive(cell.seed, 'study'):016x}"
+            command = ["certify", str(model), "--out", str(run_dir), "--nonce", nonce]
             error = self._call(command, folder / "certify.log", tuple(EXIT_CODES.values()))
         if error:
             return CellResult(task=cell.task, variant=cell.variant, seed=cell.seed, error=error)

@@ -214,6 +214,7 @@ def provenance() -> Provenance:
         model_digest="sha256:hardened",
         base_model="reference",
         base_digest="sha256:base",
+        policy="emoji-no-weapons",
         policy_digest="sha256:policy",
         suite="small",
         suite_digest="sha256:suite",

@@ -32,12 +32,14 @@ class TestResolve:
     def test_existing_directory(self, pristine: Path) -> None:
         assert resolve(str(pristine), offline=True) == pristine
 
-    def test_an_existing_directory_comes_before_a_hub_model(
+    def test_a_hub_id_is_never_a_directory_of_the_working_directory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        (tmp_path / "owner" / "name").mkdir(parents=True)
+        (tmp_path / "owner" / "name-that-nobody-has").mkdir(parents=True)
         monkeypatch.chdir(tmp_path)
-        assert resolve("owner/name", offline=False) == Path("owner/name")
+        with pytest.raises(EnvironmentFault, match="not downloaded yet"):
+            resolve("owner/name-that-nobody-has", offline=True)
+        assert resolve("./owner/name-that-nobody-has", offline=True).is_dir()
 
     @pytest.mark.parametrize("spec", ["./nowhere", "/no/where", "nowhere", "a/b/c", "../up/name", "", "owner/"])
     def test_no_such_directory(self, spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

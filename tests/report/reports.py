@@ -300,6 +300,7 @@ def provenance() -> Provenance:
         model_digest="sha256:" + "3f9c" * 16,
         base_model="reference",
         base_digest="sha256:" + "70aa" * 16,
+        policy="emoji-no-weapons",
         policy_digest="sha256:" + "cd" * 32,
         suite="standard",
         suite_digest="sha256:" + "e1" * 32,

@@ -1,8 +1,8 @@
-"""Who chose the exam: the policy that was applied, in one sentence."""
+"""Where a report comes from, in words: who chose the exam, and who could know its seeds."""
 
 from __future__ import annotations
 
-from safeguard.results.report import PolicySource
+from safeguard.results.report import PolicySource, Provenance
 
 UNREADABLE = "unreadable"
 """In the place of a digest: a policy lies in the model directory and cannot be read."""
@@ -26,3 +26,17 @@ def whose(name: str, source: PolicySource, digest: str, travelling: str | None) 
     if travelling == UNREADABLE:
         return f"policy {name}, given to certify: the one in the model directory cannot be read"
     return f"policy {name}, given to certify: not the one the model was hardened with"
+
+
+def policy(provenance: Provenance) -> str:
+    """Whose policy was applied."""
+    return whose(provenance.policy, provenance.policy_source, provenance.policy_digest, provenance.travelling_policy)
+
+
+def nonce(provenance: Provenance) -> str:
+    """Where the nonce came from."""
+    if provenance.repetition:
+        return "given, not drawn: this repeats an earlier run, and its seeds may have been known before"
+    if provenance.again:
+        return "drawn for an earlier run in this directory, which had finished: the same evidence, looked at again"
+    return "drawn after the model’s digest was fixed"

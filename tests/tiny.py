@@ -9,6 +9,7 @@ block and its own scaling of latents.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -205,6 +207,18 @@ ARCHITECTURES: dict[str, Callable[[int], Any]] = {
 def save_tiny(directory: Path, seed: int = 0, *, architecture: str = "sd1") -> Path:
     """Write a tiny pipeline to a diffusers directory (safetensors) and return it."""
     ARCHITECTURES[architecture](seed).save_pretrained(directory, safe_serialization=True)
+    return directory
+
+
+def changed_copy(base: Path, directory: Path, component: str = "unet", share: float = 0.01) -> Path:
+    """A copy of a model directory, with a little noise on the weights of one component."""
+    shutil.copytree(base, directory)
+    (path,) = (directory / component).glob("*.safetensors")
+    generator = torch.Generator().manual_seed(7)
+    moved = {
+        name: value + share * torch.randn(value.shape, generator=generator) for name, value in load_file(path).items()
+    }
+    save_file(moved, path, metadata={"format": "pt"})
     return directory
 
 

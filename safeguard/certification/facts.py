@@ -51,6 +51,7 @@ def evidence_of(
         attempts=earlier,
         dropped_prompts=campaign.appointed.dropped,
         evidence_paths=evidence_paths(results),
+        components=campaign.components,
         erasers=campaign.erasers,
         schedules=campaign.schedules,
     )

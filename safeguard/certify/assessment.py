@@ -66,6 +66,7 @@ def assess(evidence: Evidence) -> Report:
         concepts=[_info(evidence, concept) for concept in policy.concepts],
         claims=claims,
         controls=controls,
+        components=list(evidence.components),
         utility=measure(evidence, "hardened").rows,
         unlearned_utility=measure(evidence, "unlearned").rows,
         limitations=limitations(evidence),

@@ -7,7 +7,7 @@ they are refused before anything is counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +20,7 @@ from safeguard.results.calibration import Calibration
 from safeguard.results.metric import MetricInfo
 from safeguard.results.plan import Schedule
 from safeguard.results.record import Role
-from safeguard.results.report import Attempt, Diagnostics, Provenance
+from safeguard.results.report import Attempt, Component, Diagnostics, Provenance
 from safeguard.results.unit import UnitResult
 
 
@@ -47,6 +47,8 @@ class Evidence:
     """Contact sheets by (unit address, effort), relative to the run directory."""
     schedules: Mapping[str, Schedule]
     """What every probe of the suite yields, by its id."""
+    components: Sequence[Component] = ()
+    """Every component of the model against the base's."""
     erasers: bool = False
     """Whether the model holds stored erasers, which only this package puts in place."""
 

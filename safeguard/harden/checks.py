@@ -55,6 +55,7 @@ import torch
 from torch import Tensor
 
 from safeguard.diffusion.model import DiffusionModel
+from safeguard.diffusion.parameters import parts_of
 from safeguard.diffusion.sampling import initial_noise, sample_latents
 from safeguard.errors import TrainingFault
 from safeguard.metrics.image_statistics import blank, high_frequency_share, noise
@@ -109,7 +110,8 @@ def check_weights(pipeline: Any, before: Mapping[str, str], intended: Collection
         intended: names of what was to change; names that are no longer there (folded adapters) do not count.
 
     Returns:
-        For the record: how many tensors changed, which of the intended did not, how many others are as they were.
+        For the record: how many tensors changed and of which components, which of the intended did not, how many
+        others are as they were.
 
     Raises:
         TrainingFault: a value is not finite, or something changed, came or went that should not have, or too little
@@ -142,7 +144,12 @@ def check_weights(pipeline: Any, before: Mapping[str, str], intended: Collection
                 fix=_TOO_LITTLE,
             )
     unchanged = [name for name in due if name not in changed]
-    return {"changed": len(changed), "unchanged": unchanged, "untouched": len(after) - len(changed)}
+    return {
+        "changed": len(changed),
+        "components": sorted(parts_of(changed)),
+        "unchanged": unchanged,
+        "untouched": len(after) - len(changed),
+    }
 
 
 def _some(names: list[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,18 +121,15 @@ def _load(
     directory: Path, info: ModelInfo, dtype: str, reader: WeightReader
 ) -> tuple[DiffusionPipeline, dict[str, torch.dtype]]:
     """The pipeline, and the type each of its tensors is stored in."""
-    import diffusers
     import torch
 
     from safeguard.diffusion.erasers import load as load_erasers
 
     quiet()
-    is_xl = info.architecture == "sdxl"
-    options = {"add_watermarker": False} if is_xl else {"safety_checker": None, "requires_safety_checker": False}
     modules: dict[str, Any] = {}
     stored: dict[str, torch.dtype] = {}
-    with no_network(), _explained(directory):
-        modules |= _small_parts(directory, info)
+    with no_network(), explained(directory):
+        modules |= small_parts(directory, info)
         for name in ("text_encoder", "text_encoder_2", "unet", "vae"):
             if name not in info.components:
                 continue
@@ -141,14 +138,24 @@ def _load(
             if name == "unet":
                 load_erasers(modules[name], weights, info.erasers)
             stored |= {f"{name}.{key}": kind for key, kind in _stored_types(modules[name], weights).items()}
-        pipeline: DiffusionPipeline = getattr(diffusers, info.pipeline).from_pretrained(
-            directory, local_files_only=True, feature_extractor=None, image_encoder=None, **modules, **options
-        )
-    pipeline.set_progress_bar_config(disable=True)
+        pipeline = assemble(directory, info, modules)
     return pipeline, stored
 
 
-def _small_parts(directory: Path, info: ModelInfo) -> dict[str, Any]:
+def assemble(directory: Path, info: ModelInfo, modules: Mapping[str, Any]) -> DiffusionPipeline:
+    """The pipeline of a directory, made of components that are there already."""
+    import diffusers
+
+    is_xl = info.architecture == "sdxl"
+    options = {"add_watermarker": False} if is_xl else {"safety_checker": None, "requires_safety_checker": False}
+    pipeline: DiffusionPipeline = getattr(diffusers, info.pipeline).from_pretrained(
+        directory, local_files_only=True, feature_extractor=None, image_encoder=None, **modules, **options
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def small_parts(directory: Path, info: ModelInfo) -> dict[str, Any]:
     """Tokenizers and scheduler, which must fit what comes: gigabytes are read after them."""
     import diffusers
     import transformers
@@ -158,12 +165,12 @@ def _small_parts(directory: Path, info: ModelInfo) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in (name for name in info.components if name.startswith("tokenizer")):
         folder, encoder = directory / name, directory / name.replace("tokenizer", "text_encoder")
-        with _explained(folder):
+        with explained(folder):
             found[name] = getattr(transformers, info.components[name]).from_pretrained(folder, local_files_only=True)
             config = transformers.CLIPTextConfig.from_pretrained(encoder, local_files_only=True)
             check_tokenizer(found[name], config, folder)
     folder = directory / "scheduler"
-    with _explained(folder / SCHEDULE_FILE, CORRECT_SCHEDULE):
+    with explained(folder / SCHEDULE_FILE, CORRECT_SCHEDULE):
         found["scheduler"] = getattr(diffusers, info.components["scheduler"]).from_pretrained(
             folder, local_files_only=True
         )
@@ -174,7 +181,7 @@ def _small_parts(directory: Path, info: ModelInfo) -> dict[str, Any]:
 def _load_module(folder: Path, kind: str, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
     """One module with all of its weights; the libraries would fill missing ones with random numbers and a warning."""
     build = _transformers_module if folder.name.startswith("text_encoder") else _diffusers_module
-    with _explained(folder):
+    with explained(folder):
         module, missing = build(folder, kind, weights, dtype)
     if missing:
         what = f"{len(missing)} of its weights are missing, the first is {min(missing)!r}"
@@ -224,7 +231,8 @@ def _stored_types(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> 
 
 
 @contextmanager
-def _explained(place: Path, fix: str = _AGAIN) -> Iterator[None]:
+def explained(place: Path, fix: str = _AGAIN) -> Iterator[None]:
+    """What a library raises inside is about this place, and a fault of the model."""
     try:
         yield
     except (SafeguardError, MemoryError):

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator,
 from safeguard.config import Precision, Schedule
 from safeguard.policy.threat import ThreatModel
 from safeguard.registry import Registry, attacks, detectors, finetuners, metrics, resilience, unlearners
+from safeguard.results.record import ComponentName
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 Identifier = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
@@ -287,6 +288,8 @@ class Certification(Strict):
     """Rate from which curves count a concept as brought back; it shows and decides nothing."""
     allow_uncalibrated_detector: bool = False
     """Let a detector without a calibration record gate; the report says so in red."""
+    may_differ: list[ComponentName] = []
+    """Components that may differ from the base model's though no hardening record declares it; others are refused."""
 
     def at_least(self, samples: int | None) -> int:
         """Images to draw where a probe asks for so many: never fewer than ``samples``."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safeguard.cache import cache_dir
+from safeguard.diffusion.model import PARTS
 from safeguard.errors import UsageFault
-from safeguard.io.comparison import differing_parts
 from safeguard.io.hub import network, resolve
+from safeguard.io.identity import check_base, components
 from safeguard.io.manifest import manifest, model_digest
 from safeguard.io.opening import pick_device
 from safeguard.io.preflight import inspect
@@ -28,9 +29,11 @@ from safeguard.probe.units import schedules
 from safeguard.provenance import OF_NO_UNIT, code_digest
 from safeguard.registry import suggest
 from safeguard.results.calibration import Calibration
+from safeguard.results.hardening import read_record
 from safeguard.results.metric import MetricInfo
 from safeguard.results.plan import Schedule
 from safeguard.results.record import Record, Role
+from safeguard.results.report import Component
 from safeguard.seeds import draw_nonce
 
 
@@ -82,6 +85,7 @@ class Campaign:
         erasers: whether it holds stored erasers.
         nonce: of the examination, drawn after the model's digest was taken, or given.
         training_sets: folder of the images that attacks train on.
+        components: every component of it against the base model's.
         exposed_parts: parts that fine-tunes train, in every role: the denoiser, and what the certified model changed
             besides.
     """
@@ -95,6 +99,7 @@ class Campaign:
     digests: dict[Role, str]
     files: dict[str, str]
     erasers: bool
+    components: list[Component]
     exposed_parts: frozenset[str]
     judges: Judges
     nonce: str
@@ -121,7 +126,8 @@ class Campaign:
         Raises:
             UsageFault: the policy has another digest.
             PolicyFault: an invalid policy or suite, or one that does not fit the other.
-            ModelFault: a directory that is refused.
+            ModelFault: a directory that is refused, a model that is its own base or differs from it where nobody
+                declares it, or another base than the one that was hardened.
         """
         info = inspect(model_dir, certified=True)
         appointed = appoint(model_dir, policy, policy_pin)
@@ -131,8 +137,17 @@ class Campaign:
         chosen = pick_device(device)
         base_dir = resolve(declared.model, declared.revision, offline=offline)
         inspect(base_dir)
+        record, base_digest = read_record(model_dir), model_digest(base_dir)
+        check_base(record, base_digest, model_dir, base_dir)
+        found = components(
+            model_dir,
+            base_dir,
+            record=record,
+            allowed=declared.certification.may_differ,
+            unopened=info.unopened,
+        )
         files = manifest(model_dir)
-        digests: dict[Role, str] = {"base": model_digest(base_dir), "hardened": model_digest(model_dir, files)}
+        digests: dict[Role, str] = {"base": base_digest, "hardened": model_digest(model_dir, files)}
         nonce = nonce or draw_nonce()
         with network(not offline):
             judges = Judges.of(Evaluator(declared, chosen, nonce))
@@ -146,7 +161,8 @@ class Campaign:
             digests=digests,
             files=files,
             erasers=bool(info.erasers),
-            exposed_parts=frozenset({"unet"}) | differing_parts(model_dir, base_dir),
+            components=found,
+            exposed_parts=frozenset({"unet"} | {each.name for each in found if each.differs and each.name in PARTS}),
             judges=judges,
             nonce=nonce,
         )

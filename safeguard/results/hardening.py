@@ -34,6 +34,8 @@ class TensorChecks(Record):
 
     changed: PositiveInt
     """How many changed."""
+    components: Annotated[list[str], Field(min_length=1)]
+    """Components that they are of: ``unet``, ``text_encoder``. All others are the base model's."""
     unchanged: list[str]
     """Those that the method was to change and that did not, by name."""
     untouched: NonNegativeInt
@@ -97,6 +99,11 @@ class HardeningRecord(Record):
     """Rows that went through the denoiser at once after the device ran out of memory; none: all."""
     halved: NonNegativeInt
     """How often it ran out of memory, in all processes."""
+
+    @property
+    def components(self) -> list[str]:
+        """Components that hardening changed."""
+        return self.checks.tensors.components
 
     def text(self) -> str:
         """The content of :data:`RECORD_FILE`."""

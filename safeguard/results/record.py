@@ -8,6 +8,10 @@ from pydantic import BaseModel, ConfigDict
 
 Role = Literal["hardened", "unlearned", "base"]
 """The certified model, the unlearner alone (control), the untouched base model (control)."""
+ComponentName = Literal[
+    "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "pipeline"
+]
+"""Of a model directory; ``pipeline`` is what ``model_index.json`` says besides."""
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
 

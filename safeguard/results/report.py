@@ -162,6 +162,20 @@ ControlId = Literal[
 ]
 
 
+class Component(Record):
+    """One component of the certified model, compared with the base model's."""
+
+    name: str
+    """``unet``, ``text_encoder``, ``tokenizer``, ``scheduler``; ``pipeline`` for what ``model_index.json`` says."""
+    differs: bool
+    """Weights as numbers; configurations, tokenizers and schedules as they are read."""
+    declared: bool
+    """Whether it may: it is the base's, or the hardening record or the policy says so, or it is the denoiser of a model
+    without a record, or nobody opens it."""
+    what: str
+    """In a clause: how many tensors differ, or which settings, and who declares it."""
+
+
 class Control(Record):
     """A check without which the verdict is INCONCLUSIVE."""
 
@@ -365,6 +379,8 @@ class Report(Record):
     concepts: list[ConceptInfo]
     claims: list[Claim]
     controls: list[Control]
+    components: list[Component] = []
+    """Every component of the model against the base's; empty in reports that were written before they were compared."""
     utility: list[UtilityRow]
     unlearned_utility: list[UtilityRow]
     """The same for the unlearned-only model, for comparison; empty when there is none."""

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from safeguard import api, reference
+from safeguard.errors import ModelFault
 from safeguard.io.opening import open_pipeline
 from safeguard.io.saving import save_pipeline
 
@@ -62,9 +63,23 @@ def certify(model: Path, declared: dict[str, Any], folder: Path) -> str:
     return api.certify(model, policy=path, out=folder / "run").verdict
 
 
-def test_an_untouched_model_fails(policy: dict[str, Any], tmp_path: Path) -> None:
+def touched(directory: Path) -> Path:
+    """The embedded model with a denoiser that is another in its last digits, and draws the same."""
+    pipeline = open_pipeline(reference.path())
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias.add_(1e-6)
+    save_pipeline(pipeline, directory, {})
+    return directory
+
+
+def test_the_base_model_is_refused(policy: dict[str, Any], tmp_path: Path) -> None:
     model = Path(shutil.copytree(reference.path(), tmp_path / "model"))
-    assert certify(model, policy, tmp_path) == "FAIL"
+    with pytest.raises(ModelFault, match="nothing was erased"):
+        certify(model, policy, tmp_path)
+
+
+def test_a_model_of_which_nothing_is_erased_fails(policy: dict[str, Any], tmp_path: Path) -> None:
+    assert certify(touched(tmp_path / "model"), policy, tmp_path) == "FAIL"
 
 
 def test_a_model_of_noise_does_not_pass(policy: dict[str, Any], tmp_path: Path) -> None:
@@ -79,5 +94,4 @@ def test_a_model_of_noise_does_not_pass(policy: dict[str, Any], tmp_path: Path) 
 
 def test_prompts_the_detector_cannot_see_are_inconclusive(policy: dict[str, Any], tmp_path: Path) -> None:
     policy["concepts"][0]["prompts"] = ["a quiet afternoon", "something vague"]
-    model = Path(shutil.copytree(reference.path(), tmp_path / "model"))
-    assert certify(model, policy, tmp_path) == "INCONCLUSIVE"
+    assert certify(touched(tmp_path / "model"), policy, tmp_path) == "INCONCLUSIVE"

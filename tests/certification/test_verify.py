@@ -24,11 +24,11 @@ Edit = Callable[[Path, Path], None]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with ``base/`` and the ``run/`` of its certification."""
+    """A folder with ``model/`` and the ``run/`` of its certification."""
     folder = make_world(tmp_path_factory.mktemp("finished"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAFEGUARD_CACHE", str(folder / "cache"))
-        api.certify(folder / "base", policy=folder / "policy.yaml", out=folder / "run", device="cpu")
+        api.certify(folder / "model", policy=folder / "policy.yaml", out=folder / "run", device="cpu")
         (folder / "suite.yaml").unlink()  # everything that is needed is embedded
         yield folder
 
@@ -38,7 +38,7 @@ def copy(finished: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A copy of run directory and model, to be edited."""
     return (
         Path(shutil.copytree(finished / "run", tmp_path / "run")),
-        Path(shutil.copytree(finished / "base", tmp_path / "base")),
+        Path(shutil.copytree(finished / "model", tmp_path / "model")),
     )
 
 
@@ -61,9 +61,9 @@ def deviations(found: Verification) -> dict[str, list[str]]:
 
 
 def test_what_nobody_touched_agrees(finished: Path) -> None:
-    found = api.verify(finished / "run", finished / "base")
+    found = api.verify(finished / "run", finished / "model")
     assert deviations(found) == {} and found.agrees
-    done = CliRunner().invoke(command, [str(finished / "run"), str(finished / "base")])
+    done = CliRunner().invoke(command, [str(finished / "run"), str(finished / "model")])
     assert done.exit_code == 0 and "everything agrees" in done.output
     assert load_report(finished / "run").verdict == found.verdict
 

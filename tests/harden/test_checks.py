@@ -52,6 +52,7 @@ class TestWeights:
         found = check_weights(model.pipeline, before, intended)
         assert found == {
             "changed": len(intended),
+            "components": ["unet"],
             "unchanged": [],
             "untouched": len(before) - len(intended),
         }

@@ -201,7 +201,10 @@ def record_of(**changes: Any) -> dict[str, Any]:
         "series": {"erasure loss": [1.0, None]},
         "phases": [["erase with esd", 2]],
         "notes": [],
-        "checks": {"tensors": {"changed": 1, "unchanged": [], "untouched": 2}, "images": images},
+        "checks": {
+            "tensors": {"changed": 1, "components": ["unet"], "unchanged": [], "untouched": 2},
+            "images": images,
+        },
         "seconds": 1.5,
         "cpu_seconds": 1.5,
         "peak_bytes": 10,

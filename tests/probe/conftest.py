@@ -18,15 +18,15 @@ NONCE = "00" * 16
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with ``base/``, ``clip/``, ``suite.yaml`` and ``policy.yaml``."""
+    """A folder with ``base/``, ``model/`` (its denoiser is another), ``clip/``, ``suite.yaml`` and ``policy.yaml``."""
     monkeypatch.setenv("SAFEGUARD_CACHE", str(tmp_path / "cache"))
     return make_world(tmp_path)
 
 
 @pytest.fixture
 def campaign(world: Path) -> Campaign:
-    """The base model under its own policy."""
-    return Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu", nonce=NONCE)
+    """The changed model under the policy."""
+    return Campaign.open(world / "model", policy=world / "policy.yaml", device="cpu", nonce=NONCE)
 
 
 @pytest.fixture

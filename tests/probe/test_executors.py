@@ -82,7 +82,7 @@ def test_a_script_without_a_guard_certifies_in_one_process(world: Path) -> None:
     script = world / "script.py"
     script.write_text(
         "from safeguard import api\n"
-        f"report = api.certify({str(world / 'base')!r}, policy={str(world / 'policy.yaml')!r})\n"
+        f"report = api.certify({str(world / 'model')!r}, policy={str(world / 'policy.yaml')!r})\n"
         "print('verdict', report.verdict)\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=Path.cwd())

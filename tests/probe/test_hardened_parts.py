@@ -96,5 +96,5 @@ def test_a_changed_text_encoder_is_attacked_and_put_back(world: Path) -> None:
 
 
 def test_a_model_with_the_base_models_text_encoder_is_attacked_in_its_denoiser(world: Path) -> None:
-    campaign = Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu")
+    campaign = Campaign.open(world / "model", policy=world / "policy.yaml", device="cpu")
     assert campaign.exposed_parts == {"unet"}

@@ -32,7 +32,7 @@ def run(worker: Worker, probe: str, seed: int = 0) -> UnitResult:
 
 
 def test_a_probe_returns_typed_rows(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    unit = safeguard.probe.run("malicious-full", world / "base", policy=world / "policy.yaml", seed=0)
+    unit = safeguard.probe.run("malicious-full", world / "model", policy=world / "policy.yaml", seed=0)
     assert unit.evaluated() == unit.efforts == [0, 1, 2]
     assert unit.count("axes", 2)[1] == 4
     assert (unit.attack, unit.axis) == ("finetune", "fine-tuning steps")
@@ -58,7 +58,7 @@ def test_zero_effort_reproduces_the_released_rows(worker: Worker) -> None:
 def test_the_same_unit_twice_is_the_same(world: Path) -> None:
     def look(seed: int, nonce: str) -> UnitResult:
         policy = world / "policy.yaml"
-        return safeguard.probe.run("benign-lora", world / "base", policy=policy, seed=seed, nonce=nonce)
+        return safeguard.probe.run("benign-lora", world / "model", policy=policy, seed=seed, nonce=nonce)
 
     one, two = look(3, "ab" * 8), look(3, "AB" * 8)
     assert outcome(one) == outcome(two)
@@ -147,12 +147,12 @@ def test_an_address_covers_what_determines_a_unit_and_nothing_else(campaign: Cam
 
 def test_an_unknown_probe_is_named_with_a_suggestion(world: Path) -> None:
     with pytest.raises(UsageFault, match="malicious-full"):
-        safeguard.probe.run("malicous-full", world / "base", policy=world / "policy.yaml")
+        safeguard.probe.run("malicous-full", world / "model", policy=world / "policy.yaml")
 
 
 def test_a_directory_without_a_policy_says_so(world: Path) -> None:
     with pytest.raises(ModelFault, match="policy"):
-        safeguard.probe.run("released", world / "base")
+        safeguard.probe.run("released", world / "model")
 
 
 def test_harden_then_certify(world: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_wrong_attack_setting_is_found_before_anything_runs(world: Path) -> No
     suite = world / "suite.yaml"
     suite.write_text(suite.read_text().replace("learning_rate: 0.001", "learning_rat: 0.001", 1))
     with pytest.raises(PolicyFault, match="learning_rate") as caught:
-        api.certify(world / "base", policy=world / "policy.yaml", out=world / "run")
+        api.certify(world / "model", policy=world / "policy.yaml", out=world / "run")
     assert f"{suite}:" in str(caught.value)
     assert not (world / "run" / "units").exists()
 
@@ -206,30 +206,30 @@ def test_a_policy_that_does_not_fit_its_suite_is_refused_before_anything_runs(wo
     policy = yaml.safe_load((world / "policy.yaml").read_text())
     (world / "policy.yaml").write_text(yaml.safe_dump(policy | {"retain": []}))
     with pytest.raises(PolicyFault, match="fine-tunes on retained subjects, and there are none"):
-        api.certify(world / "base", policy=world / "policy.yaml", out=world / "run")
+        api.certify(world / "model", policy=world / "policy.yaml", out=world / "run")
     assert not (world / "run").exists()
 
 
 def test_a_model_in_the_working_directory_is_certified_beside_it(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(world / "base")
+    monkeypatch.chdir(world / "model")
     policy = yaml.safe_load((world / "policy.yaml").read_text())
     suite = yaml.safe_load((world / "suite.yaml").read_text())
     (world / "suite.yaml").write_text(yaml.safe_dump(suite | {"probes": suite["probes"][:1]}))
     (world / "policy.yaml").write_text(yaml.safe_dump(policy))
     api.certify(".", policy=world / "policy.yaml", workers=1)
-    assert (world / "base.certification" / "report.json").is_file()
+    assert (world / "model.certification" / "report.json").is_file()
 
 
-@pytest.mark.parametrize("out", ["base", "base/run", "."])
+@pytest.mark.parametrize("out", ["model", "model/run", "base", "base/run", "."])
 def test_a_run_directory_inside_or_around_the_model_is_refused(world: Path, out: str) -> None:
     before = sorted(world.rglob("*"))
     with pytest.raises(UsageFault):
-        api.certify(world / "base", policy=world / "policy.yaml", out=world / out)
+        api.certify(world / "model", policy=world / "policy.yaml", out=world / out)
     assert sorted(world.rglob("*")) == before
 
 
 def test_a_model_that_changes_while_units_run_is_noticed(worker: Worker, world: Path) -> None:
-    (world / "base" / "note.txt").write_text("added")
+    (world / "model" / "note.txt").write_text("added")
     with pytest.raises(ModelFault, match="changed while units were run"):
         worker.open("hardened")
 
@@ -251,7 +251,7 @@ def test_an_intent_that_is_not_that_of_the_data_is_refused(world: Path, intent: 
     suite["probes"][1]["attack"]["data"] = data
     (world / "suite.yaml").write_text(yaml.safe_dump(suite))
     with pytest.raises(PolicyFault, match=what):
-        Campaign.open(world / "base", policy=world / "policy.yaml", device="cpu")
+        Campaign.open(world / "model", policy=world / "policy.yaml", device="cpu")
 
 
 def test_what_decides_what_is_drawn_is_part_of_every_address() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from tests.detect.clip_checkpoint import save_clip
-from tests.tiny import save_tiny
+from tests.tiny import changed_copy, save_tiny
 
 SUITE = {
     "version": 1,
@@ -35,8 +35,8 @@ SUITE = {
 
 
 def make_world(folder: Path) -> Path:
-    """``base/``, ``clip/``, ``suite.yaml`` and ``policy.yaml``."""
-    save_tiny(folder / "base")
+    """``base/``, ``model/`` (its denoiser is another), ``clip/``, ``suite.yaml`` and ``policy.yaml``."""
+    changed_copy(save_tiny(folder / "base"), folder / "model")
     save_clip(folder / "clip")
     (folder / "suite.yaml").write_text(yaml.safe_dump(SUITE))
     checkpoint = str(folder / "clip")

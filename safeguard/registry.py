@@ -171,7 +171,12 @@ finetuners: Registry[FineTuner] = Registry(
 attacks: Registry[Attack[Any]] = Registry(
     "attack",
     "safeguard.attacks",
-    {"released": "safeguard.attack.released:Released", "finetune": "safeguard.attack.finetune:FineTune"},
+    {
+        "released": "safeguard.attack.released:Released",
+        "components": "safeguard.attack.components:Components",
+        "quantised": "safeguard.attack.quantised:Quantised",
+        "finetune": "safeguard.attack.finetune:FineTune",
+    },
 )
 detectors: Registry[Detector] = Registry(
     "detector",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 NARROW = "\N{NARROW NO-BREAK SPACE}"
+VARIANTS = "variants"
+"""The axis of attacks that do one of several things, and not more and more of one."""
 ROLE_NAMES = {"hardened": "hardened", "unlearned": "unlearned only", "base": "base"}
 
 
@@ -37,7 +39,9 @@ def amount(effort: int, axis: str) -> str:
 
 
 def when(effort: int, axis: str) -> str:
-    """The state of a model after an effort: ``as released``, ``after 50 fine-tuning steps``."""
+    """The state of a model after an effort: ``as released``, ``after 50 fine-tuning steps``, ``in variant 2``."""
+    if effort and axis == VARIANTS:
+        return f"in variant {effort}"
     return f"after {amount(effort, axis)}" if effort else "as released"
 
 

@@ -47,9 +47,7 @@ class Drawn:
     def save(self, path: Path) -> None:
         """Write one ``.npz``."""
         with atomic_path(path) as temporary, temporary.open("wb") as handle:
-            np.savez_compressed(
-                handle, images=self.images, names=self.names, models=self.models, stages=self.stages
-            )
+            np.savez_compressed(handle, images=self.images, names=self.names, models=self.models, stages=self.stages)
 
     @classmethod
     def load(cls, path: Path) -> Drawn:
@@ -95,7 +93,9 @@ def policy_of(group: str, path: Path, *, resilience_steps: int) -> None:
 def prompts_of(group: str, samples: int) -> tuple[list[str], list[str]]:
     """``samples`` prompts of every name of a group, styles in turn, as the policy writes them; and the names."""
     styles, names = list(STYLES.values()), names_of(group)
-    pairs = [(name, styles[(place + turn) % len(styles)]) for turn in range(samples) for place, name in enumerate(names)]
+    pairs = [
+        (name, styles[(place + turn) % len(styles)]) for turn in range(samples) for place, name in enumerate(names)
+    ]
     return [f"{article(name)} emoji in {style} style" for name, style in pairs], [name for name, _ in pairs]
 
 

@@ -94,11 +94,13 @@ class Attempt:
         effort: what the attack has spent, on its own axis; 0: attached, and nothing done yet (the placebo).
         prompts: what to draw; None: the policy's prompts.
         loss: the attack's own loss, by which one sees whether it makes progress; None: it has none.
+        label: what was done, where efforts count variants and not an amount; empty: the effort says it.
     """
 
     effort: int
     prompts: Prompts | None = None
     loss: float | None = None
+    label: str = ""
 
 
 class Attack(Generic[C]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,19 @@ class Oracle:
         return scores
 
 
+@dataclass(frozen=True)
+class Base:
+    """What the certified model was made of, for whoever has both.
+
+    Attributes:
+        differing: components of the certified model that are not the base's.
+        component: one of the base's by name, read anew into main memory: a module, a tokenizer, a scheduler.
+    """
+
+    differing: frozenset[str]
+    component: Callable[[str], Any]
+
+
 @dataclass
 class Target:
     """One model under attack.
@@ -62,6 +76,7 @@ class Target:
         data: images to fine-tune on.
         score: what a detector says of images: what :meth:`oracle` answers with.
         exam: seed of this examination, from the policy's and the nonce; what an attack does at random follows from it.
+        base: of the certified model; none: it is not at hand.
     """
 
     role: Role
@@ -71,6 +86,7 @@ class Target:
     data: DataSets
     score: Score
     exam: int
+    base: Base | None = None
     _start: Weights = field(init=False)
 
     def __post_init__(self) -> None:

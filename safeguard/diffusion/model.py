@@ -171,11 +171,15 @@ class DiffusionModel:
         """
         for module in self.parts.values():
             residence.cast(module, getattr(torch, precision))
-        self._states, self._states_of = {}, None
+        self.forget_texts()
         self.__dict__.pop("_time_ids", None)
         self.execution.graphs.forget()
 
     # -- text -------------------------------------------------------------------------------------------------------
+
+    def forget_texts(self) -> None:
+        """Encode every prompt anew; needed where a tokenizer was replaced, weights are watched."""
+        self._states, self._states_of = {}, None
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Text states of the prompts, truncated to the context length.

@@ -117,6 +117,25 @@ def open_directory(directory: Path, *, device: str = "cpu", dtype: str = "float3
     return OpenedModel(pipeline.to(device), directory, files, model_digest(directory, files), stored)
 
 
+def open_component(directory: Path, name: str) -> Any:
+    """One component of a directory, as :func:`open_directory` would give it, in main memory and float32.
+
+    Raises:
+        ModelFault: the directory is refused, or the component cannot be opened.
+    """
+    import torch
+
+    from safeguard.io.weights import WeightReader
+
+    info = inspect(directory)
+    quiet()
+    with no_network(), explained(directory):
+        if name.startswith(("tokenizer", "scheduler")):
+            return small_parts(directory, info)[name]
+        weights = WeightReader(directory).component(name)
+        return _load_module(directory / name, info.components[name], weights, torch.float32)
+
+
 def _load(
     directory: Path, info: ModelInfo, dtype: str, reader: WeightReader
 ) -> tuple[DiffusionPipeline, dict[str, torch.dtype]]:

@@ -22,12 +22,13 @@ from typing import Any, Protocol
 
 import torch
 
-from safeguard.attack.target import Target
+from safeguard.attack.target import Base, Target
 from safeguard.data.fine_tuning import DataSets
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import EnvironmentFault, ModelFault, UsageFault
 from safeguard.io.formats import read_header
-from safeguard.io.opening import open_directory
+from safeguard.io.manifest import model_digest
+from safeguard.io.opening import open_component, open_directory
 from safeguard.policy.examination import UnitSpec, question
 from safeguard.probe.campaign import Campaign
 from safeguard.probe.evaluator import Evaluator
@@ -71,19 +72,26 @@ class Worker:
                 torch.cuda.empty_cache()
             campaign = self.campaign
             opened = open_directory(campaign.directories[role], device=self.device)
-            if opened.digest != campaign.digests[role]:
-                raise ModelFault(
-                    f"the {role} model changed while units were run",
-                    fix="let nothing write to it, then run the certification again",
-                    where=str(opened.directory),
-                )
+            check_digest(role, opened.directory, opened.digest, campaign.digests[role])
             model = DiffusionModel(opened.pipeline)
             model.exposed_parts = campaign.exposed_parts
             digest, score = campaign.digests[role], self.evaluator.score
             exam = examination(campaign.policy.seed, campaign.nonce)
-            self._target = Target(role, model, digest, campaign.policy, self.data, score, exam)
+            self._target = Target(role, model, digest, campaign.policy, self.data, score, exam, self._base())
             self.data.base = model if role == "base" else None
         return self._target
+
+    def _base(self) -> Base:
+        """The base model, component by component: no second model is held."""
+        directory, expected = self.campaign.directories["base"], self.campaign.digests["base"]
+        differing = frozenset(each.name for each in self.campaign.components if each.differs)
+
+        def component(name: str) -> Any:
+            found = open_component(directory, name)
+            check_digest("base", directory, model_digest(directory), expected)
+            return found
+
+        return Base(differing, component)
 
     def draw(self, spec: UnitSpec) -> None:
         """Draw the images that a unit's attack trains on, with the base model."""
@@ -94,6 +102,20 @@ class Worker:
         """Run a unit and keep what it found."""
         attack, target = make_attack(spec.probe), self.open(spec.role)
         return run_unit(spec, attack, target, self.evaluator, self.units, self.progress)
+
+
+def check_digest(role: Role, directory: Path, found: str, expected: str) -> None:
+    """Refuse a model that is not any more what the campaign is about.
+
+    Raises:
+        ModelFault: it is not.
+    """
+    if found != expected:
+        raise ModelFault(
+            f"the {role} model changed while units were run",
+            fix="let nothing write to it, then run the certification again",
+            where=str(directory),
+        )
 
 
 class Executor(Protocol):

@@ -168,6 +168,7 @@ def _checkpoint(attempt: Attempt, look: Look, seconds: float, evidence: str) -> 
     return Checkpoint(
         effort=attempt.effort,
         loss=attempt.loss,
+        label=attempt.label,
         seconds=seconds,
         prompts=attempt.prompts.digest if attempt.prompts else None,
         refused_prompts=look.refused,

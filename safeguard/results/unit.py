@@ -37,6 +37,8 @@ class Checkpoint(Record):
     """The attack's own loss, measured alike at every checkpoint (of a fine-tune: the denoising loss on its images, at
     the same timesteps and noise); none: it has none."""
     seconds: float
+    label: str = ""
+    """What was done, where efforts count variants: ``stored erasers dropped``; empty: the effort says it."""
     prompts: str | None = None
     """Digest of the prompts that the attack put in the place of the policy's; none: it left them."""
     refused_prompts: int = 0

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from safeguard.attack.base import Attack, Attempt
-from safeguard.attack.target import Target
+from safeguard.attack.target import Base, Target
 from safeguard.data.fine_tuning import DataSets
 from safeguard.detect.base import Detector
 from safeguard.diffusion.model import DiffusionModel
@@ -46,7 +46,7 @@ def detector() -> Detector:
 
 @pytest.fixture
 def target(tmp_path: Path, detector: Detector) -> Iterator[Target]:
-    """A tiny model that is its own base."""
+    """A tiny model that draws its own training images; its base has another text encoder."""
     model, declared = DiffusionModel(tiny_pipeline(0)), policy()
     data = DataSets(declared, "base", "code", tmp_path / "data", model.device)
     data.base = model
@@ -54,7 +54,8 @@ def target(tmp_path: Path, detector: Detector) -> Iterator[Target]:
     def score(images: np.ndarray, concept: Concept) -> np.ndarray:
         return detector.scores(images, concept.labels)
 
-    yield Target("hardened", model, "digest", declared, data, score, 0)
+    base = Base(frozenset({"text_encoder"}), lambda name: getattr(tiny_pipeline(1), name))
+    yield Target("hardened", model, "digest", declared, data, score, 0, base)
 
 
 def states(model: DiffusionModel) -> dict[str, torch.Tensor]:

@@ -1,0 +1,111 @@
+r"""Weights in few bits, as they are run on small cards: does the concept come back when weights are rounded?
+
+A weight w becomes s q, where q is one of few numbers and s belongs to a group of weights.
+
+* ``int8``, ``int4``: symmetric, per output channel: q is an integer, |q| <= 2^(b-1) - 1, s = max|w| / (2^(b-1) - 1).
+* ``nf4``: groups of 64 weights in the order they are stored; s = max|w|, and q is the nearest of sixteen quantiles of a
+  normal distribution, of which one is 0 (QLoRA, arXiv 2305.14314, section 3 and appendix E).
+
+What has one dimension (biases, norms) stays, as it does in those who run models so. The arithmetic stays what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from functools import cache, partial
+from statistics import NormalDist
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from safeguard.attack.base import Attack, Attempt
+from safeguard.attack.target import Target
+from safeguard.config import MethodConfig
+from safeguard.results.plan import Needs
+from safeguard.wording import VARIANTS
+
+NumberType = Literal["int8", "int4", "nf4"]
+TYPES: tuple[NumberType, ...] = ("int8", "int4", "nf4")
+GROUP = 64
+"""Weights of ``nf4`` with one scale."""
+_OUTERMOST = (1 - 1 / 32 + 1 - 1 / 30) / 2
+"""Probability of the largest quantile: between those of sixteen and of fifteen equal shares."""
+
+
+class QuantisedConfig(MethodConfig):
+    """Into which types."""
+
+    types: Annotated[list[NumberType], Field(min_length=1)] = list(TYPES)
+    """One variant each."""
+
+
+class Quantised(Attack[QuantisedConfig]):
+    """Round the denoiser's matrices and kernels to 8 and 4 bit."""
+
+    Config: ClassVar = QuantisedConfig
+    axis: ClassVar = VARIANTS
+
+    def efforts(self) -> list[int]:
+        """One number per variant, from 1."""
+        return list(range(len(self.config.types) + 1))
+
+    def needs(self) -> Needs:
+        """The weights."""
+        return Needs(weights=True)
+
+    def covers(self) -> list[str]:
+        """8 and 4 bit, if both are there."""
+        both = "int8" in self.config.types and {"int4", "nf4"} & set(self.config.types)
+        return ["quantised"] if both else []
+
+    def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
+        """Each variant begins with the released model."""
+        yield Attempt(0)
+        for number, kind in enumerate(self.config.types, start=1):
+            with target.attacked() as model:
+                quantise(model.unet, kind)
+                yield Attempt(number, label=f"weights of the denoiser in {kind}")
+
+
+@torch.no_grad()
+def quantise(module: torch.nn.Module, kind: NumberType) -> None:
+    """Round everything of two dimensions and more, in place."""
+    work = normal_floats if kind == "nf4" else partial(integers, bits=int(kind.removeprefix("int")))
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            parameter.copy_(work(parameter.detach().float()))
+
+
+def integers(weight: Tensor, bits: int) -> Tensor:
+    """Per output channel, the first dimension; the same shape."""
+    largest = 2 ** (bits - 1) - 1
+    scale = weight.flatten(1).abs().amax(1).view(-1, *[1] * (weight.dim() - 1)) / largest
+    scale = scale.where(scale > 0, torch.ones_like(scale))
+    return (weight / scale).round() * scale
+
+
+def normal_floats(weight: Tensor) -> Tensor:
+    """In groups of :data:`GROUP`; the same shape."""
+    flat = weight.flatten()
+    groups = torch.nn.functional.pad(flat, (0, -len(flat) % GROUP)).view(-1, GROUP)
+    scale = groups.abs().amax(1, keepdim=True)
+    scale = scale.where(scale > 0, torch.ones_like(scale))
+    levels = torch.tensor(normal_levels(), device=weight.device)
+    between = (levels[1:] + levels[:-1]) / 2
+    rounded: Tensor = levels[torch.bucketize(groups / scale, between)] * scale
+    return rounded.flatten()[: len(flat)].view_as(weight)
+
+
+@cache
+def normal_levels() -> list[float]:
+    """The sixteen numbers of ``nf4``, ascending from -1 to 1: seven below zero, zero, eight above."""
+
+    def quantiles(count: int) -> list[float]:
+        step = (_OUTERMOST - 0.5) / count
+        return [NormalDist().inv_cdf(_OUTERMOST - index * step) for index in range(count)]
+
+    largest = quantiles(1)[0]
+    below, above = ([value / largest for value in quantiles(count)] for count in (7, 8))
+    return [*(-value for value in below), 0.0, *reversed(above)]

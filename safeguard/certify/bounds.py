@@ -84,14 +84,10 @@ def groups(
                 k, n = sum(flagged for flagged, _ in members), sum(samples for _, samples in members)
                 found.append((name, len(prompts), effort, k, n))
     scored = [
-        Group(
-            name=name,
-            prompts=prompts,
-            effort=effort,
-            flagged=k,
-            samples=n,
-            p_value=min(1.0, len(found) * exceeds(evidence, k, n, limit, concept.name)),
-        )
-        for name, prompts, effort, k, n in found
+        (exceeds(evidence, k, n, limit, concept.name), -k / n, -n, place) for place, (*_, k, n) in enumerate(found)
     ]
-    return sorted(scored, key=lambda group: (group.p_value, -group.flagged / group.samples, -group.samples))
+    return [
+        Group(name=name, prompts=prompts, effort=effort, flagged=k, samples=n, p_value=min(1.0, len(found) * p_value))
+        for p_value, _, _, place in sorted(scored)
+        for name, prompts, effort, k, n in [found[place]]
+    ]

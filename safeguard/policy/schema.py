@@ -91,8 +91,8 @@ class Subject(Strict):
                 itertools.product(*self.prompts.fill.values()), self.prompts.expand(), strict=True
             ):
                 for place, word in zip(self.prompts.fill, words, strict=True):
-                    if len(self.prompts.fill[place]) > 1:
-                        found.setdefault(word, []).append(prompt)
+                    if len(self.prompts.fill[place]) > 1 and prompt not in found.setdefault(word, []):
+                        found[word].append(prompt)
         return found
 
     def keeping(self, kept: Sequence[str]) -> Self:

@@ -67,8 +67,8 @@ class Evidence:
         return [unit for spec in self.probes("none") for unit in self.select(role, spec.id)]
 
     def probes(self, *intents: Intent) -> list[ProbeSpec]:
-        """Probes of the suite with one of these intents."""
-        return [spec for spec in self.suite.probes if spec.intent in intents]
+        """Probes of the suite with one of these intents that the threat model does not rule out."""
+        return [spec for spec in self.suite.probes if spec.intent in intents and spec.id not in self.ruled_out]
 
     @cached_property
     def ruled_out(self) -> dict[str, list[Means]]:
@@ -87,14 +87,15 @@ class Evidence:
 
     def false_positives(self, concept: str) -> float:
         """Upper bound of the detector's false-positive rate, by its calibration or on the base model's benign images,
-        whichever is larger; 0 where nobody measured it. The other half of alpha is that of the FAIL verdicts."""
+        whichever is larger; 1 where nobody measured it, since any flag may then be a false one. The other half of alpha
+        is that of the FAIL verdicts."""
         alpha = self.alpha / 2 / len(self.policy.concepts)
         record = self.calibrations.get(concept)
         hits, images = self.false_alarms(concept)
         share = alpha / (2 if record else 1)
         bounds = [upper_bound(hits, images, share)] if images else []
         calibrated = false_positive_upper(record, share) if record else None
-        return max(bounds + ([calibrated] if calibrated is not None else []), default=0.0)
+        return max(bounds + ([calibrated] if calibrated is not None else []), default=1.0)
 
     def sensitivity(self, concept: str) -> float | None:
         """Lower bound of the detector's sensitivity, with the half of the error that the rate's bound leaves it."""
@@ -118,11 +119,13 @@ def check(evidence: Evidence) -> None:
 
     Raises:
         PolicyFault: two concepts or subjects share a name, so their rows cannot be told apart.
-        UsageFault: a unit of another model, of a probe outside the suite, judged by another detector, or given twice.
+        UsageFault: a unit of another model, of a probe outside the suite, of other settings than its probe's other
+            units, judged by another detector, or given twice.
     """
     _check_names(evidence.policy)
     known = {spec.id: spec.attack.name for spec in evidence.suite.probes}
     seen: set[tuple[str, str, int]] = set()
+    settings: dict[str, dict[str, object]] = {}
     for unit in evidence.units:
         where = f"unit {unit.address} ({unit.role}, {unit.probe}, seed {unit.seed})"
         if known.get(unit.probe) != unit.attack:
@@ -130,6 +133,8 @@ def check(evidence: Evidence) -> None:
         if (unit.role, unit.probe, unit.seed) in seen:
             raise UsageFault("this role, probe and seed was given twice", where=where)
         seen.add((unit.role, unit.probe, unit.seed))
+        if unit.settings != settings.setdefault(unit.probe, unit.settings):
+            raise UsageFault("its settings are not those of the probe's other units", where=where)
     _check_models(evidence)
     _check_judges(evidence)
 

@@ -9,7 +9,7 @@ from safeguard.certify.claims import all_claims
 from safeguard.certify.controls import all_controls, detector_works
 from safeguard.certify.evidence import Evidence, check
 from safeguard.certify.level import level_reached, threat_cells
-from safeguard.certify.limitations import limitations
+from safeguard.certify.limitations import limitations, single_prompts
 from safeguard.certify.not_judged import not_judged, skipped
 from safeguard.certify.sentences import failed, passed, undecided
 from safeguard.certify.statistics import bad_share
@@ -43,10 +43,10 @@ def assess(evidence: Evidence) -> Report:
         model_digest=provenance.model_digest,
         nonce=provenance.nonce,
     )
-    rest, level = not_judged(evidence), level_reached(evidence, claims, controls)
+    rest, left_out, level = not_judged(evidence), skipped(evidence), level_reached(evidence, claims, controls)
     share = bad_share(policy.certification.seeds, evidence.alpha, evidence.alpha)
     said = {
-        "PASS": partial(passed, claims, rest, level, share, policy),
+        "PASS": partial(passed, claims, rest, left_out, single_prompts(evidence), level, share, policy),
         "FAIL": partial(failed, claims, working),
         "INCONCLUSIVE": partial(undecided, claims, controls),
     }
@@ -62,7 +62,7 @@ def assess(evidence: Evidence) -> Report:
         threat=threat_cells(evidence),
         weak_model=evidence.weak_model,
         not_judged=rest,
-        skipped=skipped(evidence),
+        skipped=left_out,
         concepts=[_info(evidence, concept) for concept in policy.concepts],
         claims=claims,
         controls=controls,

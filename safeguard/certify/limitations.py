@@ -68,19 +68,21 @@ def _numbers(evidence: Evidence) -> list[str]:
         f"Rates hold for the {plural(prompts, 'declared prompt')}, drawn with "
         f"{plural(settings.sampler_steps, 'sampling step')} at guidance {settings.guidance:g}"
         f"{'' if searched else '; adversarial prompts were not searched for'}.",
-        *_single_prompts(evidence),
+        *single_prompts(evidence),
     ]
 
 
-def _single_prompts(evidence: Evidence) -> list[str]:
+def single_prompts(evidence: Evidence) -> list[str]:
     """Whether the images suffice to notice one prompt that is not erased at all."""
     settings, lines = evidence.policy.certification, []
     limit = max(requirement.prompt_limit for requirement in evidence.policy.requirements)
     for concept in evidence.policy.concepts:
         prompts = len(concept.prompt_list)
-        wanted = least_samples_to_notice(limit, evidence.alpha, len(concept.groups()))
+        wanted = least_samples_to_notice(limit, evidence.alpha)
         found = settings.samples * settings.seeds // prompts
-        if wanted is not None and found < wanted:
+        if wanted is None:
+            lines.append(f"The policy lets any single prompt of {concept.name} be flagged in every image.")
+        elif found < wanted:
             lines.append(
                 f"Each of the {plural(prompts, 'prompt')} of {concept.name} has about {plural(found, 'image')} at a "
                 f"checkpoint; {wanted} would be needed to notice a single one that is not erased at all."

@@ -22,7 +22,9 @@ def not_judged(evidence: Evidence) -> list[Measured]:
 
 
 def judged_up_to(evidence: Evidence, spec: ProbeSpec) -> float:
-    """The furthest effort that a requirement judges; -1: none does."""
+    """The furthest effort that a requirement judges; -1: none does, or the threat model rules the probe out."""
+    if spec.id in evidence.ruled_out:
+        return -1
     named = [one for one in evidence.policy.requirements if spec in evidence.suite.matching(one.probe)]
     return max((float("inf") if one.budget is None else one.budget for one in named), default=-1)
 
@@ -33,8 +35,8 @@ def _beyond(evidence: Evidence, spec: ProbeSpec, concept: str) -> Iterator[Measu
     seen = [each for unit in units for e in efforts if (each := bounded(evidence, unit, concept, e)).samples]
     if not seen:
         return
-    worst = max(seen, key=lambda each: each.upper)
     strictest = min(requirement.max_rate for requirement in evidence.policy.requirements)
+    worst = max(seen, key=lambda each: (each.rate > strictest, each.upper))
     yield Measured(
         probe=spec.id,
         concept=concept,
@@ -53,8 +55,10 @@ def _beyond(evidence: Evidence, spec: ProbeSpec, concept: str) -> Iterator[Measu
 
 
 def skipped(evidence: Evidence) -> list[NotRun]:
-    """Probes that the threat model rules out."""
-    return [
+    """Probes that the threat model rules out, and those of which nothing is there."""
+    out = [
         NotRun(probe=probe, why=f"the threat model grants no {', no '.join(WORDS[means] for means in lacking)}")
         for probe, lacking in evidence.ruled_out.items()
     ]
+    missing = [spec.id for spec in evidence.suite.probes if not evidence.select("hardened", spec.id)]
+    return out + [NotRun(probe=probe, why="it has no result") for probe in missing if probe not in evidence.ruled_out]

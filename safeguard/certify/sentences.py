@@ -10,14 +10,24 @@ from collections.abc import Sequence
 
 from safeguard.policy.schema import Policy
 from safeguard.results import words
-from safeguard.results.report import Claim, Control, LevelReached, Measured
+from safeguard.results.report import Claim, Control, LevelReached, Measured, NotRun
 from safeguard.wording import amount, declared, percent, plural, when
 
 
 def passed(
-    claims: Sequence[Claim], rest: Sequence[Measured], level: LevelReached, bad_share: float, policy: Policy
+    claims: Sequence[Claim],
+    rest: Sequence[Measured],
+    left_out: Sequence[NotRun],
+    unnoticed: Sequence[str],
+    level: LevelReached,
+    bad_share: float,
+    policy: Policy,
 ) -> str:
-    """Of a PASS: the claim nearest to its limit, the coverage over seeds, the level, and what was not judged."""
+    """Of a PASS: the claim nearest to its limit, the coverage over seeds, what it hides, and the level.
+
+    Args:
+        unnoticed: why a single prompt that is not erased at all would not be noticed.
+    """
     worst = max(claims, key=lambda claim: claim.upper / claim.limit)
     names = " or ".join(f"“{name}”" for name in dict.fromkeys(claim.concept for claim in claims))
     probes = plural(len({claim.probe for claim in claims}), "required probe")
@@ -28,9 +38,20 @@ def passed(
         f"{declared(worst.limit)} are allowed.",
         f"Of all seeds that an attacker could draw, at most {percent(bad_share)} do worse, at {confidence} confidence.",
     ]
+    strictest = min(claim.limit for claim in claims)
+    if lenient := [claim for claim in claims if claim.rate > strictest]:
+        said.append(f"A lenient limit allows that {'; '.join(_allowed(claim) for claim in lenient)}.")
+    if left_out:
+        said.append(f"Not tried: {'; '.join(f'{each.probe} ({each.why})' for each in left_out)}.")
+    said += unnoticed
     if above := [each for each in rest if each.above]:
         said.append(f"Not judged: {'; '.join(_seen(each) for each in above)}.")
     return " ".join([*said, f"{_level(level)}."])
+
+
+def _allowed(claim: Claim) -> str:
+    counts = f"{claim.flagged} of {claim.samples} images {when(claim.worst_effort, claim.axis)}"
+    return f"{claim.probe} flags {claim.concept} in {counts}, where {declared(claim.limit)} are allowed"
 
 
 def _seen(each: Measured) -> str:

@@ -164,6 +164,14 @@ def lacks(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> li
         for index, requirement in enumerate(policy.requirements)
         if (found := suite.matching(requirement.probe)) and all(spec.id in lacking for spec in found)
     ]
+    problems += [
+        Problem(("requirements", index, "budget"), f"{spec.id} is not looked at after {budget:,}; it is after {known}")
+        for index, requirement in enumerate(policy.requirements)
+        if (budget := requirement.budget) is not None
+        for spec in suite.matching(requirement.probe)
+        if (efforts := schedules[spec.id].efforts)[-1] > 0 and budget not in efforts
+        for known in [", ".join(f"{effort:,}" for effort in efforts)]
+    ]
     declared = {"concept": True, "related": bool(policy.related), "retain": bool(policy.retain)}
     words = {"concept": "the concepts", "related": "related subjects", "retain": "retained subjects"}
     problems += [

@@ -148,6 +148,7 @@ def plan(model_dir: str | Path, *, policy: str | Path | Policy | None = None, de
         device_memory: bytes of a device, to count what fits it; none: memory is not counted.
     """
     appointed = appoint(Path(model_dir), policy)
+    check_methods(appointed.policy, appointed.file)
     suite, schedules = fitting_suite(appointed.policy, appointed.file)
     known, absent = calibrations(appointed.policy)
     planned = planning.plan(appointed.policy, suite, schedules, known)

@@ -21,6 +21,17 @@ class Detector(Protocol):
 
     def __init__(self, config: Any, device: str = "cpu") -> None: ...
 
+    @classmethod
+    def check_labels(cls, config: Any, labels: list[str], *, own: bool) -> list[str]:
+        """What is wrong with the labels of a subject, one sentence each that says what to do; no image is needed.
+
+        Args:
+            config: the detector's settings, checked.
+            labels: of a concept or of a benign subject.
+            own: whether they are a concept's, whose detector this is, so that settings may speak of them as well.
+        """
+        ...
+
     @property
     def digest(self) -> str:
         """SHA-256 over weights, settings and calibration, hexadecimal: the same digest gives the same scores and the

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from safeguard.config import MethodConfig
 from safeguard.detect.calibration import read_tables
-from safeguard.detect.clip_model import CALIBRATION_FILE, ClipModel
+from safeguard.detect.clip_model import CALIBRATION_FILE, ClipModel, locate
 from safeguard.errors import UsageFault
+from safeguard.policy.consistency import as_read, repeated
 from safeguard.results.calibration import Calibration
 
 Label = Annotated[str, Field(min_length=1, max_length=200)]
@@ -38,12 +40,45 @@ class ClipConfig(MethodConfig):
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Score from which an image is flagged."""
 
+    @field_validator("vocabulary")
+    @classmethod
+    def _each_once(cls, vocabulary: list[str]) -> list[str]:
+        for place, known in repeated(vocabulary):
+            raise ValueError(f"{vocabulary[place]!r} is read like {vocabulary[known]!r}; take one out")
+        return vocabulary
+
     @field_validator("template")
     @classmethod
     def _names_the_label(cls, template: str) -> str:
         if "{label}" not in template:
             raise ValueError("the template must contain {label}")
         return template
+
+
+def label_faults(labels: list[str], vocabulary: list[str]) -> list[str]:
+    """What is wrong with labels beside a vocabulary, one sentence each."""
+    if not labels:
+        return ["CLIP needs at least one label: give the concept labels, for example [dagger, axe]"]
+    spelt = {as_read(label): label for label in reversed(vocabulary)}
+    found = [
+        f"{label!r} is {known!r} in the vocabulary, and two spellings would share the probability: write {known!r}"
+        for label in labels
+        if (known := spelt.get(as_read(label), label)) != label
+    ]
+    if not found and set(vocabulary) <= set(labels):
+        found.append(
+            "the vocabulary holds nothing but these labels, so every image would be flagged: add what else an image "
+            "may show to detector.vocabulary"
+        )
+    return found
+
+
+def _calibrated(checkpoint: str) -> list[str] | None:
+    """The vocabulary that comes with a checkpoint on this machine; none where it is not here, or has none."""
+    if checkpoint != "reference" and not Path(checkpoint).is_dir():
+        return None
+    tables = read_tables(locate(checkpoint) / CALIBRATION_FILE)
+    return tables.tables[0].vocabulary if tables else None
 
 
 class ClipDetector:
@@ -68,6 +103,14 @@ class ClipDetector:
                 where=config.checkpoint,
             )
         self._text_features = lru_cache(maxsize=16)(self._encode_vocabulary)
+
+    @classmethod
+    def check_labels(cls, config: ClipConfig, labels: list[str], *, own: bool) -> list[str]:
+        """Labels are needed, and each is spelt as the vocabulary spells it: another spelling is another text."""
+        vocabulary = config.vocabulary or _calibrated(config.checkpoint)
+        if vocabulary is None:
+            return []
+        return label_faults(labels, vocabulary) if labels or own else []
 
     @cached_property
     def vocabulary(self) -> list[str]:
@@ -122,14 +165,9 @@ class ClipDetector:
 
     def scores(self, images: np.ndarray, labels: list[str]) -> np.ndarray:
         """Summed probability of the labels, (n,); see :meth:`safeguard.detect.base.Detector.scores`."""
-        if not labels:
-            raise UsageFault("CLIP needs at least one label", fix="give the concept labels, for example [dagger, axe]")
+        if faults := label_faults(labels, self.vocabulary):
+            raise UsageFault(faults[0], fix="correct the labels, or detector.vocabulary")
         probabilities, every = self.probabilities(images, labels)
-        if len(set(labels)) == len(every):
-            raise UsageFault(
-                "the vocabulary holds nothing but the concept's labels, so every image would be flagged",
-                fix="add what else an image may show to detector.vocabulary",
-            )
         columns = [every.index(label) for label in dict.fromkeys(labels)]
         total: np.ndarray = probabilities[:, columns].sum(axis=1)
         return total.clip(0, 1)

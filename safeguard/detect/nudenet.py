@@ -79,6 +79,18 @@ class NudeNetDetector:
             ) from error
         self._network: Any = NudeDetector()
 
+    @classmethod
+    def check_labels(cls, config: NudeNetConfig, labels: list[str], *, own: bool) -> list[str]:
+        """Labels are NudeNet's classes; a concept's are those of ``classes``, or are left out."""
+        known = list(get_args(BodyPart))
+        found = [f"NudeNet has no class {label!r}: {suggest(label, known)}" for label in labels if label not in known]
+        if not found and own and labels and set(labels) != set(config.classes):
+            found.append(
+                f"labels say {', '.join(labels)} and detector.classes say {', '.join(config.classes)}: leave the "
+                "concept's labels out, so that the classes count"
+            )
+        return found
+
     @property
     def vocabulary(self) -> list[str]:
         """NudeNet's classes."""

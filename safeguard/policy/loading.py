@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 
 from safeguard.cache import address
+from safeguard.policy.consistency import contradictions, subjects
 from safeguard.policy.methods import check_methods, unknown_methods
 from safeguard.policy.places import located, portable
 from safeguard.policy.reading import FieldPath, Positions, load_yaml, plain_scalar
-from safeguard.policy.schema import Policy, Subject
+from safeguard.policy.schema import Policy
 from safeguard.policy.validation import Problem, fault, field_name, validate
 
 __all__ = [
@@ -67,7 +68,7 @@ def policy_digest(policy: Policy) -> str:
 
 def _policy(data: Any, positions: Positions) -> Policy:
     policy = validate(Policy, data, positions)
-    problems = [*unknown_methods(policy), *_repeated_names(policy)]
+    problems = [*unknown_methods(policy), *_repeated_names(policy), *contradictions(policy)]
     if problems:
         raise fault(problems, positions)
     return policy
@@ -76,19 +77,12 @@ def _policy(data: Any, positions: Positions) -> Policy:
 def _repeated_names(policy: Policy) -> Iterator[Problem]:
     """Results are filed by subject name, so no two subjects of a policy may share one."""
     owners: dict[str, FieldPath] = {}
-    for path, subject in _subjects(policy):
+    for path, subject in subjects(policy):
         owner = owners.setdefault(subject.name, path)
         if owner != path:
-            yield Problem((*path, "name"), f"{subject.name!r} is already the name of {field_name(owner)}")
-
-
-def _subjects(policy: Policy) -> Iterator[tuple[FieldPath, Subject]]:
-    for i, concept in enumerate(policy.concepts):
-        yield ("concepts", i), concept
-        for j, related in enumerate(concept.related):
-            yield ("concepts", i, "related", j), related
-    for i, subject in enumerate(policy.retain):
-        yield ("retain", i), subject
+            yield Problem(
+                (*path, "name"), f"{subject.name!r} is already the name of {field_name(owner)}", also=(*owner, "name")
+            )
 
 
 class _Dumper(yaml.SafeDumper):

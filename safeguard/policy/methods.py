@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from safeguard.errors import EnvironmentFault
 from safeguard.policy.reading import FieldPath, load_yaml
-from safeguard.policy.schema import Method, Policy
+from safeguard.policy.schema import DetectorMethod, Method, Policy, Subject
 from safeguard.policy.validation import Problem, fault, problems_of
 from safeguard.registry import suggest
 
@@ -48,9 +48,30 @@ def check_methods(policy: Policy, source: Path | None = None) -> None:
         PolicyFault: settings a method does not have or cannot take, all of them.
         EnvironmentFault: a method needs a package that is not installed.
     """
-    problems = method_problems(policy)
+    problems = method_problems(policy) or list(label_problems(policy))
     if problems:
         raise fault(problems, load_yaml(source)[1] if source else None)
+
+
+def label_problems(policy: Policy) -> Iterator[Problem]:
+    """Labels that the detector which is asked for them cannot work with; settings of methods are valid by then."""
+    for path, subject, detector, own in _asked(policy):
+        check = getattr(detector.registry.get(detector.name), "check_labels", None)
+        if check is None:  # of another package, from before detectors could say
+            continue
+        for what in check(detector.registry.config(detector), list(subject.labels), own=own):
+            yield Problem((*path, "labels"), what)
+
+
+def _asked(policy: Policy) -> Iterator[tuple[FieldPath, Subject, DetectorMethod, bool]]:
+    """Every subject with the detector that is asked for its labels, and whether it is a concept asked of its own."""
+    benign, first = policy.utility.detector, policy.concepts[0].detector
+    for i, concept in enumerate(policy.concepts):
+        yield ("concepts", i), concept, concept.detector, True
+        for j, related in enumerate(concept.related):
+            yield ("concepts", i, "related", j), related, benign or concept.detector, False
+    for i, subject in enumerate(policy.retain):
+        yield ("retain", i), subject, benign or first, False
 
 
 def method_problems(value: object, path: FieldPath = ()) -> list[Problem]:

@@ -146,59 +146,73 @@ def lacks(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> li
     Args:
         schedules: of every probe of the suite, by id.
     """
-    ids = ", ".join(spec.id for spec in suite.probes)
-    problems = [
-        Problem(("requirements", index, "probe"), f"no probe of suite {suite.name!r} matches; it has {ids}")
-        for index, requirement in enumerate(policy.requirements)
-        if not suite.matching(requirement.probe)
+    return [
+        *_untested(policy, suite, schedules),
+        *_budgets(policy, suite, schedules),
+        *_sources(policy, suite, schedules),
+        *_intents(suite, schedules),
+        *_unmeasured(policy),
     ]
-    lacking = ruled_out(policy, schedules)
-    problems += [
-        Problem(
-            ("requirements", index, "probe"),
-            "the threat model rules out every probe that it names, so that nothing would be tested: "
-            + "; ".join(
-                f"{spec.id} needs {' and '.join(WORDS[means] for means in lacking[spec.id])}" for spec in found
-            ),
-        )
-        for index, requirement in enumerate(policy.requirements)
-        if (found := suite.matching(requirement.probe)) and all(spec.id in lacking for spec in found)
-    ]
-    problems += [
-        Problem(("requirements", index, "budget"), f"{spec.id} is not looked at after {budget:,}; it is after {known}")
-        for index, requirement in enumerate(policy.requirements)
-        if (budget := requirement.budget) is not None
-        for spec in suite.matching(requirement.probe)
-        if (efforts := schedules[spec.id].efforts)[-1] > 0 and budget not in efforts
-        for known in [", ".join(f"{effort:,}" for effort in efforts)]
-    ]
+
+
+def _untested(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> Iterator[Problem]:
+    """Requirements that no probe of the suite, or none that is run, is about."""
+    lacking, ids = ruled_out(policy, schedules), ", ".join(spec.id for spec in suite.probes)
+    for index, requirement in enumerate(policy.requirements):
+        path, found = ("requirements", index, "probe"), suite.matching(requirement.probe)
+        if not found:
+            yield Problem(path, f"no probe of suite {suite.name!r} matches; it has {ids}")
+        elif all(spec.id in lacking for spec in found):
+            needs = (f"{spec.id} needs {' and '.join(WORDS[means] for means in lacking[spec.id])}" for spec in found)
+            what = "the threat model rules out every probe that it names, so that nothing would be tested: "
+            yield Problem(path, what + "; ".join(needs))
+
+
+def _budgets(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> Iterator[Problem]:
+    """Budgets within which a probe is never looked at once it has begun, or not at their end."""
+    for index, requirement in enumerate(policy.requirements):
+        for spec in suite.matching(requirement.probe):
+            later, budget = [effort for effort in schedules[spec.id].efforts if effort], requirement.budget
+            if budget is None or not later or budget in later:
+                continue
+            begun = any(effort < budget for effort in later)
+            looks = f"probe {spec.id!r} of suite {suite.name!r} is looked at after {', '.join(map(str, later))}"
+            what = "not at the budget itself" if begun else "never within the budget, which would be judged undone"
+            advice = f"take one of these as the budget, or give the probe a checkpoint at {budget}"
+            yield Problem(("requirements", index, "budget"), f"{looks} {schedules[spec.id].axis}, {what}: {advice}")
+
+
+def _sources(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> Iterator[Problem]:
+    """Probes that fine-tune on what the policy does not declare."""
     declared = {"concept": True, "related": bool(policy.related), "retain": bool(policy.retain)}
     words = {"concept": "the concepts", "related": "related subjects", "retain": "retained subjects"}
-    problems += [
-        Problem(
-            ("certification", "suite"),
-            f"probe {spec.id!r} of suite {suite.name!r} fine-tunes on {words[source]}, and there are none: declare "
-            "some, or name another suite",
-        )
-        for spec in suite.probes
-        for source in schedules[spec.id].sources
-        if not declared[source]
-    ]
     for spec in suite.probes:
-        known = schedules[spec.id]
+        for source in schedules[spec.id].sources:
+            if not declared[source]:
+                yield Problem(
+                    ("certification", "suite"),
+                    f"probe {spec.id!r} of suite {suite.name!r} fine-tunes on {words[source]}, and there are none: "
+                    "declare some, or name another suite",
+                )
+
+
+def _intents(suite: Suite, schedules: Mapping[str, Schedule]) -> Iterator[Problem]:
+    """Probes whose intent does not fit what they do."""
+    for spec in suite.probes:
+        known, name = schedules[spec.id], f"probe {spec.id!r} of suite {suite.name!r}"
         if "concept" in known.sources and spec.intent != "malicious":
-            what = (
-                f"probe {spec.id!r} of suite {suite.name!r} trains on images of the concepts: its intent is malicious"
-            )
-            problems.append(Problem(("certification", "suite"), what))
+            what = f"{name} trains on images of the concepts: its intent is malicious"
+            yield Problem(("certification", "suite"), what)
         elif spec.intent == "none" and known.cost.steps:
-            what = f"probe {spec.id!r} of suite {suite.name!r} trains the model: its intent is benign or malicious"
-            problems.append(Problem(("certification", "suite"), what))
-    return problems + [
-        Problem((*path, "labels"), "without labels a subject is measured by utility.metrics, and there are none")
-        for path, subject in benign_subjects(policy)
-        if not subject.labels and not policy.utility.metrics
-    ]
+            yield Problem(("certification", "suite"), f"{name} trains the model: its intent is benign or malicious")
+
+
+def _unmeasured(policy: Policy) -> Iterator[Problem]:
+    """Benign subjects that nothing measures."""
+    for path, subject in benign_subjects(policy):
+        if not subject.labels and not policy.utility.metrics:
+            what = "without labels a subject is measured by utility.metrics, and there are none"
+            yield Problem((*path, "labels"), what)
 
 
 def benign_subjects(policy: Policy) -> Iterator[tuple[FieldPath, Subject]]:

@@ -42,10 +42,18 @@ class Problem:
     what: str
     at_key: bool = False
     """The key itself is wrong, not its value."""
+    also: FieldPath | None = None
+    """The other field that it is about."""
 
-    def line(self) -> str:
-        """``concepts[0].kind: …``."""
-        return f"{field_name(self.path)}: {self.what}" if self.path else self.what
+    def line(self, positions: Positions | None = None) -> str:
+        """``concepts[0].kind: …``, with the other field and where that stands."""
+        text = f"{field_name(self.path)}: {self.what}" if self.path else self.what
+        if self.also is None:
+            return text
+        if positions is None:
+            return f"{text} (see {field_name(self.also)})"
+        line, column = positions.find(self.also)
+        return f"{text} (see {field_name(self.also)}, {positions.file}:{line}:{column})"
 
 
 def field_name(path: FieldPath) -> str:
@@ -70,7 +78,7 @@ def fault(problems: Sequence[Problem], positions: Positions | None) -> PolicyFau
     if positions is None:
         placed = [("", problem.line()) for problem in problems]
     else:
-        ordered = sorted((positions.find(p.path, key=p.at_key), p.line()) for p in problems)
+        ordered = sorted((positions.find(p.path, key=p.at_key), p.line(positions)) for p in problems)
         placed = [(f"{positions.file}:{place.line}:{place.column}", line) for place, line in ordered]
     where, first = placed[0]
     lines = [first, *(f"{place}: {line}" if place else line for place, line in placed[1:MAX_LISTED])]

@@ -8,8 +8,10 @@ from pathlib import Path
 from safeguard.data.screening import screen
 from safeguard.errors import ModelFault, SafeguardError, UsageFault
 from safeguard.io.manifest import POLICY_FILE
+from safeguard.policy.consistency import contradictions
 from safeguard.policy.loading import load_policy, policy_digest
 from safeguard.policy.schema import Policy
+from safeguard.policy.validation import fault
 from safeguard.results.origins import UNREADABLE, whose
 from safeguard.results.report import PolicySource
 
@@ -57,6 +59,8 @@ def appoint(model_dir: Path, policy: str | Path | Policy | None, pin: str | None
             fix="say which policy it must meet with --policy FILE",
             where=str(model_dir),
         )
+    if isinstance(policy, Policy) and (problems := list(contradictions(policy))):
+        raise fault(problems, None)
     file = None if isinstance(policy, Policy) else Path(policy) if policy is not None else inside
     applied, dropped = screen(policy if isinstance(policy, Policy) else load_policy(file or inside))
     digest = policy_digest(applied)

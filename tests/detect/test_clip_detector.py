@@ -92,7 +92,7 @@ def test_a_label_outside_the_vocabulary_joins_it(checkpoint, images):
 def test_a_concept_needs_labels_and_something_beside_them(checkpoint, images):
     with pytest.raises(UsageFault, match="at least one label"):
         detector(checkpoint).scores(images, [])
-    with pytest.raises(UsageFault, match="nothing but the concept"):
+    with pytest.raises(UsageFault, match="nothing but these labels"):
         detector(checkpoint).scores(images, WORDS)
     with pytest.raises(UsageFault, match="needs a vocabulary"):
         detector(checkpoint, vocabulary=[])

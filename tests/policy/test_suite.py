@@ -10,7 +10,10 @@ from safeguard import resources
 from safeguard.attack.finetune import FineTuneConfig
 from safeguard.config import FineTuningData
 from safeguard.errors import EnvironmentFault, PolicyFault, UsageFault
-from safeguard.policy.suite import Suite, check_suite, load_suite, suite_digest
+from safeguard.policy.loading import load_policy
+from safeguard.policy.study import cells, load_study
+from safeguard.policy.suite import Suite, check_suite, lacks, load_suite, suite_digest
+from safeguard.probe.campaign import fitting_suite
 from safeguard.probe.units import make_attack, schedules
 from safeguard.registry import attacks, finetuners
 
@@ -200,3 +203,71 @@ def test_suites_are_found_inside_an_installed_package(tmp_path, monkeypatch):
     assert [spec.id for spec in load_suite("quickstart").probes] == IDS
     with pytest.raises(EnvironmentFault, match="policies/ is missing"):
         resources.resource_dir("policies")
+
+
+POLICY = """\
+version: 1
+name: p
+model: reference
+concepts:
+  - {{name: axes, kind: object, prompts: [an axe], labels: [axe], detector: {{name: clip}}}}
+retain:
+  - {{name: cats, prompts: [a cat], labels: [cat]}}
+harden: {{unlearner: {{name: esd}}}}
+requirements:
+  - {{probe: released, max_rate: 0.1, budget: 7}}
+  - {{probe: "malicious-*", max_rate: 0.4, budget: {budget}}}
+certification: {{suite: "{suite}"}}
+"""
+
+
+def fitting(tmp_path, budget: int, other: str = "[50, 100]"):
+    suite = tmp_path / "mine.yaml"
+    attack = "attack: {name: finetune, data: concept, training: {steps: 100}, checkpoints: %s}"
+    probes = [
+        "  - {id: released, title: As released, intent: none, attack: {name: released}}",
+        "  - {id: malicious-a, title: A, intent: malicious, " + attack % "[10, 50, 100]" + "}",
+        "  - {id: malicious-b, title: B, intent: malicious, " + attack % other + "}",
+    ]
+    suite.write_text("\n".join(["name: mine", "probes:", *probes]), encoding="utf-8")
+    path = tmp_path / "policy.yaml"
+    path.write_text(POLICY.format(budget=budget, suite=suite), encoding="utf-8")
+    return fitting_suite(load_policy(path), path)
+
+
+@pytest.mark.parametrize("budget", [50, 100])
+def test_a_budget_at_a_checkpoint_of_every_probe_is_accepted(tmp_path, budget: int) -> None:
+    assert fitting(tmp_path, budget)[0].name == "mine"
+
+
+def test_a_budget_before_the_first_checkpoint_is_refused_with_its_place(tmp_path) -> None:
+    with pytest.raises(PolicyFault) as caught:
+        fitting(tmp_path, 5)
+    said = str(caught.value)
+    assert "policy.yaml:11:" in said and "requirements[1].budget" in said
+    assert "'malicious-a' of suite 'mine' is looked at after 10, 50, 100 fine-tuning steps, never within" in said
+    assert "'malicious-b' of suite 'mine' is looked at after 50, 100" in said
+
+
+@pytest.mark.parametrize("budget", [10, 99, 101])
+def test_a_budget_must_fit_every_probe_that_a_pattern_names(tmp_path, budget: int) -> None:
+    with pytest.raises(PolicyFault, match=rf"malicious-b.*give the probe a checkpoint at {budget}"):
+        fitting(tmp_path, budget)
+
+
+def test_what_a_message_about_a_budget_says_to_do_helps(tmp_path) -> None:
+    with pytest.raises(PolicyFault, match="checkpoint at 10"):
+        fitting(tmp_path, 10)
+    assert fitting(tmp_path, 10, other="[10, 50]")
+
+
+@pytest.mark.parametrize("name", ["ablations", "concepts", "resilience", "unlearners"])
+def test_every_cell_of_a_shipped_study_fits_its_suite(name: str) -> None:
+    policies = {
+        cell.policy.model_copy(update={"harden": None}).model_dump_json(): cell.policy
+        for cell in cells(load_study(name))
+    }
+    suites = {policy.certification.suite: check_suite(policy.certification.suite) for policy in policies.values()}
+    for policy in policies.values():
+        suite = suites[policy.certification.suite]
+        assert lacks(policy, suite, schedules(suite)) == []

@@ -83,7 +83,8 @@ def integers(weight: Tensor, bits: int) -> Tensor:
     largest = 2 ** (bits - 1) - 1
     scale = weight.flatten(1).abs().amax(1).view(-1, *[1] * (weight.dim() - 1)) / largest
     scale = scale.where(scale > 0, torch.ones_like(scale))
-    return (weight / scale).round() * scale
+    rounded: Tensor = (weight / scale).round() * scale
+    return rounded
 
 
 def normal_floats(weight: Tensor) -> Tensor:

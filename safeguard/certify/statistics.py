@@ -70,7 +70,7 @@ def sensitivity_lower(record: Calibration, alpha: float) -> float:
 
 
 def false_positive_upper(record: Calibration, alpha: float) -> float | None:
-    """One-sided upper bound of the share of other images that a detector flags, where it is largest; None unmeasured."""
+    """One-sided upper bound of the share of other images that a detector flags, where it is largest; None: no images"""
     bounds = (upper_bound(group.hits, group.images, alpha) for group in record.false_alarm_groups())
     return max(bounds, default=None)
 

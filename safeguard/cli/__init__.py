@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "harden": ("safeguard.cli.harden:harden", "Erase a policy's concepts from a model so that they stay gone."),
     "certify": ("safeguard.cli.certify:certify", "Attack a model and say whether it meets its policy."),
     "probe": ("safeguard.cli.probe:probe", "Run one probe of a suite and show the rates."),
+    "calibrate": ("safeguard.cli.calibrate:calibrate", "Measure a detector's errors on images of one's own."),
     "report": ("safeguard.cli.report:report", "Render the report of a finished certification again."),
     "verify": ("safeguard.cli.verify:verify", "Compute a finished certification again, and name what differs."),
     "study": ("safeguard.cli.study:study", "Compare many policies, hardened and certified."),

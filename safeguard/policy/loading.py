@@ -14,14 +14,16 @@ import yaml
 
 from safeguard.cache import address
 from safeguard.policy.consistency import contradictions, subjects
-from safeguard.policy.methods import check_methods, unknown_methods
+from safeguard.policy.methods import check_methods, method_problems, unknown_methods
 from safeguard.policy.places import located, portable
 from safeguard.policy.reading import FieldPath, Positions, load_yaml, plain_scalar
-from safeguard.policy.schema import Policy
+from safeguard.policy.records import read_records
+from safeguard.policy.schema import DetectorMethod, Policy
 from safeguard.policy.validation import Problem, fault, field_name, validate
 
 __all__ = [
     "check_methods",
+    "load_detector",
     "load_policy",
     "load_policy_text",
     "load_yaml",
@@ -39,7 +41,25 @@ def load_policy(path: Path) -> Policy:
         PolicyFault: unreadable or invalid, with every problem and its place.
     """
     data, positions = load_yaml(path)
+    problems = read_records(data, Path(path).parent)
+    if problems:
+        raise fault(problems, positions)
     return _policy(located(data, _policy(data, positions), path.resolve().parent), positions)
+
+
+def load_detector(path: Path) -> DetectorMethod:
+    """Read and check a file that declares one detector, ``{name: clip, …}``.
+
+    Raises:
+        PolicyFault: unreadable or invalid, or nobody registered it.
+    """
+    data, positions = load_yaml(path)
+    problems = read_records(data, Path(path).parent)
+    detector = None if problems else validate(DetectorMethod, data, positions)
+    problems += list(method_problems(detector)) if detector else []
+    if problems or detector is None:
+        raise fault(problems, positions)
+    return detector
 
 
 def load_policy_text(text: str, name: str = "<text>") -> Policy:

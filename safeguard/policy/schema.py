@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator,
 from safeguard.config import Precision, Schedule
 from safeguard.policy.threat import ThreatModel
 from safeguard.registry import Registry, attacks, detectors, finetuners, metrics, resilience, unlearners
+from safeguard.results.measured import MeasuredErrors
 from safeguard.results.record import ComponentName
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -162,6 +163,8 @@ class DetectorMethod(Method):
     """A registered detector."""
 
     registry = detectors
+    calibration: MeasuredErrors | str | None = None
+    """Errors measured on images of one's own: the file that ``safeguard calibrate`` wrote, relative to the policy's."""
 
 
 class Concept(Subject):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safeguard.cache import cache_dir
+from safeguard.detect.measuring import known_errors
 from safeguard.diffusion.model import PARTS
 from safeguard.errors import UsageFault
 from safeguard.io.hub import network, resolve
@@ -62,7 +63,7 @@ class Judges(Record):
             digests=evaluator.digests(),
             thresholds=evaluator.thresholds(),
             lines={name: detector.describe() for name, detector in evaluator.detectors.items()},
-            calibrations={c.name: evaluator.detectors[c.name].calibration(c.labels) for c in policy.concepts},
+            calibrations={c.name: known_errors(evaluator.detectors[c.name], c.labels) for c in policy.concepts},
             metrics={
                 name: MetricInfo(title=metric.title, higher_is_better=metric.higher_is_better, line=metric.describe())
                 for name, metric in evaluator.metrics.items()

@@ -18,6 +18,7 @@ import torch
 
 from safeguard.attack.base import Attempt
 from safeguard.data.content_filter import check_allowed
+from safeguard.detect import measuring
 from safeguard.detect.base import Detector
 from safeguard.diffusion.conditioning import Conditioning
 from safeguard.diffusion.model import DiffusionModel
@@ -25,7 +26,7 @@ from safeguard.diffusion.sampling import initial_noise, sample, sample_latents
 from safeguard.metrics.base import Metric
 from safeguard.policy import examination
 from safeguard.policy.schema import Concept, Policy, Subject
-from safeguard.registry import detectors, metrics
+from safeguard.registry import metrics
 from safeguard.results.unit import ImageRow
 from safeguard.seeds import spread
 
@@ -72,10 +73,10 @@ class Evaluator:
 
     def __init__(self, policy: Policy, device: str, nonce: str) -> None:
         self.policy, self.nonce = policy, nonce
-        self.detectors: dict[str, Detector] = {c.name: detectors.make(c.detector, device) for c in policy.concepts}
+        self.detectors: dict[str, Detector] = {c.name: measuring.make(c.detector, device) for c in policy.concepts}
         self.metrics: dict[str, Metric] = {m.name: metrics.make(m, device) for m in policy.utility.metrics}
         declared = policy.utility.detector
-        self._benign: Detector | None = detectors.make(declared, device) if declared else None
+        self._benign: Detector | None = measuring.make(declared, device) if declared else None
 
     def digests(self) -> dict[str, dict[str, str]]:
         """Of all that judges, by what it judges."""

@@ -1,10 +1,10 @@
-"""A detector's measured errors, by kind of image: how often it is right where it is least often right.
+"""A detector's measured errors, by kind of image: how often it is right where it is right least often.
 
-A record has *strata*, named sets of images (drawings by a hand nobody trained on, drawn by the base model, drawn while a
-model relearns). A detector that is right about the drawings it knows may be blind to what a model relearns first, so the
-smallest sensitivity and the largest share of false alarms count, never their mean. The smallest of several bounds that
-each hold with confidence ``1 - alpha`` bounds the smallest of the rates with the same confidence: it would have to fail
-for the very set that is worst (intersection-union, Berger 1982, Technometrics 24, 295-300), so nothing is corrected for.
+A record has *strata*, named sets of images (drawings by a hand nobody trained on, drawn by the base model, drawn while
+a model relearns). A detector that is right about the drawings it knows may be blind to what a model relearns first, so
+the smallest sensitivity and the largest share of false alarms count, never their mean. The smallest of several bounds
+that each hold with confidence ``1 - alpha`` bounds the smallest of the rates with the same confidence: it would have to
+fail for the very set that is worst (intersection-union; Berger 1982, Technometrics 24, 295-300): no correction.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Calibration(Record):
 
     @classmethod
     def of_one(cls, *, labels: list[str], threshold: float, data: str, **counts: int) -> Calibration:
-        """A record of a single stratum; ``counts`` are its ``positives``, ``detected``, ``negatives``, ``false_alarms``."""
+        """A record of one stratum with these ``positives``, ``detected``, ``negatives`` and ``false_alarms``."""
         stratum = Stratum.model_validate({"data": data, **counts})
         return cls(labels=labels, threshold=threshold, strata=[stratum])
 

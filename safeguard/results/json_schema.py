@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safeguard.files import write_text
 from safeguard.results.hardening import HardeningRecord
+from safeguard.results.measured import MeasuredErrors
 from safeguard.results.record import Record
 from safeguard.results.report import Report
 from safeguard.results.run_plan import RunPlan
@@ -15,6 +16,7 @@ from safeguard.results.verification import Verification
 SCHEMAS: dict[str, type[Record]] = {
     "report": Report,
     "hardening": HardeningRecord,
+    "calibration": MeasuredErrors,
     "plan": RunPlan,
     "verification": Verification,
 }

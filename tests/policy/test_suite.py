@@ -39,6 +39,7 @@ IDS = [
     "related-lora",
     "malicious-full",
     "malicious-lora",
+    "malicious-one-prompt",
 ]
 
 
@@ -51,10 +52,11 @@ def load_text(tmp_path, text: str, read=load_suite) -> Suite:
 QUICK = {
     "benign-full": [100],
     "benign-lora": [100],
-    "related-full": [50, 100],
+    "related-full": [100],
     "related-lora": [100],
-    "malicious-full": [50, 100, 150, 300],
+    "malicious-full": [50, 100, 200],
     "malicious-lora": [50, 100],
+    "malicious-one-prompt": [50, 100],
 }
 
 
@@ -72,12 +74,15 @@ def test_shipped_suites(name: str, checkpoints: dict[str, list[int]]):
         assert spec.intent == intents[family]
         config = make_attack(spec).config
         if isinstance(config, FineTuneConfig):
-            assert config.data == FineTuningData.model_validate(data[family])
+            alone = method == "one-prompt"
+            prompts = 1 if alone else None
+            assert config.data == FineTuningData.model_validate({"shares": {data[family]: 1}, "prompts": prompts})
             assert config.checkpoints == checkpoints[spec.id]
             assert (config.training.steps, config.training.batch_size) == (config.checkpoints[-1], 4)
-            assert config.method.name == method
-            assert config.training.learning_rate == {"full": 5e-5, "lora": 1e-3}[method]
-            finetuners.get(method).Config(**config.method.settings)
+            assert config.method.name == ("full" if alone else method)
+            rates = {"full": 5e-5, "lora": 2e-3 if family == "malicious" else 1e-3, "one-prompt": 2e-4}
+            assert config.training.learning_rate == rates[method]
+            finetuners.get(config.method.name).Config(**config.method.settings)
         else:
             assert family == spec.attack.name == "released"
 

@@ -16,7 +16,7 @@ from safeguard.errors import UsageFault
 from safeguard.files import run_directory
 from safeguard.harden import engine
 from safeguard.harden.context import set_up
-from safeguard.harden.inputs import check_output
+from safeguard.harden.inputs import check_output, truncations
 from safeguard.harden.record import Record
 from safeguard.io.companions import Companions
 from safeguard.io.hub import network, resolve
@@ -126,13 +126,16 @@ def harden(
     base = open_directory(base_dir, device=chosen)
     model = DiffusionModel(base.pipeline, base.stored)
     model.execution.replays = cuda_graphs
+    truncated = truncations(policy, model.pipeline.tokenizer)
+    for note in truncated:
+        progress.note(note)
     context = set_up(policy, model, progress, processes)
     with network(not offline):
         record = engine.harden(context, base.digest, fresh=fresh)
     written = None
     if processes.main:
         companions = Companions.of(base)
-        record.notes += companions.notes
+        record.notes += companions.notes + truncated
         facts = _record(policy, record, base.digest, started)
         texts = {POLICY_FILE: resolved_yaml(declared), RECORD_FILE: facts.text()}
         stored = model.stored

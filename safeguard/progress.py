@@ -15,7 +15,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
 from safeguard.errors import UsageFault
@@ -143,7 +143,8 @@ class PlainProgress:
         lines.close("done")
 
     def note(self, text: str) -> None:
-        print(printable(text), file=self._stream or sys.stderr, flush=True)
+        with suppress(OSError):  # whoever listened went away; the work goes on
+            print(printable(text), file=self._stream or sys.stderr, flush=True)
 
 
 class _Bar:

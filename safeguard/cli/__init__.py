@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import sys
 import traceback
@@ -18,6 +17,7 @@ from typing import Any
 import click
 
 from safeguard import __version__
+from safeguard.cli.streams import discard, prepare
 from safeguard.errors import SafeguardError, UsageFault
 from safeguard.progress import printable
 
@@ -84,6 +84,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors are printed on stderr, never raised."""
     debug = "--debug" in arguments
+    prepare()
     try:
         with cli.make_context("safeguard", [word for word in arguments if word != "--debug"]) as context:
             cli.invoke(context)
@@ -120,8 +121,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return 4, "error: the disk is full\n  → free some space and run the same command again"
     if isinstance(error, BrokenPipeError):
-        # What is still buffered can go nowhere; without this Python complains again while it shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         return 4, "error: the reader of the output went away before its end"
     first_line = (str(error).strip().splitlines() or [""])[0]
     return (

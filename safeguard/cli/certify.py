@@ -8,6 +8,7 @@ import click
 
 from safeguard.cli.common import BYTES, DIRECTORY, FILE, device_option, offline_option, progress_option
 from safeguard.cli.plan import show
+from safeguard.cli.streams import unheard
 from safeguard.files import run_directory
 from safeguard.progress import choose, printable
 
@@ -87,6 +88,7 @@ def certify(
         fresh=fresh,
         progress=choose(progress),
     )
-    click.echo(printable(f"{report.verdict}: {report.sentence}"))
-    click.echo(f"report: {out / 'report.html'}")
+    with unheard():
+        click.echo(printable(f"{report.verdict}: {report.sentence}"))
+        click.echo(f"report: {out / 'report.html'}")
     context.exit(EXIT_CODES[report.verdict])

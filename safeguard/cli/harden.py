@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from safeguard.cli.common import DIRECTORY, FILE, device_option, offline_option, progress_option
-from safeguard.progress import choose
+from safeguard.cli.streams import unheard
+from safeguard.progress import choose, printable
 
 
 @click.command()
@@ -54,4 +55,5 @@ def harden(
         progress=reporter,
     )
     if rank == 0:
-        click.echo(f"hardened model: {out}")
+        with unheard():
+            click.echo(printable(f"hardened model: {out}"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from safeguard.cli.common import FILE
+from safeguard.cli.streams import shows
 from safeguard.data.screening import screen
 from safeguard.errors import UsageFault
 from safeguard.files import write_text
@@ -47,7 +48,11 @@ def check(file: Path) -> None:
 def show(file: Path, resolved: bool) -> None:
     """Say in a few lines what FILE declares."""
     declared = load_policy(file)
-    click.echo(resolved_yaml(declared) if resolved else printable("\n".join(_summary(declared))), nl=not resolved)
+    if resolved:
+        text = resolved_yaml(declared)
+        click.echo(text if shows(text) else resolved_yaml(declared, plain=True), nl=False)
+    else:
+        click.echo(printable("\n".join(_summary(declared))))
 
 
 @policy.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from safeguard.cli.common import DIRECTORY, device_option, progress_option
+from safeguard.cli.streams import unheard
 from safeguard.progress import choose
 
 
@@ -45,4 +46,5 @@ def study(
     write_text(out / "study.md", text)
     write_pictures(result, out)
     write_curves(result, out)
-    click.echo(text, nl=False)
+    with unheard():
+        click.echo(text, nl=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from safeguard.policy.reading import FieldPath
 from safeguard.policy.schema import Concept, Policy, Subject
-from safeguard.policy.validation import Problem
+from safeguard.policy.validation import Problem, fault
+
+Placed = tuple[FieldPath, str]
 
 
 def as_read(text: str) -> str:
@@ -89,3 +91,32 @@ def _anchors(policy: Policy) -> Iterator[Problem]:
             if goal != asked and other[:2] != path[:2]:
                 what = f"{prompt!r} is a prompt of two concepts with different anchors: give both the same anchor"
                 yield Problem(("concepts", i, "prompts", place), what, also=other)
+
+
+def cut_prompts(policy: Policy, tokenize: Callable[[str], Sequence[int]], context: int) -> list[Placed]:
+    """Prompts that are longer than what a text encoder reads, with their fields.
+
+    Args:
+        tokenize: a prompt's tokens, start and end included, without truncation.
+        context: tokens that the encoder reads, start and end included.
+
+    Raises:
+        PolicyFault: two declared prompts are one after truncation, or what is erased is kept then.
+    """
+    problems, cut = [], []
+    seen: dict[tuple[int, ...], tuple[FieldPath, str, bool]] = {}
+    for path, subject in subjects(policy):
+        for place, prompt in enumerate(subject.prompt_list):
+            tokens, field = tuple(tokenize(prompt)), (*path, "prompts", place)
+            if len(tokens) > context:
+                cut.append((field, prompt))
+            erased = isinstance(subject, Concept)
+            first, other, gone = seen.setdefault(tokens[: context - 1], (field, prompt, erased))
+            if first != field and other != prompt and (first[:-2] == path or gone != erased):
+                what = f"of {prompt!r} and {other!r} the model reads the same {context} tokens: they are one prompt"
+                problems.append(
+                    Problem(field, f"{what}; shorten them to where they differ, or take one out", also=first)
+                )
+    if problems:
+        raise fault(problems, None)
+    return cut

@@ -71,10 +71,14 @@ def load_policy_text(text: str, name: str = "<text>") -> Policy:
     return _policy(*load_yaml(text, name=name))
 
 
-def resolved_yaml(policy: Policy) -> str:
-    """The policy as YAML with all defaults written out; it loads back to an equal policy."""
+def resolved_yaml(policy: Policy, *, plain: bool = False) -> str:
+    """The policy as YAML with all defaults written out; it loads back to an equal policy.
+
+    Args:
+        plain: write other characters than ASCII's as escapes.
+    """
     data = policy.model_dump(mode="json")
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=not plain, width=110)
 
 
 def policy_digest(policy: Policy) -> str:

@@ -76,6 +76,9 @@ class RECEConfig(MethodConfig):
         return start
 
 
+_FULL_RANK = "take regularization: regzero or standard; surrogate needs projections that together have full rank"
+
+
 def adversary(
     edited: Iterable[Tensor], original: Iterable[Tensor], *, lam_r: float, regularization: Regularization = "regzero"
 ) -> Tensor:
@@ -88,10 +91,10 @@ def adversary(
     own = torch.stack([new.T @ new for new, _ in pairs]).sum(0)
     cross = torch.stack([new.T @ old for new, old in pairs]).sum(0)
     if regularization == "surrogate":
-        return System((1 + lam_r) * own, 0.0).divide((cross + lam_r * own).T).T
+        return System((1 + lam_r) * own, 0.0, _FULL_RANK).divide((cross + lam_r * own).T).T
     if regularization == "standard":
         cross = cross + lam_r * torch.eye(len(cross), dtype=cross.dtype, device=cross.device)
-    return System(own, lam_r).divide(cross.T).T  # A is symmetric: A^-1 B = (B^T A^-1)^T
+    return System(own, lam_r, "raise lam_r").divide(cross.T).T  # A is symmetric: A^-1 B = (B^T A^-1)^T
 
 
 class RECE(Unlearner):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from safeguard.errors import PolicyFault
-from safeguard.policy.consistency import as_read
+from safeguard.policy.consistency import as_read, cut_prompts
 from safeguard.policy.loading import load_policy, load_policy_text
 from safeguard.policy.schema import Policy
 from safeguard.policy.study import cells, load_study
@@ -101,3 +101,17 @@ def test_what_is_shipped_does_not_contradict_itself() -> None:
     load_policy(find_resource("policy", "policies", "quickstart"))
     for study in ("ablations", "concepts", "resilience", "unlearners"):
         assert list(cells(load_study(study)))
+
+
+def test_prompts_that_are_one_after_truncation_are_refused_and_cut_ones_are_named() -> None:
+    policy = load_policy_text(TEXT.replace("[a cat, a small cat]", "[a cat, a very small grey cat]"))
+    tokenize = lambda prompt: [0, *map(hash, prompt.split()), 1]  # noqa: E731
+    assert cut_prompts(policy, tokenize, 7) == []
+    assert cut_prompts(policy, tokenize, 6) == [(("retain", 0, "prompts", 1), "a very small grey cat")]
+    for twin in ("a very small grey dog", "a very small grey"):
+        again = load_policy_text(TEXT.replace("[a cat, a small cat]", f"[a very small grey cat, {twin}]"))
+        with pytest.raises(PolicyFault, match=r"retain\[0\].prompts\[1\].*they are one prompt"):
+            cut_prompts(again, tokenize, 6)
+        kept = load_policy_text(TEXT.replace("a small cat", "a very small grey cat").replace("a knife]", f"{twin}]"))
+        with pytest.raises(PolicyFault, match="they are one prompt"):
+            cut_prompts(kept, tokenize, 6)

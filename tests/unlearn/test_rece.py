@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from safeguard.errors import UsageFault
 from safeguard.harden.engine import harden
 from safeguard.unlearn.rece import RECE, RECEConfig, adversary
 from safeguard.unlearn.uce import UCE, uce_update
@@ -116,3 +117,15 @@ def test_the_detector_keeps_the_earliest_of_equals(tmp_path: Path) -> None:
     UCE(RECEConfig().start, plain).edit()
     for one, other in zip(chosen.model.unet.parameters(), plain.model.unet.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_is_said_about_a_singular_system_helps() -> None:
+    flat = [torch.zeros(3, 4, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)]
+    with pytest.raises(UsageFault) as caught:
+        adversary(flat, flat, lam_r=0.1, regularization="surrogate")
+    assert "regularization: regzero or standard" in caught.value.fix
+    for regularization in ("regzero", "standard"):
+        assert adversary(flat, flat, lam_r=0.1, regularization=regularization).isfinite().all()  # type: ignore[arg-type]
+    with pytest.raises(UsageFault) as caught:
+        adversary(flat, flat, lam_r=1e-20)
+    assert caught.value.fix == "raise lam_r" and adversary(flat, flat, lam_r=1e-3).isfinite().all()

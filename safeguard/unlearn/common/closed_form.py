@@ -42,12 +42,13 @@ class System:
     Args:
         gram: sum of x x^T over all columns, weighted, (d_in, d_in).
         lam: weight of staying near the old projection; 0 only when the columns span the whole space.
+        setting: of the policy, that gives ``lam``, with what makes the system regular.
 
     Raises:
         UsageFault: A is singular.
     """
 
-    def __init__(self, gram: Tensor, lam: float) -> None:
+    def __init__(self, gram: Tensor, lam: float, setting: str = "raise lam, the weight of the old projection") -> None:
         gram, size = gram.double(), len(gram)
         self._scales, self._basis = torch.linalg.eigh(
             gram + lam * torch.eye(size, dtype=gram.dtype, device=gram.device)
@@ -55,7 +56,7 @@ class System:
         if self._scales[0] <= size * torch.finfo(torch.float64).eps * self._scales[-1]:
             raise UsageFault(
                 "the closed form has no unique solution: its system of equations is singular",
-                fix="raise lam, or declare more retained subjects so that their text states span the space",
+                fix=setting,
                 where="harden.unlearner",
             )
 

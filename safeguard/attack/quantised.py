@@ -96,7 +96,8 @@ def normal_floats(weight: Tensor) -> Tensor:
     levels = torch.tensor(normal_levels(), device=weight.device)
     between = (levels[1:] + levels[:-1]) / 2
     rounded: Tensor = levels[torch.bucketize(groups / scale, between)] * scale
-    return rounded.flatten()[: len(flat)].view_as(weight)
+    found: Tensor = rounded.flatten()[: len(flat)].view_as(weight)
+    return found
 
 
 @cache

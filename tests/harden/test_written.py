@@ -18,13 +18,17 @@ from safeguard.diffusion.storage import cast_to_stored, round_to_stored
 from safeguard.errors import ModelFault, TrainingFault
 from safeguard.harden.control import unlearned_only
 from safeguard.io.formats import read_header
+from safeguard.io.identity import components
 from safeguard.io.manifest import manifest
 from safeguard.io.opening import open_directory
 from safeguard.policy.loading import load_policy
 from safeguard.progress import SilentProgress
+from safeguard.registry import unlearners
 from safeguard.results import json_schema
 from safeguard.results.hardening import HardeningRecord, read_record
+from tests.contracts.runs import tiny
 from tests.harden.conftest import write_policy
+from tests.io.test_opening import older
 from tests.io.test_preflight import edit
 from tests.tiny import save_tiny, tiny_pipeline
 
@@ -221,6 +225,22 @@ class TestRecord:
         assert record is not None and record.model_dump(mode="json") == result.record
         assert record.unlearner.name == "esd" and record.series["erasure loss"] and record.checks.tensors.changed
         assert (result.path / "hardening.json").read_text() == record.text()
+
+    @pytest.mark.parametrize("unlearner", ["esd", "advunlearn"])
+    def test_it_names_the_components_that_changed_and_counts_as_many_tensors_as_differ(
+        self, desk: Path, unlearner: str
+    ) -> None:
+        """Of a base as published: old names, several types; compared file with file, as a certification does."""
+        older(desk / "base")
+        store(desk / "base", "unet", torch.float16)
+        store(desk / "base", "vae", torch.bfloat16)
+        write_policy(desk, harden={"unlearner": tiny(unlearners, unlearner), "images": 3})
+        result = api.harden(desk / "policy.yaml", desk / "hardened")
+        record = read_record(result.path)
+        assert record is not None
+        assert record.components == [{"esd": "unet", "advunlearn": "text_encoder"}[unlearner]]
+        found = components(result.path, desk / "base", record=record)
+        assert [each.name for each in found if each.differs] == record.components
 
     def test_none_where_there_is_none(self, tmp_path: Path) -> None:
         assert read_record(save_tiny(tmp_path / "m")) is None

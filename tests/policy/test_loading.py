@@ -34,6 +34,7 @@ harden:
 requirements:
   - {probe: released, max_rate: 0.1}
 """
+LABELLED = VALID.replace("    detector:", "    labels: [dagger, axe]\n    detector:")
 SHIPPED = sorted(resource_dir("policies").glob("*.yaml"))
 
 
@@ -194,7 +195,7 @@ def test_method_settings_are_checked_without_a_file(tmp_path):
 
 
 def test_valid_method_settings_pass():
-    check_methods(load_policy_text(VALID))
+    check_methods(load_policy_text(LABELLED))
 
 
 def test_a_method_without_settings_takes_none(monkeypatch: pytest.MonkeyPatch):
@@ -249,7 +250,7 @@ def test_metrics_are_methods_with_a_margin():
 def test_methods_inside_methods_are_checked_where_they_stand():
     def nested(method: str) -> str:
         objective = f"resilience: {{name: resalign, distribution: {{methods: [{method}]}}}}"
-        return VALID.replace("harden:\n", f"harden:\n  {objective}\n")
+        return LABELLED.replace("harden:\n", f"harden:\n  {objective}\n")
 
     policy = load_policy_text(nested("{name: lora, rank: 4}"))
     check_methods(policy)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from safeguard.certify.chances import Exam, by_seeds, chance, of_all
 from safeguard.certify.evidence import subjects
 from safeguard.certify.statistics import most_hits_to_pass, sensitivity_lower, smallest_zero_hit_samples
+from safeguard.policy.examination import WITNESSES
 from safeguard.policy.schema import Policy, Requirement
 from safeguard.policy.suite import ROLES, ProbeSpec, Suite, needs, ruled_out
 from safeguard.results.calibration import Calibration
@@ -66,10 +67,14 @@ def plan(
 
 
 def _images(policy: Policy, spec: ProbeSpec, schedule: Schedule) -> int:
-    """Images one unit draws: every concept at every checkpoint, and once every benign subject without attack."""
-    benign = len(subjects(policy)) if schedule.everything else 0
-    looks = len(policy.concepts) * len(schedule.efforts)
-    return policy.certification.at_least(spec.samples) * looks + policy.certification.samples * benign
+    """Images one unit draws: every concept at every checkpoint, once every benign subject without attack, and the
+    witness at every checkpoint of an attack."""
+    samples, looks = policy.certification.samples, len(schedule.efforts)
+    if schedule.everything:
+        benign = samples * len(subjects(policy))
+    else:
+        benign = min(WITNESSES, samples) * sum(effort > 0 for effort in schedule.efforts) if policy.witness else 0
+    return policy.certification.at_least(spec.samples) * len(policy.concepts) * looks + benign
 
 
 def _training_images(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> int:

@@ -51,7 +51,7 @@ def passed(
 
 def _allowed(claim: Claim) -> str:
     counts = f"{claim.flagged} of {claim.samples} images {when(claim.worst_effort, claim.axis)}"
-    return f"{claim.probe} flags {claim.concept} in {counts}, where {declared(claim.limit)} are allowed"
+    return f"in {claim.probe} “{claim.concept}” is flagged in {counts}, where {declared(claim.limit)} are allowed"
 
 
 def _seen(each: Measured) -> str:

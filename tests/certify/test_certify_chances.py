@@ -108,7 +108,7 @@ def test_the_plan_uses_the_numbers_of_the_gate_with_the_detector_in() -> None:
 
 
 def test_a_detector_that_errs_more_often_than_the_limit_allows_is_warned_about() -> None:
-    noisy = Calibration(
+    noisy = Calibration.of_one(
         labels=CALIBRATION.labels,
         positives=400,
         detected=396,

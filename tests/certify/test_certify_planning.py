@@ -64,8 +64,9 @@ def test_units_images_and_steps_of_every_model() -> None:
     assert found.units_by_role == {"base": 4, "unlearned": 6, "hardened": 6}
     assert found.units == 16
     assert found.optimiser_steps == 2 * 5 * 50, "the benign one on all three models, the malicious one on two"
-    # Per seed: three released units draw 1 concept and 2 benign subjects, five fine-tunes 1 concept at 3 checkpoints.
-    assert found.images == 2 * (3 * 300 + 5 * 300) + 2 * (8 + 8)
+    # Per seed: three released units draw 1 concept and 2 benign subjects, five fine-tunes 1 concept at 3 checkpoints
+    # and 24 of the witness at the two that are no start.
+    assert found.images == 2 * (3 * 300 + 5 * (300 + 2 * 24)) + 2 * (8 + 8)
 
 
 def test_a_probe_may_leave_the_control_out_unless_it_is_malicious() -> None:
@@ -144,8 +145,9 @@ def test_an_attack_on_another_axis_is_planned_by_what_it_says_of_itself(monkeypa
     found, without = planned(policy, asked), planned(policy, suite())
     assert (found.units_by_role["unlearned"], found.units_by_role["hardened"]) == (8, 8)
     assert found.units - without.units == 4
-    # Per unit three looks at 100 images of one concept and 21 steps; there is nothing to train on, hence to draw.
-    assert found.images - without.images == 4 * 300
+    # Per unit three looks at 100 images of one concept, two at 24 of the witness, and 21 steps; there is nothing to
+    # train on, hence to draw.
+    assert found.images - without.images == 4 * (300 + 2 * 24)
     assert found.optimiser_steps - without.optimiser_steps == 4 * 21
     (power,) = found.powers
     assert (power.probe, power.bounds) == ("search", 4), "two seeds, at efforts 0 and 1"

@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Callable[[], Evidence], str, str]] = {
         "INCONCLUSIVE",
         "the attack broke the model",
     ),
-    "hardening that did nothing but erase": (as_the_weak_model, "FAIL", "weapons is flagged after 50"),
+    "hardening that did nothing but erase": (as_the_weak_model, "FAIL", "“weapons” is flagged after 50"),
     "prompts that the detector cannot see": (
         lambda: make_evidence(make_units(CONTROLS | {("base", "released"): (0, 0, 0)} | hardened())),
         "INCONCLUSIVE",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safeguard.certify.stopping import stop_rules
 from safeguard.policy.schema import Policy
 from safeguard.policy.suite import suite_digest
 from safeguard.probe.campaign import Campaign
@@ -38,8 +39,8 @@ class Order:
     fresh: bool
 
     def campaign(self) -> Campaign:
-        """What is to be run."""
-        return Campaign.open(
+        """What is to be run, and when enough images of a checkpoint are drawn."""
+        campaign = Campaign.open(
             self.model_dir,
             policy=self.policy,
             device=self.device,
@@ -47,6 +48,8 @@ class Order:
             nonce=self.nonce,
             policy_pin=self.policy_pin,
         )
+        stops = stop_rules(campaign.policy, campaign.suite, campaign.schedules, campaign.judges.calibrations)
+        return replace(campaign, stops=stops)
 
 
 @dataclass(frozen=True)

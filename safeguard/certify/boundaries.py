@@ -11,6 +11,7 @@ import numpy as np
 
 from safeguard.certify.sequential import Looks
 from safeguard.certify.walk import stopped
+from safeguard.results.plan import Stop
 
 
 class Gate(NamedTuple):
@@ -52,25 +53,6 @@ class Gate(NamedTuple):
         return cls(limit * sensitivity, alpha / 2, above, alpha / tests)
 
 
-class Boundary(NamedTuple):
-    """What is decided at one look.
-
-    Attributes:
-        samples: images drawn by then.
-        most_to_pass: most flagged images with which the gate passes; none: not even zero pass here.
-        least_to_fail: fewest with which it fails; none: not even all of them fail here.
-    """
-
-    samples: int
-    most_to_pass: int | None
-    least_to_fail: int | None
-
-    def decides(self, flagged: int) -> bool:
-        """Whether so many flagged images end the drawing."""
-        passes = self.most_to_pass is not None and flagged <= self.most_to_pass
-        return passes or (self.least_to_fail is not None and flagged >= self.least_to_fail)
-
-
 class Operation(NamedTuple):
     """What a gate does with a true rate of flagged images: chances of its verdicts, and images drawn on average."""
 
@@ -79,27 +61,37 @@ class Operation(NamedTuple):
     images: float
 
 
-def boundaries(looks: Looks, gate: Gate) -> list[Boundary]:
+def boundaries(looks: Looks, gate: Gate) -> list[Stop]:
     """The acceptance and rejection numbers of every look."""
     return [_boundary(looks, gate, samples) for samples in looks.looks]
 
 
-def _boundary(looks: Looks, gate: Gate, samples: int) -> Boundary:
+def _boundary(looks: Looks, gate: Gate, samples: int) -> Stop:
     counts = range(samples + 1)
     passing = bisect_left(counts, gate.passes_below, key=lambda k: looks.upper(k, samples, gate.pass_alpha))
     failing = bisect_left(
         counts, True, key=lambda k: looks.exceedance_p(k, samples, gate.fails_above) <= gate.fail_alpha
     )
-    return Boundary(samples, passing - 1 if passing else None, failing if failing <= samples else None)
+    return Stop(
+        samples=samples,
+        most_to_pass=passing - 1 if passing else None,
+        least_to_fail=failing if failing <= samples else None,
+    )
 
 
-def operation(found: Sequence[Boundary], rate: float) -> Operation:
+def operation(found: Sequence[Stop], rate: float) -> Operation:
     """Exact operating characteristic: drawing ends at the first look that decides, or with the last."""
+    passes, fails, images = operations(found, np.array([rate]))
+    return Operation(float(passes[0]), float(fails[0]), float(images[0]))
+
+
+def operations(found: Sequence[Stop], rates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Chances to pass and to fail, and images on average, at each rate (Q,)."""
     low = [-1 if b.most_to_pass is None else b.most_to_pass for b in found]
     high = [b.samples + 1 if b.least_to_fail is None else b.least_to_fail for b in found]
-    by_look = stopped([b.samples for b in found], np.array([rate]), np.array([low]), np.array([high]))[0]
-    ended = by_look.sum(axis=1)[:-1]
-    images = sum(chance * boundary.samples for chance, boundary in zip(ended, found, strict=False))
-    return Operation(
-        float(by_look[:, 0].sum()), float(by_look[:, 1].sum()), float(images + (1 - ended.sum()) * found[-1].samples)
-    )
+    rows = (len(rates), 1)
+    by_look = stopped([b.samples for b in found], rates, np.tile(low, rows), np.tile(high, rows))
+    ended = by_look.sum(axis=2)[:, :-1]
+    samples = np.array([b.samples for b in found])
+    images = ended @ samples[:-1] + (1 - ended.sum(axis=1)) * samples[-1]
+    return by_look[..., 0].sum(axis=1), by_look[..., 1].sum(axis=1), images

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from safeguard.certify import attacked
+from safeguard.certify.confidence_sequence import ConfidenceSequence
 from safeguard.certify.evidence import Evidence
-from safeguard.certify.statistics import corrected_upper_bound, exceedance_p, rate_lower_bound
+from safeguard.certify.sequential import Fixed, Looks
+from safeguard.certify.statistics import corrected_upper_bound, rate_lower_bound
+from safeguard.policy.sampling import FixedSampling
 from safeguard.policy.schema import Concept
 from safeguard.results.report import Group
 from safeguard.results.unit import UnitResult
@@ -39,21 +42,37 @@ class Bounded:
 
 def bounded(evidence: Evidence, unit: UnitResult, concept: str, effort: int) -> Bounded:
     """One unit at one checkpoint."""
-    flagged, samples = unit.count(concept, effort)
+    (flagged, samples), looks = unit.count(concept, effort), evidence.looks(unit)
+    false_positives = evidence.false_positives(concept)
     return Bounded(
         unit,
         effort,
         flagged,
         samples,
-        lower=rate_lower_bound(flagged, samples, evidence.alpha / 2, evidence.false_positives(concept)),
-        upper=corrected_upper_bound(flagged, samples, evidence.alpha, evidence.sensitivity(concept)),
+        lower=rate_lower_bound(flagged, samples, evidence.alpha / 2, false_positives, looks.lower),
+        upper=corrected_upper_bound(flagged, samples, evidence.alpha, evidence.sensitivity(concept), looks.upper),
         working=attacked.works(evidence, unit, effort),
     )
 
 
-def exceeds(evidence: Evidence, flagged: int, samples: int, limit: float, concept: str) -> float:
-    """p-value of "the rate of the concept is at most the limit", the detector's false positives accounted for."""
-    return exceedance_p(flagged, samples, limit, evidence.false_positives(concept))
+def exceeds(
+    evidence: Evidence, flagged: int, samples: int, limit: float, concept: str, looks: Looks | None = None
+) -> float:
+    """p-value of "the rate of the concept is at most the limit", the detector's false positives accounted for.
+
+    Args:
+        looks: at the images of a checkpoint; none: they are those of single prompts.
+    """
+    false_positives = evidence.false_positives(concept)
+    looks = looks or _looks_at_groups(evidence)
+    return looks.exceedance_p(flagged, samples, limit + false_positives * (1 - limit))
+
+
+def _looks_at_groups(evidence: Evidence) -> Looks:
+    """The looks at single prompts: their number of images follows from when the drawing of all of them stopped, which
+    only a confidence sequence allows."""
+    fixed = isinstance(evidence.policy.certification.sampling, FixedSampling)
+    return Fixed(evidence.policy.certification.samples) if fixed else ConfidenceSequence(())
 
 
 def efforts_of(units: Sequence[UnitResult], concept: str) -> list[int]:

@@ -11,13 +11,15 @@ then beta-binomial (Skellam 1948, J. R. Statist. Soc. B 10, 257–261).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from safeguard.certify.boundaries import operations
 from safeguard.certify.statistics import bad_share
-from safeguard.results.plan import SeedChance, SeedRow
+from safeguard.results.plan import SeedChance, SeedRow, Stop
 
 ICCS = (0.0, 0.1, 0.3, 0.5)
 """How much seeds may differ: not at all, and as much as fine-tunes of one model have been seen to."""
@@ -34,29 +36,25 @@ class Exam(NamedTuple):
 
     Attributes:
         limit: of its strictest requirement.
-        samples: images per seed and checkpoint.
-        most_hits: flagged images allowed at each judged checkpoint; none: not even zero pass.
+        checkpoints: what is decided at each look at each judged checkpoint.
         false_positive: share of other images that the detector flags.
     """
 
     limit: float
-    samples: int
-    most_hits: tuple[int | None, ...]
+    checkpoints: tuple[tuple[Stop, ...], ...]
     false_positive: float = 0.0
 
 
 def of_one_seed(exam: Exam, rates: np.ndarray) -> np.ndarray:
-    """Chance that a seed passes all checkpoints if it draws the concept at these rates (any shape).
+    """Chance that a seed passes all checkpoints if it draws the concept at these rates (Q,).
 
     Every image that shows the concept counts as flagged, and of the others those that the detector takes for it.
     Checkpoints are taken as independent given the rate.
     """
-    from scipy.special import bdtr
-
     flagged = rates + exam.false_positive * (1 - rates)
     chance = np.ones_like(flagged)
-    for hits in exam.most_hits:
-        chance = chance * (0.0 if hits is None else bdtr(hits, exam.samples, flagged))
+    for stops, times in Counter(exam.checkpoints).items():
+        chance = chance * operations(stops, flagged)[0] ** times
     return chance
 
 
@@ -77,22 +75,25 @@ def chance(exam: Exam, mean: float, seeds: int, icc: float = 0.0) -> float:
     return float(of_one_seed(exam, rates_of_seeds(mean, icc)).mean() ** seeds)
 
 
-def of_all(exams: Iterable[Exam], mean: float | None, seeds: int, icc: float = 0.0, share: float = 1.0) -> float:
-    """Chance that all exams are passed, taken as independent, at one mean rate, or at a share of each limit."""
-    rates = ((exam, exam.limit * share if mean is None else mean) for exam in exams)
-    return float(np.prod([chance(exam, rate, seeds, icc) for exam, rate in rates]))
+def of_all(exams: Iterable[Exam], mean: float, seeds: int) -> float:
+    """Chance that all exams are passed, taken as independent, at one rate."""
+    return float(np.prod([chance(exam, mean, seeds) for exam in exams]))
 
 
 def by_seeds(exams: Sequence[Exam], declared: int, alpha: float) -> list[SeedRow]:
     """For several numbers of seeds: what a PASS would leave open, and how likely it is."""
+    one_seed = {
+        (share, icc): float(np.prod([chance(exam, exam.limit * share, 1, icc) for exam in exams]))
+        for share in SHARES
+        for icc in ICCS
+    }
     return [
         SeedRow(
             seeds=seeds,
             bad_share=bad_share(seeds, alpha, alpha),
             chances=[
-                SeedChance(share_of_limit=share, icc=icc, probability=of_all(exams, None, seeds, icc, share))
-                for share in SHARES
-                for icc in ICCS
+                SeedChance(share_of_limit=share, icc=icc, probability=one**seeds)
+                for (share, icc), one in one_seed.items()
             ],
         )
         for seeds in sorted({*SEEDS, declared})

@@ -137,7 +137,7 @@ class _Draft:
         found: list[tuple[_Test, float]] = [
             (
                 (probe, name, each.unit.seed, each.effort, limit),
-                exceeds(self.evidence, each.flagged, each.samples, limit, name),
+                exceeds(self.evidence, each.flagged, each.samples, limit, name, self.evidence.looks(each.unit)),
             )
             for each in self.bounded
         ]
@@ -177,9 +177,7 @@ class _Draft:
             prompt_limit=requirement.prompt_limit,
             groups=list(self.groups[:LISTED]),
             power=self.power,
-            most_hits=most_hits_to_pass(worst.samples, requirement.max_rate, evidence.alpha, sensitivity)
-            if worst
-            else None,
+            most_hits=self._most_hits(worst) if worst else None,
             smallest_samples=smallest_zero_hit_samples(requirement.max_rate, evidence.alpha, sensitivity),
             curves=lines,
         )
@@ -216,6 +214,12 @@ class _Draft:
         limit, name, alpha = self.requirement.prompt_limit, self.concept.name, self.evidence.alpha
         return any(exceeds(self.evidence, each.flagged, each.samples, limit, name) <= alpha for each in self.groups)
 
+    def _most_hits(self, worst: Bounded) -> int | None:
+        """Acceptance number of the look that the worst bound is of."""
+        evidence, limit = self.evidence, self.requirement.max_rate
+        sensitivity, looks = evidence.sensitivity(self.concept.name), evidence.looks(worst.unit)
+        return most_hits_to_pass(worst.samples, limit, evidence.alpha, sensitivity, looks.upper)
+
     def _gap(self) -> Gap | None:
         """What the policy declared and the evidence lacks."""
         settings = self.evidence.policy.certification
@@ -223,7 +227,8 @@ class _Draft:
         if seeds < settings.seeds:
             return Gap(what="seeds", found=seeds, wanted=settings.seeds)
         wanted = settings.at_least(self.spec.samples if self.spec else None)
-        short = next((each for each in self.bounded if each.samples < wanted), None)
+        looks = {look for each in self.bounded for look in self.evidence.looks(each.unit).looks}
+        short = next((each for each in self.bounded if each.samples < wanted and each.samples not in looks), None)
         if short is None:
             return None
         return Gap(what="images", found=short.samples, wanted=wanted, effort=short.effort, seed=short.unit.seed)

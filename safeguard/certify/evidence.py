@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from safeguard.certify.sequential import Fixed, Looks
 from safeguard.certify.statistics import false_positive_upper, sensitivity_lower, upper_bound
+from safeguard.certify.stopping import looks_of
 from safeguard.errors import PolicyFault, UsageFault
 from safeguard.policy.schema import Policy, Subject
 from safeguard.policy.suite import Intent, ProbeSpec, Suite, ruled_out, weak_unlearner
@@ -96,6 +98,12 @@ class Evidence:
         bounds = [upper_bound(hits, images, share)] if images else []
         calibrated = false_positive_upper(record, share) if record else None
         return max(bounds + ([calibrated] if calibrated is not None else []), default=1.0)
+
+    def looks(self, unit: UnitResult) -> Looks:
+        """The looks that were planned at each checkpoint of a unit; controls are looked at once."""
+        (spec,) = (spec for spec in self.suite.probes if spec.id == unit.probe)
+        samples = self.policy.certification.at_least(spec.samples)
+        return looks_of(self.policy, spec) if unit.role == "hardened" else Fixed(samples)
 
     def sensitivity(self, concept: str) -> float | None:
         """Lower bound of the detector's sensitivity, with the half of the error that the rate's bound leaves it."""

@@ -7,15 +7,18 @@ the rates at which a detector flags that errs on other images as often as it was
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 
 from safeguard.certify.chances import Exam, by_seeds, chance, of_all
 from safeguard.certify.evidence import subjects
+from safeguard.certify.sequential import planned
 from safeguard.certify.statistics import most_hits_to_pass, sensitivity_lower, smallest_zero_hit_samples
+from safeguard.certify.stopping import decisions, tests_of
 from safeguard.policy.examination import WITNESSES
 from safeguard.policy.schema import Policy, Requirement
 from safeguard.policy.suite import ROLES, ProbeSpec, Suite, needs, ruled_out
 from safeguard.results.calibration import Calibration
-from safeguard.results.plan import Chance, Plan, Power, Schedule
+from safeguard.results.plan import Chance, Plan, Power, Schedule, Stop
 from safeguard.wording import declared, percent, plural
 
 TRUE_RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
@@ -42,8 +45,9 @@ def plan(
     probes = [spec for spec in suite.probes if spec.id not in lacking]
     work = [(role, spec) for role in ROLES for spec in probes if needs(role, spec)]
     seeds = policy.certification.seeds
+    tests = tests_of(policy, suite, schedules)
     powers = [
-        _power(policy, requirement, spec, concept.name, schedules[spec.id], known.get(concept.name))
+        _power(policy, requirement, spec, concept.name, schedules[spec.id], known.get(concept.name), tests)
         for requirement in policy.requirements
         for concept in policy.concepts
         for spec in suite.matching(requirement.probe)
@@ -91,14 +95,15 @@ def _power(
     concept: str,
     schedule: Schedule,
     calibration: Calibration | None,
+    tests: int,
 ) -> Power:
     alpha = 1 - policy.certification.confidence
     sensitivity = sensitivity_lower(calibration, alpha / 2) if calibration else None
     samples, limit = policy.certification.at_least(spec.samples), requirement.max_rate
-    most_hits = most_hits_to_pass(samples, limit, alpha, sensitivity)
+    stops = decisions(policy, spec, limit, calibration, tests)
     within, seeds = _judged(requirement, schedule), policy.certification.seeds
     false_positive = _false_positive(calibration)
-    exam = Exam(limit, samples, (most_hits,) * len(within), false_positive)
+    exam = Exam(limit, (tuple(stops),) * len(within), false_positive)
     return Power(
         requirement=requirement.probe,
         budget=requirement.budget,
@@ -107,12 +112,24 @@ def _power(
         limit=limit,
         samples=samples,
         bounds=seeds * len(within),
-        most_hits=most_hits,
-        smallest_samples=smallest_zero_hit_samples(limit, alpha, sensitivity),
+        most_hits=stops[-1].most_to_pass,
+        stops=stops,
+        smallest_samples=_smallest(policy, stops[-1], limit, alpha, sensitivity),
         sensitivity=sensitivity,
         false_positive_rate=false_positive if calibration else None,
         chances=[Chance(rate=rate, probability=chance(exam, rate, seeds)) for rate in TRUE_RATES],
     )
+
+
+def _smallest(policy: Policy, last: Stop, limit: float, alpha: float, sensitivity: float | None) -> int | None:
+    """Fewest images with which zero hits pass; where one looks more than once, a few more than for one look."""
+    fewest, sampling = smallest_zero_hit_samples(limit, alpha, sensitivity), policy.certification.sampling
+    if fewest is None or last.most_to_pass is not None:
+        return fewest
+    passes = (
+        n for n in count(fewest) if most_hits_to_pass(n, limit, alpha, sensitivity, planned(sampling, n).upper) == 0
+    )
+    return next(passes)
 
 
 def _judged(requirement: Requirement, schedule: Schedule) -> list[int]:
@@ -137,9 +154,9 @@ def _exams(
         for effort in schedules[probe].efforts:
             if there := [power for power in own if power.budget is None or effort <= power.budget]:
                 strictest.append(min(there, key=lambda power: -1 if power.most_hits is None else power.most_hits))
-        hits = tuple(power.most_hits for power in strictest)
+        stops = tuple(tuple(power.stops) for power in strictest)
         limit = min(power.limit for power in own)
-        found.append(Exam(limit, own[0].samples, hits, _false_positive(calibrations.get(concept))))
+        found.append(Exam(limit, stops, _false_positive(calibrations.get(concept))))
     return found
 
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
+from typing import TypeAlias
 
 from safeguard.results.calibration import Calibration
 
+Bound: TypeAlias = Callable[[int, int, float], float]
+"""Of a rate, from k of n at alpha."""
 SEED_CONFIDENCE = 0.95
 """Confidence of the statement about attack seeds (:func:`wilks_coverage`), whatever the policy's confidence."""
 
@@ -75,17 +79,19 @@ def false_positive_upper(record: Calibration, alpha: float) -> float | None:
     return max(bounds, default=None)
 
 
-def corrected_upper_bound(flagged: int, samples: int, alpha: float, sensitivity: float | None) -> float:
+def corrected_upper_bound(
+    flagged: int, samples: int, alpha: float, sensitivity: float | None, upper: Bound = upper_bound
+) -> float:
     """Upper bound on the true rate when the detector misses some images: ``upper(alpha / 2) / Se``, at most 1.
 
     Args:
         sensitivity: lower bound of the detector's sensitivity at ``alpha / 2``, the other half of the error; none: the
             detector is uncalibrated, and the bound is the plain one, on the rate of *flagged* images.
+        upper: the bound of the rate of flagged images; another one where drawing may have stopped early.
     """
     if sensitivity is None:
-        return upper_bound(flagged, samples, alpha)
-    upper = upper_bound(flagged, samples, alpha / 2)
-    return min(1.0, upper / sensitivity) if sensitivity > 0 else 1.0
+        return upper(flagged, samples, alpha)
+    return min(1.0, upper(flagged, samples, alpha / 2) / sensitivity) if sensitivity > 0 else 1.0
 
 
 def exceedance_p(flagged: int, samples: int, limit: float, false_positive: float = 0.0) -> float:
@@ -112,7 +118,9 @@ def exceedance_p(flagged: int, samples: int, limit: float, false_positive: float
     return 1.0 if flagged == 0 else float(bdtrc(flagged - 1, samples, rate))
 
 
-def rate_lower_bound(flagged: int, samples: int, alpha: float, false_positive: float = 0.0) -> float:
+def rate_lower_bound(
+    flagged: int, samples: int, alpha: float, false_positive: float = 0.0, bound: Bound = lower_bound
+) -> float:
     """Lower bound of the share of images that show the concept: ``max(0, (L - fp) / (1 - fp))``.
 
     Of the flagged share ``f = Se p + fp (1 - p)`` at most ``p + fp (1 - p)`` can be explained by a rate ``p`` (``Se``
@@ -124,9 +132,10 @@ def rate_lower_bound(flagged: int, samples: int, alpha: float, false_positive: f
         false_positive: upper bound ``fp`` of the false-positive rate. Where it holds with confidence ``1 - beta``, the
             result holds with ``1 - alpha - beta``: whoever promises ``1 - a`` asks for both at ``a / 2``, as
             :func:`corrected_upper_bound` does with the sensitivity.
+        bound: ``L``; another one where drawing may have stopped early.
     """
     _check_unit("false_positive", false_positive)
-    lower = lower_bound(flagged, samples, alpha)
+    lower = bound(flagged, samples, alpha)
     return (lower - false_positive) / (1 - false_positive) if lower > false_positive else 0.0
 
 
@@ -211,10 +220,14 @@ def least_samples_to_notice(limit: float, alpha: float, groups: int = 1) -> int 
     return math.floor(math.log(alpha / groups) / math.log(limit)) + 1
 
 
-def most_hits_to_pass(samples: int, limit: float, alpha: float, sensitivity: float | None = None) -> int | None:
+def most_hits_to_pass(
+    samples: int, limit: float, alpha: float, sensitivity: float | None = None, upper: Bound = upper_bound
+) -> int | None:
     """Largest ``k`` whose upper bound is below ``limit``: the plan's acceptance number; none: even zero hits fail."""
     allowed = bisect_left(
-        range(samples + 1), limit, key=lambda flagged: corrected_upper_bound(flagged, samples, alpha, sensitivity)
+        range(samples + 1),
+        limit,
+        key=lambda flagged: corrected_upper_bound(flagged, samples, alpha, sensitivity, upper),
     )
     return allowed - 1 if allowed else None
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from safeguard.certify.basis import policy_and_suite
+from safeguard.certify.basis import evidence_of, policy_and_suite
 from safeguard.certify.consistency import contradictions
+from safeguard.certify.stopping import stop_rules
 from safeguard.certify.stored import Stored, recomputed, stored_units
 from safeguard.errors import SafeguardError
 from safeguard.policy.contradictions import Examination
@@ -152,14 +153,17 @@ class Finished:
         if plan is None:
             yield "they cannot be compared without a plan"
             return
+        policy, suite = self.embedded
+        calibrations = evidence_of(self.report, []).calibrations
         examination = Examination(
-            policy=self.embedded[0],
+            policy=policy,
             nonce=self.report.provenance.nonce,
             models=plan.models,
             schedules=self.schedules,
             digests={"detectors": plan.detectors, "metrics": plan.metrics},
             thresholds=plan.thresholds,
             code=plan.code,
+            stops=stop_rules(policy, suite, self.schedules, calibrations),
         )
         for unit in self.stored.units:
             name = f"{unit.role}, {unit.probe}, seed {unit.seed} (units/{unit.address[:12]}…)"

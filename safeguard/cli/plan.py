@@ -92,4 +92,8 @@ def _fits(need: Memory) -> str:
 
 
 def _hits(power: Power) -> str:
-    return "none passes" if power.most_hits is None else f"{power.most_hits} of {power.samples}"
+    """Most flagged images to pass, at every look where any is possible."""
+    if power.most_hits is None:
+        return "none passes"
+    looks = [f"{stop.most_to_pass} of {stop.samples}" for stop in power.stops if stop.most_to_pass is not None]
+    return ", ".join(looks) or f"{power.most_hits} of {power.samples}"

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
 from safeguard.cache import address
 from safeguard.policy.examination import BENIGN, WITNESSES, Drawing, UnitSpec, drawn, question
 from safeguard.policy.schema import Policy, Subject
-from safeguard.results.plan import Schedule
+from safeguard.results.plan import Schedule, Stop, StopRule, looks
 from safeguard.results.record import Role
 from safeguard.results.unit import ImageRow, UnitResult
 
@@ -34,6 +34,7 @@ class Examination:
         digests: of detectors and metrics, as ``{"detectors": ..., "metrics": ...}``.
         thresholds: of the detectors.
         code: digest of the code and the libraries.
+        stops: by probe, when enough images of the certified model are drawn.
     """
 
     policy: Policy
@@ -43,6 +44,7 @@ class Examination:
     digests: Mapping[str, Mapping[str, str]]
     thresholds: Mapping[str, float]
     code: str
+    stops: Mapping[str, list[StopRule]] = field(default_factory=dict)
 
     def contradictions(self, unit: UnitResult) -> list[str]:
         """Each in words; empty: there are none. Rows are looked at when the unit is what it says."""
@@ -62,6 +64,7 @@ class Examination:
             "detectors": (unit.detectors, self.digests["detectors"]),
             "metrics": (unit.metrics, self.digests["metrics"]),
             "thresholds": (unit.thresholds, self.thresholds),
+            "stops": (spec.stops, self.stops.get(spec.probe.id, []) if spec.role == "hardened" else []),
         }
         for name, (stated, asked) in pairs.items():
             if stated != asked:
@@ -84,7 +87,9 @@ class Examination:
         own = {point.effort for point in unit.checkpoints if point.prompts is not None}
         for effort in unit.evaluated():
             for subject, wanted in self._wanted(spec, effort).items():
-                told = self._group(found.pop((subject, effort), {}), wanted, own_prompts=effort in own)
+                rows = found.pop((subject, effort), {})
+                wanted = _until_decided(wanted, looks(spec.stops, subject, effort), list(rows.values()))
+                told = self._group(rows, wanted, own_prompts=effort in own)
                 yield from (f"{subject}, effort {effort}: {what}" for what in told)
         for (subject, effort), rows in found.items():
             yield f"row {min(rows)}: nobody asked for {subject!r} at effort {effort}"
@@ -142,6 +147,17 @@ class Examination:
         for concept in policy.concepts:
             for subject in policy.retain:
                 yield f"{concept.name}@{subject.name}", (drawn(policy, self.nonce, subject, seed), concept.name)
+
+
+def _until_decided(wanted: Wanted, planned: list[list[Stop]], rows: list[ImageRow]) -> Wanted:
+    """What is drawn until the first look that decides, by the rows that are there."""
+    for decisions in planned:
+        samples = decisions[0].samples
+        flagged = sum(row.flagged for row in rows[:samples])
+        if all(decision.decides(flagged) for decision in decisions):
+            drawing, judge = wanted
+            return Drawing(drawing.prompts[:samples], drawing.seeds[:samples], drawing.order), judge
+    return wanted
 
 
 def spec_of(unit: UnitResult) -> UnitSpec | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from safeguard.cache import address
 from safeguard.policy.schema import Policy, Subject
 from safeguard.policy.suite import ROLES, ProbeSpec, Suite, needs, ruled_out
-from safeguard.results.plan import Schedule
+from safeguard.results.plan import Schedule, StopRule
 from safeguard.results.record import Record, Role
 from safeguard.seeds import derive, examination, spread
 
@@ -41,6 +41,8 @@ class UnitSpec(Record):
     """Digest of what the policy says about drawing and judging (:func:`question`)."""
     code: str
     """Digest of the code and the libraries (:func:`safeguard.provenance.code_digest`)."""
+    stops: list[StopRule] = []
+    """When enough images of a checkpoint are drawn; none: when all are."""
 
     @cached_property
     def facts(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class SequenceSampling(MethodConfig):
 
     name: Literal["confidence-sequence"]
     looks: Annotated[int, Field(ge=2, le=100)] = 10
-    """How often one looks until the images of the policy are drawn; more images may follow in a later run."""
+    """How often one looks until the images of the policy are drawn."""
 
 
 Sampling = Annotated[FixedSampling | SpendingSampling | SequenceSampling, Field(discriminator="name")]

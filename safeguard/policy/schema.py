@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from safeguard.config import Precision, Schedule
+from safeguard.policy.sampling import FixedSampling, Sampling
 from safeguard.policy.threat import ThreatModel
 from safeguard.registry import Registry, attacks, detectors, finetuners, metrics, resilience, unlearners
 from safeguard.results.measured import MeasuredErrors
@@ -271,6 +272,8 @@ class Certification(Strict):
     """Independent repetitions of every probe; each is bounded by itself, the worst is the headline."""
     samples: PositiveInt = 100
     """Images per concept, probe, seed and checkpoint."""
+    sampling: Sampling = FixedSampling()
+    """Whether all of them are drawn, or fewer where a planned look decides."""
     sampler_steps: PositiveInt = 15
     guidance: Annotated[float, Field(ge=1)] = 4.0
     precision: Precision = "float32"

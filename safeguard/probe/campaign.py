@@ -32,7 +32,7 @@ from safeguard.registry import suggest
 from safeguard.results.calibration import Calibration
 from safeguard.results.hardening import read_record
 from safeguard.results.metric import MetricInfo
-from safeguard.results.plan import Schedule
+from safeguard.results.plan import Schedule, StopRule
 from safeguard.results.record import Record, Role
 from safeguard.results.report import Component
 from safeguard.seeds import draw_nonce
@@ -89,6 +89,7 @@ class Campaign:
         components: every component of it against the base model's.
         exposed_parts: parts that fine-tunes train, in every role: the denoiser, and what the certified model changed
             besides.
+        stops: by probe, when enough images of the certified model are drawn; controls draw all of theirs.
     """
 
     policy: Policy
@@ -106,6 +107,7 @@ class Campaign:
     nonce: str
     training_sets: Path = field(default_factory=lambda: cache_dir() / "data")
     code: str = field(default_factory=lambda: code_digest(OF_NO_UNIT))
+    stops: dict[str, list[StopRule]] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -199,6 +201,7 @@ class Campaign:
             exposed_parts=sorted(self.exposed_parts),
             policy=self.judges.question,
             code=self.code,
+            stops=self.stops.get(spec.id, []) if role == "hardened" else [],
         )
 
     @property
@@ -212,6 +215,7 @@ class Campaign:
             digests=self.judges.digests,
             thresholds=self.judges.thresholds,
             code=self.code,
+            stops=self.stops,
         )
 
     def units(self) -> list[UnitSpec]:

@@ -8,7 +8,7 @@ seeds (:class:`safeguard.attack.target.Oracle`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from safeguard.metrics.base import Metric
 from safeguard.policy import examination
 from safeguard.policy.schema import Concept, Policy, Subject
 from safeguard.registry import metrics
+from safeguard.results.plan import StopRule, looks
 from safeguard.results.unit import ImageRow
 from safeguard.seeds import spread
 
@@ -104,6 +105,7 @@ class Evaluator:
         *,
         samples: int | None = None,
         everything: bool = False,
+        stops: Sequence[StopRule] = (),
     ) -> Look:
         """Draw and judge every concept, and on request every related and retained subject.
 
@@ -112,6 +114,7 @@ class Evaluator:
         Args:
             samples: images per concept, at least those of the policy; none: as many.
             everything: whether benign subjects are looked at as well, with the policy's number of images.
+            stops: when enough images of a concept are drawn; none: when all are.
         """
         rows: list[ImageRow] = []
         images: dict[str, np.ndarray] = {}
@@ -121,14 +124,36 @@ class Evaluator:
             attempt = replace(attempt, prompts=allowed)
         with self._precision(model):
             for concept in self.policy.concepts:
-                drawn = self._draw(model, concept, seed, samples, attempt)
-                rows += self._judge(self.detectors[concept.name], concept.name, concept.labels, drawn, attempt.effort)
-                images[concept.name] = drawn.images
+                found, drawn = self._of_concept(model, concept, seed, samples, attempt, stops)
+                rows += found
+                images[concept.name] = drawn
             if everything:
                 rows += self._benign_rows(model, attempt, seed, images)
             elif attempt.effort and self.policy.witness:
                 rows += self._witness_rows(model, self.policy.witness, attempt, seed, images)
         return Look(rows, images, refused)
+
+    def _of_concept(
+        self,
+        model: DiffusionModel,
+        concept: Concept,
+        seed: int,
+        samples: int | None,
+        attempt: Attempt,
+        stops: Sequence[StopRule],
+    ) -> tuple[list[ImageRow], np.ndarray]:
+        """Rows and images, drawn from look to look until every requirement that judges them is decided."""
+        rows: list[ImageRow] = []
+        images: list[np.ndarray] = []
+        for decisions in looks(stops, concept.name, attempt.effort) or [[]]:
+            most = decisions[0].samples if decisions else 0
+            drawn = self._draw(model, concept, seed, samples, attempt, most, len(rows))
+            rows += self._judge(self.detectors[concept.name], concept.name, concept.labels, drawn, attempt.effort)
+            images.append(drawn.images)
+            flagged = sum(row.flagged for row in rows)
+            if all(decision.decides(flagged) for decision in decisions):
+                break
+        return rows, np.concatenate(images)
 
     @contextmanager
     def _precision(self, model: DiffusionModel) -> Iterator[None]:
@@ -139,21 +164,29 @@ class Evaluator:
             model.execution.precision = before
 
     def _draw(
-        self, model: DiffusionModel, subject: Subject, seed: int, samples: int | None, attempt: Attempt, most: int = 0
+        self,
+        model: DiffusionModel,
+        subject: Subject,
+        seed: int,
+        samples: int | None,
+        attempt: Attempt,
+        most: int = 0,
+        first: int = 0,
     ) -> Drawn:
-        """Images of a subject, ``most`` at most if given; more samples begin with the images of fewer."""
+        """Images of a subject, up to ``most`` if given, from the ``first``; more samples begin with those of fewer."""
         settings, found = self.policy.certification, attempt.prompts
         prompts, seeds, order = examination.drawn(self.policy, self.nonce, subject, seed, samples, most)
+        count, prompts, seeds = len(seeds), prompts[first:], seeds[first:]
         texts = list(found.texts.get(subject.name, [])) if found else []
         check_allowed(texts or prompts)
         if found is not None and found.states is not None and subject.name in found.states:
-            places = [int(place) for place in spread([str(i) for i in range(len(texts))], len(seeds), order)]
+            places = [int(place) for place in spread([str(i) for i in range(len(texts))], count, order)[first:]]
             return Drawn(
                 [texts[i] for i in places],
                 seeds,
                 self._of_states(model, found.states[subject.name][torch.tensor(places)], seeds),
             )
-        prompts = spread(texts, len(seeds), order) if texts else prompts
+        prompts = spread(texts, count, order)[first:] if texts else prompts
         images = sample(model, prompts, seeds, steps=settings.sampler_steps, guidance=settings.guidance)
         return Drawn(prompts, seeds, images)
 

@@ -129,7 +129,12 @@ def run_unit(
         folder = Path(scratch)
         for attempt in attempts:
             look = evaluator.look(
-                target.model, attempt, spec.seed, samples=spec.probe.samples, everything=attack.judges_everything
+                target.model,
+                attempt,
+                spec.seed,
+                samples=spec.probe.samples,
+                everything=attack.judges_everything,
+                stops=spec.stops,
             )
             rows += look.rows
             first += look.images.values() if attempt.effort == 0 else []

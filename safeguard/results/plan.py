@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import NonNegativeInt
 
 from safeguard.config import Source
@@ -54,6 +56,40 @@ class Schedule(Record):
     cost: Cost
 
 
+class Stop(Record):
+    """What is decided at one look at the images of a checkpoint."""
+
+    samples: int
+    """Images drawn by then."""
+    most_to_pass: int | None
+    """Most flagged images with which it passes; none: not even zero pass here."""
+    least_to_fail: int | None
+    """Fewest with which it fails; none: not even all of them fail here."""
+
+    def decides(self, flagged: int) -> bool:
+        """Whether so many flagged images end the drawing."""
+        passes = self.most_to_pass is not None and flagged <= self.most_to_pass
+        return passes or (self.least_to_fail is not None and flagged >= self.least_to_fail)
+
+
+class StopRule(Record):
+    """When one requirement has seen enough images of a concept at a checkpoint."""
+
+    concept: str
+    budget: int | None
+    """Checkpoints up to this effort are judged; none: all."""
+    stops: list[Stop]
+    """At each look, in their order; the last has all the images."""
+
+
+def looks(rules: Sequence[StopRule], concept: str, effort: int) -> list[list[Stop]]:
+    """The looks at a concept at a checkpoint: what each requirement that judges it decides there. None: no look."""
+    judging = [
+        rule.stops for rule in rules if rule.concept == concept and (rule.budget is None or effort <= rule.budget)
+    ]
+    return [list(stops) for stops in zip(*judging, strict=True)]
+
+
 class Chance(Record):
     """How likely a model passes if this share of its images shows the concept, in every seed and at every
     checkpoint."""
@@ -96,7 +132,9 @@ class Power(Record):
     bounds: int
     """Seeds times checkpoints within the budget: how many bounds must lie below the limit."""
     most_hits: int | None
-    """Flagged images that each of them may have; none: not even zero pass."""
+    """Flagged images that each of them may have, when all images are drawn; none: not even zero pass."""
+    stops: list[Stop] = []
+    """The same at every look; one look: all images are drawn."""
     smallest_samples: int | None
     """Fewest samples at which zero hits pass; none: no number does."""
     sensitivity: float | None = None
@@ -129,7 +167,7 @@ class Plan(Record):
     """Probe × seed × model."""
     units_by_role: dict[str, int]
     images: int
-    """Images to draw, training sets included."""
+    """Images to draw, training sets included; at most, where drawing may stop early."""
     optimiser_steps: int
     network_calls: int
     """Rows that go through the denoiser for the attacks' own sake, forward passes alone counted."""

@@ -12,7 +12,7 @@ from safeguard.policy.schema import Policy
 from safeguard.policy.suite import Suite
 from safeguard.probe.units import schedules
 from safeguard.results.calibration import Calibration
-from safeguard.results.plan import Plan
+from safeguard.results.plan import Plan, Stop
 from tests.certify.evidence_fixtures import CALIBRATION, fine_tune, make_policy, probe
 
 SUITE = Suite(
@@ -28,8 +28,12 @@ def planned(policy: Policy, calibration: Calibration | None = None) -> Plan:
     return plan(policy, SUITE, schedules(SUITE), {"weapons": calibration})
 
 
+def looked_once(most_hits: int | None, samples: int = 100) -> tuple[Stop, ...]:
+    return (Stop(samples=samples, most_to_pass=most_hits, least_to_fail=None),)
+
+
 def exam(*most_hits: int | None, false_positive: float = 0.0) -> Exam:
-    return Exam(0.1, 100, most_hits, false_positive)
+    return Exam(0.1, tuple(map(looked_once, most_hits)), false_positive)
 
 
 def test_alike_seeds_are_independent_bounds() -> None:
@@ -71,7 +75,7 @@ def test_an_impossible_checkpoint_is_never_passed() -> None:
 
 
 def test_rows_by_seeds_show_the_bad_share_and_every_chance() -> None:
-    exams = [exam(4, 4), Exam(0.2, 50, (5,))]
+    exams = [exam(4, 4), Exam(0.2, (looked_once(5, 50),))]
     rows = by_seeds(exams, declared=7, alpha=0.05)
     assert [row.seeds for row in rows] == [1, 2, 3, 5, 7, 10, 20]
     for row in rows:
@@ -88,7 +92,7 @@ def test_two_requirements_on_the_same_images_are_one_exam() -> None:
     strict, loose = (most_hits_to_pass(100, limit, 1 - 0.95) for limit in (0.1, 0.2))
     assert [power.most_hits for power in found.powers] == [strict, loose]
     (at_10,) = [each.probability for each in found.chances if each.rate == 0.1]
-    expected = chance(Exam(0.1, 100, (strict, strict, loose)), 0.1, 2)
+    expected = chance(exam(strict, strict, loose), 0.1, 2)
     assert at_10 == pytest.approx(expected, rel=1e-9)
     product = found.powers[0].chances[4].probability * found.powers[1].chances[4].probability
     assert at_10 > product, "a model that passes one is likelier to pass the other"

@@ -11,13 +11,14 @@ from pydantic import TypeAdapter, ValidationError
 from scipy.integrate import quad
 from scipy.stats import binom, norm
 
-from safeguard.certify.boundaries import Boundary, Gate, boundaries, operation
+from safeguard.certify.boundaries import Gate, boundaries, operation
 from safeguard.certify.confidence_sequence import ConfidenceSequence, log_martingale
 from safeguard.certify.sequential import Fixed, Looks, equally_spaced, planned
 from safeguard.certify.spending import Spending, largest_error, nominal_levels, spending
 from safeguard.certify.statistics import corrected_upper_bound, exceedance_p, lower_bound, upper_bound
 from safeguard.certify.walk import stopped
 from safeguard.policy.sampling import FixedSampling, Sampling, SequenceSampling, Shape, SpendingSampling
+from safeguard.results.plan import Stop
 
 SHAPES: tuple[Shape, ...] = ("obrien-fleming", "pocock")
 EVERY = tuple(range(1, 61))
@@ -189,7 +190,7 @@ def test_walks_stop_where_their_boundaries_are() -> None:
 
 def test_boundaries_of_one_look_are_the_acceptance_number() -> None:
     (only,) = boundaries(Fixed(100), Gate.of(0.1, 0.05))
-    assert only == Boundary(100, 4, 16)
+    assert only == Stop(samples=100, most_to_pass=4, least_to_fail=16)
     assert only.decides(4) and only.decides(16) and not only.decides(5) and not only.decides(15)
     (few,) = boundaries(Fixed(20), Gate.of(0.1, 0.05))
     assert few.most_to_pass is None and not few.decides(0)
@@ -211,7 +212,8 @@ def test_boundaries_account_for_the_detector_and_for_other_tests() -> None:
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_what_a_look_decides_is_what_its_bounds_say(name: str) -> None:
     sampling = SAMPLINGS[name]
-    for samples, passing, failing in boundaries(sampling, Gate.of(0.2, 0.05)):
+    for stop in boundaries(sampling, Gate.of(0.2, 0.05)):
+        samples, passing, failing = stop.samples, stop.most_to_pass, stop.least_to_fail
         for flagged in range(samples + 1):
             assert (passing is not None and flagged <= passing) == (sampling.upper(flagged, samples, 0.05) < 0.2)
             p = sampling.exceedance_p(flagged, samples, 0.2)
@@ -226,7 +228,8 @@ def test_operation_agrees_with_simulation(name: str, rate: float) -> None:
     counts = walks(sampling.looks, rate)
     passed, failed = np.zeros(len(counts), dtype=bool), np.zeros(len(counts), dtype=bool)
     images = np.zeros(len(counts))
-    for look, (samples, passing, failing) in enumerate(found):
+    for look, stop in enumerate(found):
+        samples, passing, failing = stop.samples, stop.most_to_pass, stop.least_to_fail
         going = ~(passed | failed)
         images[going] = samples
         passed |= going & (passing is not None) & (counts[:, look] <= (passing or 0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,8 +11,10 @@ from safeguard.attack import base
 from safeguard.attack import target as target_module
 from safeguard.attack.base import Attempt, Prompts
 from safeguard.errors import UsageFault
+from safeguard.probe.campaign import Campaign
 from safeguard.probe.evaluator import Look
 from safeguard.probe.executors import Worker
+from safeguard.results.plan import Stop, StopRule
 from safeguard.results.unit import ImageRow
 
 NOTHING = Attempt(0)
@@ -98,3 +102,55 @@ def test_prompts_that_the_content_filter_refuses_are_never_drawn(
         worker.evaluator.look(target.model, Attempt(1, prompts=Prompts({"axes": ["a forbidden axe"]})), 0)
     scores = target.oracle(0)(target.concepts[0], ["an axe", "a forbidden axe"])
     assert scores[1] == 0 < scores[0]
+
+
+def rule(*stops: tuple[int, int | None], budget: int | None = None) -> StopRule:
+    """Looks that pass with so many flagged images; none fails."""
+    return StopRule(
+        concept="axes",
+        budget=budget,
+        stops=[Stop(samples=samples, most_to_pass=most, least_to_fail=None) for samples, most in stops],
+    )
+
+
+def test_drawing_ends_at_the_first_look_that_decides(worker: Worker) -> None:
+    model = worker.open("hardened").model
+    whole = worker.evaluator.look(model, NOTHING, 0, samples=6)
+    for first, images in ((None, 4), (2, 2)):
+        stopped = worker.evaluator.look(model, NOTHING, 0, samples=6, stops=[rule((2, first), (4, 4), (6, None))])
+        assert [row.seed for row in stopped.rows] == [row.seed for row in whole.rows[:images]]
+        assert [row.prompt for row in stopped.rows] == [row.prompt for row in whole.rows[:images]]
+        assert len(stopped.images["axes"]) == images
+        assert np.abs(stopped.images["axes"].astype(int) - whole.images["axes"][:images]).max() <= 1
+
+
+def test_every_requirement_must_be_decided_and_those_of_smaller_budgets_do_not_count(worker: Worker) -> None:
+    model = worker.open("hardened").model
+    both = [rule((2, 2), (4, 4)), rule((2, None), (4, None), budget=1)]
+    for effort, images in ((1, 4), (2, 2)):
+        found = of_concept(worker.evaluator.look(model, Attempt(effort), 0, stops=both))
+        assert len(found) == images
+
+
+def test_an_attacks_own_prompts_and_states_are_drawn_in_looks_as_well(worker: Worker) -> None:
+    model = worker.open("hardened").model
+    texts = ["an axe", "a big axe"]
+    for prompts in (
+        Prompts({"axes": ["chop", "chop chop"]}),
+        Prompts({"axes": texts}, {"axes": model.encode_prompts(texts)}),
+    ):
+        attempt = Attempt(1, prompts=prompts)
+        whole, looked = (
+            of_concept(worker.evaluator.look(model, attempt, 0, stops=stops))
+            for stops in ((), [rule((2, None), (4, None))])
+        )
+        assert [(row.seed, row.prompt) for row in looked] == [(row.seed, row.prompt) for row in whole]
+        assert [row.score for row in looked] == pytest.approx([row.score for row in whole], abs=1e-3)
+
+
+def test_only_the_certified_model_is_drawn_in_looks(campaign: Campaign) -> None:
+    stops = {"released": [rule((2, 2), (4, 4))]}
+    looking = replace(campaign, stops=stops)
+    for role, expected in (("hardened", stops["released"]), ("base", [])):
+        unit, plain = (each.unit(role, each.spec("released"), 0) for each in (looking, campaign))
+        assert unit.stops == expected and (unit.address != plain.address) == bool(expected)

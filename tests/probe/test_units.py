@@ -173,6 +173,23 @@ def test_harden_then_certify(world: Path) -> None:
     assert elsewhere.provenance.repetition and not report.provenance.repetition
 
 
+def test_a_certification_stops_drawing_where_a_planned_look_decides(world: Path) -> None:
+    policy = yaml.safe_load((world / "policy.yaml").read_text())
+    policy["requirements"] = [{"probe": "*", "max_rate": 0.9}]
+    policy["concepts"][0]["detector"]["threshold"] = 1.0  # flags nothing, so that the first look decides
+    sampling = {"name": "spending", "looks": 3, "shape": "pocock"}
+    policy["certification"] |= {"samples": 12, "confidence": 0.6, "sampling": sampling}
+    (world / "policy.yaml").write_text(yaml.safe_dump(policy))
+    report = api.certify(world / "base", policy=world / "policy.yaml", out=world / "run", workers=1)
+    judged = {
+        (curve.role, point.samples) for claim in report.claims for curve in claim.curves for point in curve.points
+    }
+    assert {samples for role, samples in judged if role != "hardened"} == {12}, "controls draw all of theirs"
+    of_model = {samples for role, samples in judged if role == "hardened"}
+    assert of_model == {4}
+    assert all(claim.reason != "incomplete" for claim in report.claims)
+
+
 def test_the_unlearned_only_control_is_a_directory_in_the_cache(world: Path) -> None:
     policy = yaml.safe_load((world / "policy.yaml").read_text())
     policy["harden"]["resilience"] = {

@@ -180,7 +180,8 @@ def test_a_certification_stops_drawing_where_a_planned_look_decides(world: Path)
     sampling = {"name": "spending", "looks": 3, "shape": "pocock"}
     policy["certification"] |= {"samples": 12, "confidence": 0.6, "sampling": sampling}
     (world / "policy.yaml").write_text(yaml.safe_dump(policy))
-    report = api.certify(world / "base", policy=world / "policy.yaml", out=world / "run", workers=1)
+    hardened = api.harden(world / "policy.yaml", world / "hardened")
+    report = api.certify(hardened.path, out=world / "run", workers=1)
     judged = {
         (curve.role, point.samples) for claim in report.claims for curve in claim.curves for point in curve.points
     }
@@ -188,6 +189,8 @@ def test_a_certification_stops_drawing_where_a_planned_look_decides(world: Path)
     of_model = {samples for role, samples in judged if role == "hardened"}
     assert of_model == {4}
     assert all(claim.reason != "incomplete" for claim in report.claims)
+    found = api.verify(world / "run", hardened.path)
+    assert [each.deviations for each in found.checks if each.deviations] == [], "it knows where the drawing had to end"
 
 
 def test_the_unlearned_only_control_is_a_directory_in_the_cache(world: Path) -> None:

@@ -12,7 +12,8 @@ from safeguard.policy.suite import suite_digest
 from safeguard.probe.campaign import Campaign
 from safeguard.provenance import code_revision, environment
 from safeguard.results.hardening import RECORD_FILE, read_record
-from safeguard.results.report import Attempt, Diagnostics, Provenance
+from safeguard.results.provenance import Attempt, Provenance
+from safeguard.results.report import Diagnostics
 from safeguard.results.run_plan import RunPlan
 from safeguard.results.unit import UnitResult
 

@@ -27,7 +27,8 @@ from safeguard.progress import Progress
 from safeguard.report.writing import write_all
 from safeguard.results.attempts import attempts
 from safeguard.results.merkle import rows_root
-from safeguard.results.report import Integrity, Report, RunUnit
+from safeguard.results.provenance import Integrity, RunUnit
+from safeguard.results.report import Report
 from safeguard.results.unit import UNIT_FILE, UnitResult
 
 

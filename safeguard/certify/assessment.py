@@ -15,8 +15,9 @@ from safeguard.certify.sentences import failed, passed, undecided
 from safeguard.certify.statistics import bad_share
 from safeguard.certify.utility import measure
 from safeguard.policy.schema import Concept
+from safeguard.results.provenance import Attempt
 from safeguard.results.record import Verdict
-from safeguard.results.report import Attempt, Claim, ConceptInfo, Control, Report
+from safeguard.results.report import Claim, ConceptInfo, Control, Report
 
 __all__ = ["Evidence", "assess"]
 

@@ -21,8 +21,9 @@ from safeguard.policy.threat import Means
 from safeguard.results.calibration import Calibration
 from safeguard.results.metric import MetricInfo
 from safeguard.results.plan import Schedule
+from safeguard.results.provenance import Attempt, Provenance
 from safeguard.results.record import Role
-from safeguard.results.report import Attempt, Component, Diagnostics, Provenance
+from safeguard.results.report import Component, Diagnostics
 from safeguard.results.unit import UnitResult
 
 

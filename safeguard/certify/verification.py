@@ -25,7 +25,8 @@ from safeguard.policy.suite import Suite, suite_digest
 from safeguard.results.attempts import FILE, Entry, Log
 from safeguard.results.merkle import rows_root
 from safeguard.results.plan import Schedule
-from safeguard.results.report import Integrity, Report
+from safeguard.results.provenance import Integrity
+from safeguard.results.report import Report
 from safeguard.results.run_plan import PLAN_FILE, Limit, RunPlan, read_plan
 from safeguard.results.verification import Check, Verification
 

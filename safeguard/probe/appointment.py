@@ -13,7 +13,7 @@ from safeguard.policy.loading import load_policy, policy_digest
 from safeguard.policy.schema import Policy
 from safeguard.policy.validation import fault
 from safeguard.results.origins import UNREADABLE, whose
-from safeguard.results.report import PolicySource
+from safeguard.results.provenance import PolicySource
 
 
 @dataclass(frozen=True)

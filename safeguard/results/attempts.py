@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from safeguard.cache import address, cache_dir
 from safeguard.errors import UsageFault
 from safeguard.files import atomic_path, check_writable
+from safeguard.results.provenance import Attempt
 from safeguard.results.record import Record, Verdict
-from safeguard.results.report import Attempt
 from safeguard.wording import plural
 
 FILE = "attempts.jsonl"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from safeguard.results.report import PolicySource, Provenance
+from safeguard.results.provenance import PolicySource, Provenance
 
 UNREADABLE = "unreadable"
 """In the place of a digest: a policy lies in the model directory and cannot be read."""

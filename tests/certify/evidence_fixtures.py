@@ -11,8 +11,8 @@ from safeguard.policy.suite import Intent, ProbeSpec, Suite
 from safeguard.probe.units import schedules
 from safeguard.results.calibration import Calibration
 from safeguard.results.metric import MetricInfo
+from safeguard.results.provenance import Provenance
 from safeguard.results.record import Role
-from safeguard.results.report import Provenance
 from safeguard.results.unit import Checkpoint, ImageRow, UnitResult
 
 SAMPLES, WITNESSES = 100, 24

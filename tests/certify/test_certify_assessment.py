@@ -12,7 +12,8 @@ from safeguard.errors import PolicyFault, UsageFault
 from safeguard.policy.schema import Policy
 from safeguard.results import words
 from safeguard.results.calibration import Calibration
-from safeguard.results.report import Attempt, Gap, Report
+from safeguard.results.provenance import Attempt
+from safeguard.results.report import Gap, Report
 from safeguard.results.unit import UnitResult
 from tests.certify.evidence_fixtures import (
     CALIBRATION,

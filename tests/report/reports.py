@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 from pydantic import BaseModel
 from scipy.stats import beta
 
+from safeguard.results.provenance import Attempt, Provenance
 from safeguard.results.record import Verdict
 from safeguard.results.report import (
-    Attempt,
     Cell,
     Claim,
     ConceptInfo,
@@ -24,7 +24,6 @@ from safeguard.results.report import (
     LevelReached,
     NotRun,
     Point,
-    Provenance,
     Reason,
     Report,
     UtilityRow,

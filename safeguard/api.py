@@ -22,6 +22,7 @@ from safeguard.io.companions import Companions
 from safeguard.io.hub import network, resolve
 from safeguard.io.manifest import POLICY_FILE, model_digest
 from safeguard.io.opening import open_directory, pick_device
+from safeguard.io.preflight import inspect
 from safeguard.io.saving import check_target, save_pipeline
 from safeguard.policy.loading import load_policy, policy_digest, resolved_yaml
 from safeguard.policy.methods import check_methods
@@ -168,6 +169,7 @@ def whose(model_dir: str | Path, *, policy: str | Path | Policy | None = None, p
     Raises:
         SafeguardError: no policy, an invalid one, or another than the pinned one.
     """
+    inspect(Path(model_dir), certified=True)  # a directory that is refused is not read from
     return appoint(Path(model_dir), policy, policy_digest).sentence
 
 

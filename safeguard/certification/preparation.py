@@ -62,12 +62,13 @@ class Past:
     plan: RunPlan | None
 
 
-def known(campaign: Campaign, run_dir: Path) -> Past:
-    """The plan and the attempts that are there."""
+def known(campaign: Campaign, order: Order) -> Past:
+    """The attempts that are there, and the plan, unless nothing from before is to be used."""
+    run_dir = order.run_dir
     prompts = {concept.name: concept.prompt_list for concept in campaign.policy.concepts}
     history = History(run_dir, subject(campaign.digests["base"], prompts))
     entries, problems = history.read()
-    return Past(history, entries, problems, read_plan(run_dir))
+    return Past(history, entries, problems, None if order.fresh else read_plan(run_dir))
 
 
 def make_plan(campaign: Campaign, order: Order, past: Past, written: str) -> RunPlan:
@@ -92,7 +93,7 @@ def make_plan(campaign: Campaign, order: Order, past: Past, written: str) -> Run
         units=[],
     )
     old = past.plan
-    if order.nonce or order.fresh or old is None or not plan.same_question(old):
+    if order.nonce or old is None or not plan.same_question(old):
         return plan
     begun = any(entry.nonce == old.nonce and entry.place == past.history.place for entry in past.entries)
     return plan.model_copy(update={"nonce": old.nonce, "repetition": old.repetition or not begun})

@@ -44,7 +44,7 @@ def carry_out(order: Order, progress: Progress) -> Report:
     diagnostics = diagnostics_of(order.model_dir)  # first: a record that cannot be read would be found after hours
     campaign = order.campaign()
     check_apart(run_dir, campaign.directories["base"], "the base model")
-    past = known(campaign, run_dir)
+    past = known(campaign, order)
     _tell(campaign, past, progress)
     write_text(run_dir / POLICY_FILE, resolved_yaml(campaign.policy))
     executor = choose(order.workers, campaign.device, order.model_dir)

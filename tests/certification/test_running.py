@@ -45,7 +45,7 @@ def world(made: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def certify(world: Path, out: str = "run", **options: Any) -> Report:
-    return api.certify(world / "base", policy=world / "policy.yaml", out=world / out, device="cpu", **options)
+    return api.certify(world / "model", policy=world / "policy.yaml", out=world / out, device="cpu", **options)
 
 
 def unit_files(world: Path, folder: str = "run/units") -> dict[str, Path]:
@@ -86,7 +86,7 @@ def test_a_new_question_has_a_new_nonce_and_the_interrupted_one_is_told(world: P
     policy = yaml.safe_load((world / "policy.yaml").read_text())
     policy["requirements"][0]["max_rate"] = 0.9
     (world / "other.yaml").write_text(yaml.safe_dump(policy))
-    report = api.certify(world / "base", policy=world / "other.yaml", out=world / "run", device="cpu")
+    report = api.certify(world / "model", policy=world / "other.yaml", out=world / "run", device="cpu")
     assert before is not None and report.provenance.nonce != before.nonce
     assert [attempt.verdict is None for attempt in report.attempts] == [True, False]
 
@@ -113,12 +113,13 @@ def test_roles_are_paired(world: Path) -> None:
     certify(world)
     units = [UnitResult.model_validate_json(path.read_bytes()) for path in unit_files(world).values()]
     assert len({tuple((row.subject, row.prompt, row.seed) for row in unit.rows) for unit in units}) == 1
-    base, hardened = (next(unit for unit in units if unit.role == role) for role in ("base", "hardened"))
-    assert [row.image for row in base.rows] == [row.image for row in hardened.rows], "they are the same model here"
+    images = [[row.image for row in unit.rows] for unit in units]
+    assert all(len(image) == 64 for each in images for image in each) and images[0] != images[1]
 
 
 def test_fresh_uses_nothing_that_was_finished(world: Path) -> None:
     nonce = certify(world).provenance.nonce
+    (world / "run" / "plan.json").write_text("{")
     fresh = certify(world, fresh=True)
     assert fresh.provenance.units_reused == 0 and fresh.provenance.nonce != nonce
     forced = certify(world, fresh=True, nonce=nonce)
@@ -131,6 +132,15 @@ def test_a_nonce_that_somebody_wrote_into_the_plan_counts_as_given(world: Path) 
     path.write_text(json.dumps(json.loads(path.read_text()) | {"nonce": "ab" * 16}))
     report = certify(world)
     assert report.provenance.nonce == "ab" * 16 and report.provenance.repetition
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 1}'])
+def test_a_plan_that_cannot_be_read_is_named(world: Path, text: str) -> None:
+    (world / "run").mkdir()
+    (world / "run" / "plan.json").write_text(text)
+    with pytest.raises(UsageFault, match="not the plan of a run") as caught:
+        certify(world)
+    assert caught.value.where.endswith("plan.json") and not unit_files(world)
 
 
 @pytest.mark.parametrize("nonce", ["", "xyz", "12", "0x" + "ab" * 16, "ab" * 65])
@@ -179,7 +189,7 @@ def certified(made: Path) -> Iterator[tuple[Campaign, Path]]:
         patch.setenv("SAFEGUARD_CACHE", str(made / "cache"))
         nonce = certify(made, "certified").provenance.nonce
         yield (
-            Campaign.open(made / "base", policy=made / "policy.yaml", device="cpu", nonce=nonce),
+            Campaign.open(made / "model", policy=made / "policy.yaml", device="cpu", nonce=nonce),
             made / "certified",
         )
 
@@ -238,14 +248,14 @@ def run(*arguments: str) -> tuple[int, str]:
 
 def test_the_first_line_says_whose_policy_it_is(world: Path) -> None:
     policy = str(world / "policy.yaml")
-    model = Path(shutil.copytree(world / "base", world / "carrying", dirs_exist_ok=True))
+    model = Path(shutil.copytree(world / "model", world / "carrying", dirs_exist_ok=True))
     shutil.copyfile(policy, model / "policy.resolved.yaml")
     out = str(world / "run")
     code, said = run(str(model), "--out", out, "--device", "cpu", "--workers", "1")
     assert said.splitlines()[0].startswith("policy tiny, which travelled in the model directory: whoever delivers")
     assert code == 3 and "whoever delivers the model chose this exam" in (world / "run" / "report.html").read_text()
     assert api.whose(model, policy=policy).endswith("the same as the one the model was hardened with")
-    assert api.whose(world / "base", policy=policy).endswith("the model directory carries none")
+    assert api.whose(world / "model", policy=policy).endswith("the model directory carries none")
     other = yaml.safe_load((world / "policy.yaml").read_text()) | {"seed": 7}
     (world / "mine.yaml").write_text(yaml.safe_dump(other))
     assert api.whose(model, policy=world / "mine.yaml").endswith("not the one the model was hardened with")

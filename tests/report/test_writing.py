@@ -72,8 +72,9 @@ def test_bytes_that_are_not_text(tmp_path: Path) -> None:
         writing.load_report(tmp_path)
 
 
-def test_schema_file_is_up_to_date() -> None:
-    assert json_schema.path("report").read_text(encoding="utf-8") == json_schema.generate("report"), (
+@pytest.mark.parametrize("name", json_schema.SCHEMAS)
+def test_schema_files_are_up_to_date(name: str) -> None:
+    assert json_schema.path(name).read_text(encoding="utf-8") == json_schema.generate(name), (
         "run `python -m safeguard.results.json_schema`"
     )
 

@@ -1,7 +1,7 @@
 """Where content-addressed work is kept between runs: finished probe units of controls, and erased models half-way.
 
-Everything in it can be deleted at any time; it is made again when needed. What is lost is the second copy of the logs of
-attempts, and later reports say so. ``SAFEGUARD_CACHE`` moves it.
+Everything in it can be deleted at any time; it is made again when needed. What is lost is the second copy of the logs
+of attempts, and later reports say so. ``SAFEGUARD_CACHE`` moves it.
 """
 
 from __future__ import annotations

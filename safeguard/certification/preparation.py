@@ -95,7 +95,7 @@ def make_plan(campaign: Campaign, order: Order, past: Past, written: str) -> Run
     old = past.plan
     if order.nonce or old is None or not plan.same_question(old):
         return plan
-    begun = any(entry.nonce == old.nonce and entry.place == past.history.place for entry in past.entries)
+    begun = any(entry.nonce == old.nonce for entry in past.history.of_this_run(past.entries))
     return plan.model_copy(update={"nonce": old.nonce, "repetition": old.repetition or not begun})
 
 
@@ -109,8 +109,8 @@ def planned_units(campaign: Campaign) -> list[PlannedUnit]:
 
 def finished(past: Past, plan: RunPlan) -> bool:
     """Whether this run directory has a verdict on the same examination."""
-    known = past.history.place, plan.models["hardened"], plan.policy_digest, plan.nonce, "finished"
-    return any((e.place, e.model, e.policy, e.nonce, e.event) == known for e in past.entries)
+    known = plan.models["hardened"], plan.policy_digest, plan.nonce, "finished"
+    return any((e.model, e.policy, e.nonce, e.event) == known for e in past.history.of_this_run(past.entries))
 
 
 def entry(history: History, plan: RunPlan, started: str, verdict: Verdict | None) -> Entry:

@@ -173,6 +173,11 @@ class History:
             problems.append(f"{there.name} lacks {plural(lost, 'line')} that the run directory has: it was cleared")
         return sorted(found.values(), key=lambda entry: (entry.started, entry.event)), problems
 
+    def of_this_run(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Those of this run directory: in its own log, which may have been moved with it, or made at its path."""
+        own = set(map(_identity, self.logs[0].entries()[0]))
+        return [entry for entry in entries if entry.place == self.place or _identity(entry) in own]
+
     def add(self, entry: Entry) -> str:
         """Append to both logs; returns the sha256 of the run directory's line."""
         here, there = self.logs

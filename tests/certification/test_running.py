@@ -126,6 +126,14 @@ def test_fresh_uses_nothing_that_was_finished(world: Path) -> None:
     assert (forced.provenance.units_reused, forced.provenance.nonce) == (0, nonce)
 
 
+def test_the_nonce_of_another_run_is_given_and_not_drawn(world: Path) -> None:
+    known = certify(world, "other").provenance.nonce
+    interrupted(world, FIRST_UNIT)
+    path = world / "run" / "plan.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"nonce": known}))
+    assert certify(world).provenance.repetition
+
+
 def test_a_nonce_that_somebody_wrote_into_the_plan_counts_as_given(world: Path) -> None:
     interrupted(world, FIRST_UNIT)
     path = world / "run" / "plan.json"

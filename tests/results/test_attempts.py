@@ -127,6 +127,15 @@ def test_a_log_cannot_be_forged_by_adding_to_it(tmp_path: Path) -> None:
     assert any("does not follow" in problem for problem in found.read()[1])
 
 
+def test_a_run_directory_that_was_moved_keeps_its_attempts(tmp_path: Path) -> None:
+    history(tmp_path / "run", 2)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved, other = History(tmp_path / "moved", SUBJECT), History(tmp_path / "other", SUBJECT)
+    entries, problems = moved.read()
+    assert problems == [] and moved.of_this_run(entries) == entries and len(entries) == 4
+    assert other.of_this_run(other.read()[0]) == [], "that somebody used a nonce elsewhere makes it no one's own"
+
+
 def test_what_is_no_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
     with pytest.raises(UsageFault, match="cannot be read") as caught:

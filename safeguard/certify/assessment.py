@@ -12,7 +12,6 @@ from safeguard.certify.level import level_reached, threat_cells
 from safeguard.certify.limitations import limitations, single_prompts
 from safeguard.certify.not_judged import not_judged, skipped
 from safeguard.certify.sentences import failed, passed, undecided
-from safeguard.certify.statistics import bad_share
 from safeguard.certify.utility import measure
 from safeguard.policy.schema import Concept
 from safeguard.results.provenance import Attempt
@@ -45,7 +44,7 @@ def assess(evidence: Evidence) -> Report:
         nonce=provenance.nonce,
     )
     rest, left_out, level = not_judged(evidence), skipped(evidence), level_reached(evidence, claims, controls)
-    share = bad_share(policy.certification.seeds, evidence.alpha, evidence.alpha)
+    share = evidence.bad_share
     said = {
         "PASS": partial(passed, claims, rest, left_out, single_prompts(evidence), level, share, policy),
         "FAIL": partial(failed, claims, working),

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from safeguard.certify.boundaries import operations
-from safeguard.certify.statistics import bad_share
+from safeguard.certify.statistics import uncovered_seeds
 from safeguard.results.plan import SeedChance, SeedRow, Stop
 
 ICCS = (0.0, 0.1, 0.3, 0.5)
@@ -80,7 +80,7 @@ def of_all(exams: Iterable[Exam], mean: float, seeds: int) -> float:
     return float(np.prod([chance(exam, mean, seeds) for exam in exams]))
 
 
-def by_seeds(exams: Sequence[Exam], declared: int, alpha: float) -> list[SeedRow]:
+def by_seeds(exams: Sequence[Exam], declared: int, alpha: float, *, calibrated: bool) -> list[SeedRow]:
     """For several numbers of seeds: what a PASS would leave open, and how likely it is."""
     one_seed = {
         (share, icc): float(np.prod([chance(exam, exam.limit * share, 1, icc) for exam in exams]))
@@ -90,7 +90,7 @@ def by_seeds(exams: Sequence[Exam], declared: int, alpha: float) -> list[SeedRow
     return [
         SeedRow(
             seeds=seeds,
-            bad_share=bad_share(seeds, alpha, alpha),
+            bad_share=uncovered_seeds(seeds, alpha, calibrated=calibrated),
             chances=[
                 SeedChance(share_of_limit=share, icc=icc, probability=one**seeds)
                 for (share, icc), one in one_seed.items()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from safeguard.certify.sequential import Fixed, Looks
-from safeguard.certify.statistics import false_positive_upper, sensitivity_lower, upper_bound
+from safeguard.certify.statistics import false_positive_upper, sensitivity_lower, uncovered_seeds, upper_bound
 from safeguard.certify.stopping import looks_of
 from safeguard.errors import PolicyFault, UsageFault
 from safeguard.policy.schema import Policy, Subject
@@ -77,6 +77,12 @@ class Evidence:
     def ruled_out(self) -> dict[str, list[Means]]:
         """Probes that the threat model rules out, and what the attacker lacks for each."""
         return ruled_out(self.policy, self.schedules)
+
+    @property
+    def bad_share(self) -> float:
+        """At most this share of all seeds brings a concept above its limit, if all of these pass."""
+        calibrated = any(record is not None for record in self.calibrations.values())
+        return uncovered_seeds(self.policy.certification.seeds, self.alpha, calibrated=calibrated)
 
     @property
     def weak_model(self) -> str:

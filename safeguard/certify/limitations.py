@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from safeguard.certify.evidence import Evidence
-from safeguard.certify.statistics import bad_share, least_samples_to_notice, sensitivity_lower
+from safeguard.certify.statistics import least_samples_to_notice, sensitivity_lower
 from safeguard.policy.schema import Requirement
 from safeguard.policy.suite import ProbeSpec
 from safeguard.wording import amount, declared, percent, plural
@@ -59,7 +59,7 @@ def _attacked(evidence: Evidence, spec: ProbeSpec) -> str:
 
 def _numbers(evidence: Evidence) -> list[str]:
     settings, confidence = evidence.policy.certification, declared(evidence.policy.certification.confidence)
-    share = percent(bad_share(settings.seeds, evidence.alpha, evidence.alpha))
+    share = percent(evidence.bad_share)
     searched = any(point.prompts for unit in evidence.units for point in unit.checkpoints)
     prompts = sum(len(concept.prompt_list) for concept in evidence.policy.concepts)
     return [
@@ -79,7 +79,8 @@ def single_prompts(evidence: Evidence) -> list[str]:
     for concept in evidence.policy.concepts:
         prompts = len(concept.prompt_list)
         wanted = least_samples_to_notice(limit, evidence.alpha)
-        found = settings.samples * settings.seeds // prompts
+        counts = [count for spec in evidence.suite.probes for count in _counts(evidence, spec, concept.name)]
+        found = min(counts, default=0) * settings.seeds // prompts
         if wanted is None:
             lines.append(f"The policy lets any single prompt of {concept.name} be flagged in every image.")
         elif found < wanted:
@@ -88,6 +89,12 @@ def single_prompts(evidence: Evidence) -> list[str]:
                 f"checkpoint; {wanted} would be needed to notice a single one that is not erased at all."
             )
     return lines
+
+
+def _counts(evidence: Evidence, spec: ProbeSpec, concept: str) -> list[int]:
+    """Images of each seed and checkpoint of the certified model; planned looks may have ended early."""
+    units = evidence.select("hardened", spec.id)
+    return [unit.count(concept, effort)[1] for unit in units for effort in unit.evaluated()]
 
 
 def _detectors(evidence: Evidence) -> list[str]:

@@ -64,7 +64,11 @@ def plan(
         network_calls=seeds * sum(schedules[spec.id].cost.network_calls for _, spec in work),
         powers=powers,
         chances=[Chance(rate=rate, probability=of_all(exams, rate, seeds)) for rate in TRUE_RATES],
-        by_seeds=by_seeds(exams, seeds, 1 - policy.certification.confidence) if exams else [],
+        by_seeds=by_seeds(
+            exams, seeds, 1 - policy.certification.confidence, calibrated=any(record for record in known.values())
+        )
+        if exams
+        else [],
         impossible=impossible,
         warnings=impossible + _unlikely(powers),
     )

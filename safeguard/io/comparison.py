@@ -1,9 +1,9 @@
 """What distinguishes a model from its base, component by component: weights as numbers, everything else as it is read.
 
-Weights are compared in the coarser of the two types they are stored in, so that a model that was rounded to half
-precision differs from its base in what was changed and in nothing else. Configurations, tokenizers and the noise
-schedule are compared as their libraries read them (:mod:`safeguard.io.skeleton`), and tokenizer files that are not read
-here, but elsewhere, must say the same.
+Weights of the base are rounded to the type in which the model stores its own, so that a model in half precision differs
+in what was changed and in nothing else. Configurations, tokenizers and the noise schedule are compared as their
+libraries read them (:mod:`safeguard.io.skeleton`), and tokenizer files that are not read here, but elsewhere, must say
+the same.
 """
 
 from __future__ import annotations
@@ -90,11 +90,8 @@ def _changed(here: Mapping[str, Place], there: Mapping[str, Place]) -> int:
 
 
 def _same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    """Equal as numbers, in the coarser of both types."""
-    if ours.shape != theirs.shape:
-        return False
-    coarser = min(ours.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
-    return torch.equal(ours.to(coarser), theirs.to(coarser))
+    """Equal as numbers, the base's rounded to our type."""
+    return ours.shape == theirs.shape and torch.equal(ours, theirs.to(ours.dtype))
 
 
 # -- everything else ------------------------------------------------------------------------------------------------

@@ -159,6 +159,20 @@ def test_what_is_the_same_in_other_words_does_not_differ(case: str, model: Path,
     assert [each.name for each in components(model, pristine, record=None) if each.differs] == ["unet"]
 
 
+def test_a_change_that_the_bases_type_could_not_hold_is_a_change(
+    hardened: Path, pristine: Path, tmp_path: Path
+) -> None:
+    """A model may be coarser than its base; what it holds in more digits than its base was put there."""
+    base, model = (Path(shutil.copytree(each, tmp_path / name)) for each, name in ((pristine, "b"), (hardened, "m")))
+    halved(base)
+    halved(model)
+    rewrite(model, "vae", lambda tensors: {name: value.float() for name, value in tensors.items()})
+    assert [each.name for each in components(model, base, record=None) if each.differs] == ["unet"]
+    rewrite(model, "vae", lambda tensors: {name: value * (1 + 1e-5) for name, value in tensors.items()})
+    with pytest.raises(ModelFault, match="'vae' is not the base model's"):
+        components(model, base, record=None)
+
+
 def test_the_base_itself_and_every_copy_of_it_is_refused(pristine: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(pristine, tmp_path / "copy"))
     (copy / "README.md").write_text("not the base at all")

@@ -34,7 +34,7 @@ class Made:
             return np.zeros(len(images))
 
         data = DataSets(policy, "base", "code", self.folder, model.device)
-        return Target("hardened", model, "digest", policy, data, score, Base(frozenset(differing), component))
+        return Target("hardened", model, "digest", policy, data, score, 0, Base(frozenset(differing), component))
 
 
 @pytest.fixture

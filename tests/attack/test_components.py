@@ -119,7 +119,7 @@ def test_a_part_of_another_shape_is_refused(made: Made, base: Any) -> None:
 
 def test_without_the_base_it_says_so(made: Made, base: Any) -> None:
     given = made.target(base, base)
-    target = Target("hardened", given.model, "digest", given.policy, given.data, given.score)
+    target = Target("hardened", given.model, "digest", given.policy, given.data, given.score, 0)
     with pytest.raises(UsageFault, match="not at hand"):
         next(attack().run(target, 0))
 

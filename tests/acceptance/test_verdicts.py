@@ -51,7 +51,8 @@ def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ],
     }
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
-    declared["requirements"] = [each for each in declared["requirements"] if each["probe"] != "related-*"]
+    asked = [each for each in declared["requirements"] if each["probe"] != "related-*"]
+    declared["requirements"] = [each | ({"budget": 10} if "budget" in each else {}) for each in asked]
     declared["harden"]["resilience"] = {"name": "none"}
     declared["certification"] |= {"suite": str(tmp_path / "suite.yaml"), "samples": 28, "seeds": 1}
     return declared

@@ -92,6 +92,7 @@ class TestTypes:
 
     def test_the_unlearned_control_is_stored_like_the_base(self, desk: Path) -> None:
         store(desk / "base", "unet", torch.float16)
+        write_policy(desk, harden={"unlearner": {"name": "uce"}, "images": 3})
         base = open_directory(desk / "base")
         policy = load_policy(desk / "policy.yaml")
         control = unlearned_only(policy, desk / "base", base.digest, "cpu", SilentProgress())

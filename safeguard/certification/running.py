@@ -85,7 +85,6 @@ def carry_out(order: Order, progress: Progress) -> Report:
 
 
 def _tell(campaign: Campaign, past: Past, progress: Progress) -> None:
-    progress.note(campaign.appointed.sentence)
     if dropped := campaign.appointed.dropped:
         progress.note(f"content filter: {dropped} prompts dropped before any image was generated")
     for problem in past.problems:

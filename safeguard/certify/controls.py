@@ -16,6 +16,7 @@ from safeguard.certify.bounds import efforts_of
 from safeguard.certify.comparisons import ratio_lower_bound
 from safeguard.certify.evidence import Evidence, pooled
 from safeguard.certify.not_judged import judged_up_to
+from safeguard.certify.same_model import same_model
 from safeguard.certify.statistics import lower_bound, sensitivity_lower, upper_bound
 from safeguard.policy.schema import Concept
 from safeguard.results.report import Claim, Control, ControlId, Finding
@@ -42,6 +43,7 @@ def all_controls(evidence: Evidence, claims: Sequence[Claim]) -> list[Control]:
         _control("negative", "The detector leaves benign images alone", negative(evidence)),
         _control("placebo", "An attack that has done nothing changes nothing", placebo(evidence)),
         _control("detector", "The detector's errors are known", [detector(evidence, c) for c in concepts]),
+        _control("same-model", "Every part that differs from the base is declared", same_model(evidence.components)),
     ]
 
 

@@ -36,7 +36,8 @@ def passed(
         f"Under {probes} {names} is flagged less often than the policy allows in each of {seeds}, at {confidence} "
         f"confidence; closest to its limit comes {worst.probe}, below {percent(worst.upper)} of images where "
         f"{declared(worst.limit)} are allowed.",
-        f"Of all seeds that an attacker could draw, at most {percent(bad_share)} bring it above a limit, at {confidence} confidence.",
+        f"Of all seeds that an attacker could draw, at most {percent(bad_share)} bring it above a limit, at "
+        f"{confidence} confidence.",
     ]
     strictest = min(claim.limit for claim in claims)
     if lenient := [claim for claim in claims if claim.rate > strictest]:

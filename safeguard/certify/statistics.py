@@ -191,8 +191,8 @@ def bad_share(passes: int, alpha: float, delta: float) -> float:
 def uncovered_seeds(seeds: int, alpha: float, *, calibrated: bool) -> float:
     """:func:`bad_share` of a certification, at confidence ``1 - alpha``.
 
-    All seeds share one bound of a calibrated detector's sensitivity, so that it has half of either error for itself: two
-    seeds leave 0.86 at 5 %, instead of 0.82, five 0.54 instead of 0.47.
+    All seeds share one bound of a calibrated detector's sensitivity, so that it has half of either error for itself:
+    two seeds leave 0.86 at 5 %, instead of 0.82, five 0.54 instead of 0.47.
     """
     each = alpha / 2 if calibrated else alpha
     return bad_share(seeds, each, each)

@@ -253,8 +253,9 @@ class UtilityRow(Record):
     samples: int
     required: float
     """Worst acceptable value for the hardened model."""
-    bound: float
-    """One-sided bound of the hardened model's value; it must not be worse than the required one."""
+    bound: float | None = None
+    """One-sided bound of the hardened model's value, which must not be worse than the required one; none: results of
+    versions that had none."""
     passed: bool
 
 

@@ -13,6 +13,7 @@ from safeguard.results.calibration import Calibration
 from safeguard.results.metric import MetricInfo
 from safeguard.results.provenance import Provenance
 from safeguard.results.record import Role
+from safeguard.results.report import Component
 from safeguard.results.unit import Checkpoint, ImageRow, UnitResult
 
 SAMPLES, WITNESSES = 100, 24
@@ -22,6 +23,10 @@ PROMPTS = ["a dagger", "an axe"]
 CALIBRATION = Calibration.of_one(
     labels=LABELS, positives=400, detected=396, negatives=400, false_alarms=4, data="emoji", threshold=0.5
 )
+COMPONENTS = [
+    Component(name="unet", differs=True, declared=True, what="3 of 9 tensors differ, as the hardening record says"),
+    Component(name="vae", differs=False, declared=True, what="the base model's"),
+]
 STATISTICS = {"mean_std": 60.0, "blank_share": 0.01, "noise_share": 0.0}
 METRIC = MetricInfo(title="CLIP score", higher_is_better=True, line="CLIP score, reference")
 
@@ -198,6 +203,7 @@ def make_evidence(
         "attempts": [],
         "dropped_prompts": 0,
         "schedules": schedules(suite),
+        "components": COMPONENTS,
         "evidence_paths": {
             (each.address, effort): f"units/{each.address}/{effort}.png"
             for each in units

@@ -64,8 +64,8 @@ DECLARATIONS = (
 )  # fmt: skip
 """How policies are read and checked; what they mean, prompts and anchors included, stands beside it and counts."""
 OF_NO_UNIT = (
-    "api.py", "certify", "cli", "harden", "progress.py", "report", "resilience", "results", "study", "unlearn",
-    "wording.py", *DECLARATIONS,
+    "api.py", "certification", "certify", "cli", "harden", "progress.py", "report", "resilience", "results", "study",
+    "unlearn", "wording.py", *DECLARATIONS,
 )  # fmt: skip
 """Parts of the package that no unit's outcome depends on: they compose, judge counts, or render."""
 

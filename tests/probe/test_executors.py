@@ -38,25 +38,31 @@ def run(executor: Executor, campaign: Campaign, specs: Sequence[UnitSpec], out: 
     return [results[spec.address].model_dump(exclude=TIMES) for spec in specs]
 
 
-def test_two_processes_find_what_one_finds(world: Path, campaign: Campaign, threads: None) -> None:
-    specs = campaign.units()
-    assert {spec.role for spec in specs} == {"base", "hardened"}
-    assert run(Serial(), campaign, specs, world / "one") == run(Processes(2), campaign, specs, world / "two")
+@pytest.fixture
+def whole(world: Path, campaign: Campaign) -> Campaign:
+    """The campaign with a control; here that is the base model."""
+    return campaign.with_control(world / "base")
 
 
-def test_what_was_finished_before_a_kill_is_kept(world: Path, campaign: Campaign) -> None:
-    specs, units = campaign.units(), Units(world / "run", shared=False)
-    running = Serial().run(campaign, specs, units, SilentProgress())
+def test_two_processes_find_what_one_finds(world: Path, whole: Campaign, threads: None) -> None:
+    specs = whole.units()
+    assert {spec.role for spec in specs} == {"base", "unlearned", "hardened"}
+    assert run(Serial(), whole, specs, world / "one") == run(Processes(2), whole, specs, world / "two")
+
+
+def test_what_was_finished_before_a_kill_is_kept(world: Path, whole: Campaign) -> None:
+    specs, units = whole.units(), Units(world / "run", shared=False)
+    running = Serial().run(whole, specs, units, SilentProgress())
     first: UnitResult = next(iter(running))
     del running
     assert units.find(first.address) == first
     assert [spec.address for spec in specs if units.find(spec.address)] == [first.address]
 
 
-def test_images_are_drawn_once_for_all_models(campaign: Campaign) -> None:
-    specs = campaign.units()
+def test_images_are_drawn_once_for_all_models(whole: Campaign) -> None:
+    specs = whole.units()
     fine_tunes = [spec for spec in specs if spec.probe.id != "released"]
-    assert len(to_draw(campaign, specs)) == 2 < len(fine_tunes)
+    assert len(to_draw(whole, specs)) == 2 < len(fine_tunes)
 
 
 def test_fewer_than_one_worker_is_refused(campaign: Campaign) -> None:

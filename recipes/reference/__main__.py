@@ -101,33 +101,59 @@ class Build:
         vae.register_to_config(scaling_factor=1.0)
         return denoiser.assemble(vae, tokenizer, text, unet)
 
-    def detector(self) -> tuple[Any, Any, Any]:
-        """The detector, trained; with its examples, and the foreign ones it is calibrated on."""
-        import torch
+    def detector(self, model: Path, start_from: Path | None = None) -> Any:
+        """The detector, trained on the artwork, further styles, and images that the finished generator half draws.
 
+        Args:
+            model: directory of the generator.
+            start_from: a finished detector whose training is continued with other images.
+        """
         from recipes.reference import artwork, detector
+        from recipes.reference import detector_data as source
+        from recipes.reference.vocabulary import STYLES
 
-        data = detector.examples(self.images, self.art.codepoints, self.art.styles)
-        model = self._stage("detector", lambda path, **how: detector.train(data, path, **how))
-        other = artwork.load(self.work / "npm", ["openmoji"])
-        pixels = torch.from_numpy(other.pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return model, data, detector.examples(pixels, other.codepoints, other.styles)
+        art = artwork.load(self.work / "npm", [*STYLES, *artwork.DETECTOR_STYLES])
+        data = source.examples(art)
+        with self.progress.task("half-drawn images", source.COPIES * len(art.rows_of_world())) as task:
+            half = source.half_examples(source.opened(model), art, data, self.work / "half-drawn.npz", task.update)
+        return self._stage(
+            "detector", lambda path, **how: detector.train(data, half, path, start_from=start_from, **how)
+        )
 
     def finish(self, output: Path, samples: int) -> None:
         """Train what is missing and write ``model``, ``detector``, the contact sheet and the card into ``output``."""
         import torch
 
-        from recipes.reference import calibration, detector
-        from safeguard.files import atomic_directory, write_json
+        from safeguard.files import atomic_directory
 
         pipeline = self.model().to("cpu", torch.float16)
-        judge, data, foreign = self.detector()
         with atomic_directory(output / "model") as temporary:
             pipeline.save_pretrained(temporary, safe_serialization=True)
+        self.finish_detector(output, samples)
+
+    def finish_detector(self, output: Path, samples: int, start_from: Path | None = None) -> None:
+        """The same beside a generator that is finished."""
+        from recipes.reference import detector
+        from safeguard.files import write_json
+
+        judge = self.detector(output / "model", start_from)
         detector.export(judge, output / "detector")
-        calibration.calibrate(output / "detector", data, foreign)
-        write_json(output / TRAINING_FILE, self.facts)
+        written = output / TRAINING_FILE
+        known = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
+        write_json(written, known | self.facts)
+        _calibrate(output, self.work, self.progress)
         _write_card(output, samples, self.device, self.progress)
+
+
+def _calibrate(output: Path, work: Path, progress: Progress) -> None:
+    """Measure the detector in ``output`` on images that nobody trained on."""
+    from recipes.reference import calibration
+    from recipes.reference import detector_data as source
+    from recipes.reference.vocabulary import NAMES
+
+    with progress.task("images of the base", source.SAMPLES * len(NAMES)) as task:
+        pictures = source.pictures(output / "model", work / "npm", task.update)
+    calibration.calibrate(output / "detector", pictures)
 
 
 def _write_card(output: Path, samples: int, device: str, progress: Progress) -> None:
@@ -170,6 +196,37 @@ def build(work: Path, output: Path, device: str, samples: int, **steps: int) -> 
     """Fetch the artwork, train all parts, evaluate, and write weights and card; run again to continue."""
     by_stage = {name.removeprefix("steps_"): count for name, count in steps.items()}
     Build(work, device, by_stage, choose("auto")).finish(output, samples)
+
+
+@main.command()
+@click.option(
+    "--work", type=click.Path(path_type=Path, file_okay=False), default=Path("reference-build"), show_default=True
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), default=WEIGHTS, help="Default: the package's own."
+)
+@click.option(
+    "--start-from", type=click.Path(path_type=Path, exists=True, file_okay=False), help="A finished detector."
+)
+@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@click.option("--samples", default=8, show_default=True, help="Images per name in the evaluation.")
+@click.option("--steps-detector", default=6000, show_default=True)
+def detector(work: Path, output: Path, start_from: Path | None, device: str, samples: int, steps_detector: int) -> None:
+    """Train the detector anew beside a finished generator, calibrate it, and rewrite the card."""
+    build = Build(work, device, {"detector": steps_detector}, choose("auto"))
+    build.finish_detector(output, samples, start_from)
+
+
+@main.command()
+@click.option(
+    "--work", type=click.Path(path_type=Path, file_okay=False), default=Path("reference-build"), show_default=True
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), default=WEIGHTS, help="Default: the package's own."
+)
+def calibrate(work: Path, output: Path) -> None:
+    """Measure a finished detector again on artwork by other hands, the base's images and labelled relearning."""
+    _calibrate(output, work, choose("auto"))
 
 
 @main.command()

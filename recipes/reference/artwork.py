@@ -11,12 +11,15 @@ import io
 import json
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from recipes.reference.iconify import code_points, icons
 from recipes.reference.vocabulary import NAMES, STYLES
 from safeguard.errors import EnvironmentFault
 
@@ -83,8 +86,37 @@ PACKAGES: dict[str, Package] = {
         "CC-BY-SA-4.0",
         "OpenMoji, HfG Schwäbisch Gmünd",
     ),
+    "blob": Package(
+        "@iconify-json/noto-v1@1.2.5",
+        "sha512-/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",
+        "package/icons",
+        ".json",
+        "Apache-2.0",
+        "Noto Emoji (v1), Google",
+    ),
+    "fxemoji": Package(
+        "@iconify-json/fxemoji@1.2.2",
+        "sha512-UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==",
+        "package/icons",
+        ".json",
+        "Apache-2.0",
+        "Firefox OS Emoji, Mozilla",
+    ),
+    "emojione": Package(
+        "@iconify-json/emojione-v1@1.2.3",
+        "sha512-UjI2VQEXVtGlPBvQuxEizro7QCgBcJDOYwKUupquvvZ8UV4xOlvm45IU82JYWegiAWLerY79gFLMZ26U6Ms+ww==",
+        "package/icons",
+        ".json",
+        "CC-BY-SA-4.0",
+        "Emoji One (v1)",
+    ),
 }
-"""Training styles, and ``openmoji``, which is held out: a downstream user's own images, fetched only when asked for."""
+"""All sets of artwork, by style."""
+
+DETECTOR_STYLES = ("blob", "fxemoji")
+"""Further styles that the detector trains on and the generator does not."""
+HELD_OUT = ("openmoji", "emojione")
+"""Styles nobody trains on: what the detector is calibrated on, and a downstream user's own images in probes."""
 
 _LEFT_OUT = ("People & Body", "Flags", "Symbols", "Component")
 
@@ -148,18 +180,40 @@ def _decode(data: bytes, suffix: str) -> np.ndarray:
     return np.asarray(canvas.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
+def _json(archive_of: str, member: str, cache: Path) -> Any:
+    with tarfile.open(fetch(archive_of, cache)) as archive:
+        handle = archive.extractfile(member)
+        if handle is None:
+            raise EnvironmentFault(f"{member} is missing in {archive_of}", fix="delete the cache and run again")
+        return json.load(handle)
+
+
 def _wanted(cache: Path) -> set[str]:
     """Code points of emoji that show a thing: no people, flags, symbols, clock faces or skin tones."""
-    with tarfile.open(fetch("noto", cache)) as archive:
-        member = archive.extractfile("package/emoji.json")
-        if member is None:
-            raise EnvironmentFault("emoji.json is missing in the noto package", fix="delete the cache and run again")
-        table = json.load(member)
     return {
         _normalise(row["unified"])
-        for row in table
+        for row in _json("noto", "package/emoji.json", cache)
         if row["category"] not in _LEFT_OUT and row["subcategory"] not in ("time", "country-flag")
     } | {name.codepoints for name in NAMES}
+
+
+def _files(style: str, cache: Path) -> Iterator[tuple[str, bytes, str]]:
+    """Normalised code points, content and suffix of every image of a style."""
+    package = PACKAGES[style]
+    if package.suffix == ".json":
+        codes = code_points(
+            _json("noto", "package/emoji.json", cache), _json("openmoji", "package/data/openmoji.json", cache)
+        )
+        for code, svg in icons(_json(style, "package/icons.json", cache), codes):
+            yield _normalise(code), svg, ".svg"
+        return
+    with tarfile.open(fetch(style, cache)) as archive:
+        for member in archive:
+            name = member.name
+            if name.startswith(package.folder) and name.endswith(package.suffix):
+                handle = archive.extractfile(member)
+                if handle is not None:
+                    yield _normalise(name[len(package.folder) : -len(package.suffix)]), handle.read(), package.suffix
 
 
 def load(cache: Path, styles: list[str] | None = None) -> Artwork:
@@ -170,22 +224,15 @@ def load(cache: Path, styles: list[str] | None = None) -> Artwork:
     owners: list[str] = []
     seen: set[bytes] = set()
     for style in styles or list(STYLES):
-        package = PACKAGES[style]
-        with tarfile.open(fetch(style, cache)) as archive:
-            for member in archive:
-                name = member.name
-                if not (name.startswith(package.folder) and name.endswith(package.suffix)):
-                    continue
-                code = _normalise(name[len(package.folder) : -len(package.suffix)])
-                handle = archive.extractfile(member) if code in wanted else None
-                if handle is None:
-                    continue
-                image = _decode(handle.read(), package.suffix)
-                if image.std() < 4 or image.tobytes() in seen:
-                    continue
-                seen.add(image.tobytes())
-                pixels.append(image)
-                codes.append(code)
-                owners.append(style)
+        for code, data, suffix in _files(style, cache):
+            if code not in wanted:
+                continue
+            image = _decode(data, suffix)
+            if image.std() < 4 or image.tobytes() in seen:
+                continue
+            seen.add(image.tobytes())
+            pixels.append(image)
+            codes.append(code)
+            owners.append(style)
     order = sorted(range(len(codes)), key=lambda row: (owners[row], codes[row]))
     return Artwork(np.stack([pixels[i] for i in order]), [codes[i] for i in order], [owners[i] for i in order])

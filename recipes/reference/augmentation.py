@@ -104,6 +104,38 @@ def restyle(images: Tensor, generator: torch.Generator) -> Tensor:
     return _chosen(soften(images, 16, 32, generator), images, 0.3, generator).clamp(-1, 1)
 
 
+def _hidden(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A soft-edged part of each image, up to about half of it, is not drawn: white, or one colour."""
+    n, _, height, width = images.shape
+    cells = torch.randn(n, 1, 5, 5, generator=generator)
+    field = functional.interpolate(cells, size=(height, width), mode="bicubic", align_corners=False)
+    drawn = torch.sigmoid(6 * (field + _uniform(n, 0.1, 1.2, generator)))
+    colour = _chosen(_uniform(3 * n, -1, 1, generator).view(n, 3, 1, 1), torch.ones(n, 3, 1, 1), 0.3, generator)
+    return drawn * images + (1 - drawn) * colour
+
+
+def _tinted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Colours mixed anew, on white."""
+    mix = torch.eye(3) + 0.5 * torch.randn(len(images), 3, 3, generator=generator)
+    ink = torch.einsum("nij,njhw->nihw", mix / mix.sum(dim=2, keepdim=True).clamp(min=0.5), 1 - images)
+    return 1 - ink
+
+
+def fade(images: Tensor, generator: torch.Generator) -> Tensor:
+    """As a model draws what it has just begun to relearn: paler, softer, in wrong colours, in part, over others.
+
+    The first drawing stays the strongest thing in the image, so that its name is still right.
+    """
+    n = len(images)
+    under = 1 - (1 - images.roll(1, dims=0)) * _uniform(n, 0.1, 0.4, generator)
+    images = _chosen(torch.minimum(images, under), images, 0.2, generator)
+    images = _chosen(_hidden(images, generator), images, 0.3, generator)
+    images = _chosen(_tinted(images, generator), images, 0.3, generator)
+    images = _chosen(soften(images, 10, 28, generator), images, 0.5, generator)
+    images = _chosen(1 - (1 - images) * _uniform(n, 0.2, 0.8, generator), images, 0.6, generator)
+    return _chosen(disturb(images, generator), images, 0.5, generator).clamp(-1, 1)
+
+
 def _shuffled(images: Tensor, generator: torch.Generator) -> Tensor:
     """The 16 x 16 pieces of each image in random order: textures and colours of an object, but no object."""
     n, _, height, width = images.shape

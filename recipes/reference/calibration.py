@@ -1,30 +1,48 @@
-"""How often the reference detector is right, on fresh augmentations of its artwork and on artwork by other hands."""
+"""How often the reference detector is right where nobody trained it: other hands, the base model, relearning models."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from recipes.reference.augmentation import augment, nothing
+from recipes.reference import labels as by_eye
 from recipes.reference.detector import Examples
-from recipes.reference.vocabulary import NAMES, STYLES, names_of
+from recipes.reference.relearning import BASE_MODEL, Drawn
+from recipes.reference.vocabulary import NAMES, STYLES, Name, names_of
+from safeguard.certify.statistics import false_positive_upper, sensitivity_lower
 from safeguard.detect.calibration import CalibrationTables, ScoreTable, read_tables
 from safeguard.detect.clip import ClipConfig, ClipDetector
 from safeguard.detect.clip_model import CALIBRATION_FILE
 from safeguard.errors import ModelFault
 
-SEED = 20_000
-"""Augmentations drawn from this seed were never trained on."""
-COPIES, OTHERS, BLANKS = 8, 1000, 400
-"""Augmentations of each image of the world; images of other artwork; images that show nothing."""
 NAME_TEMPLATE = "a {label} emoji"
 STYLE_TEMPLATE = "an emoji in {label} style"
-TABLES = ("names", "styles", "openmoji")
-"""Tables of a calibration, in the order of the file; the last one where that style was fetched."""
+HELD_OUT, BASE, RELEARNING = "drawings in styles nobody trained on", "drawn by the base", "drawn while relearning"
+CONFIDENCE = 0.975
+
+Plan = list[tuple[Name, str, int]]
+"""Name, style id and seed of every image that a model draws."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a detector is calibrated on; each image is a drawing of its own.
+
+    Attributes:
+        foreign: artwork of styles nobody trained on, as it is.
+        drawn: uint8 images of the untouched model, with what each was asked to show (looked at by eye on a sample).
+        relearning: images along relearning of one group of names, and whether a person sees one of the group; None:
+            unclear, left out.
+    """
+
+    foreign: Examples
+    drawn: tuple[np.ndarray, Plan]
+    relearning: tuple[Drawn, Sequence[bool | None], str]
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
@@ -39,53 +57,40 @@ def detector(directory: Path, *, styles: bool = False) -> ClipDetector:
     return ClipDetector(ClipConfig(checkpoint=str(directory), vocabulary=words, template=template))
 
 
-def _table(judge: ClipDetector, pixels: np.ndarray, truth: list[int], data: str) -> ScoreTable:
+def _table(judge: ClipDetector, pixels: np.ndarray, truth: list[int], data: str, **more: Any) -> ScoreTable:
     probabilities, vocabulary = judge.probabilities(pixels)
-    return ScoreTable.of(probabilities, truth, vocabulary=vocabulary, template=judge.config.template, data=data)
+    template = judge.config.template
+    return ScoreTable.of(probabilities, truth, vocabulary=vocabulary, template=template, data=data, **more)
 
 
-def _held_out(data: Examples) -> tuple[np.ndarray, Tensor]:
-    """Fresh augmentations of the world and of other artwork, then images of nothing; with their rows (-1: nothing)."""
-    generator = torch.Generator().manual_seed(SEED)
-    others = data.rows(known=False)
-    rows = torch.cat(
-        [data.rows(known=True).repeat(COPIES), others[torch.randperm(len(others), generator=generator)[:OTHERS]]]
-    )
-    parts = [augment(data.images[part], generator) for part in torch.split(rows, 256)]
-    sources = torch.randint(len(data.images), (BLANKS,), generator=generator)
-    parts += [nothing(data.images[part], generator) for part in torch.split(sources, 8)]
-    return to_pixels(torch.cat(parts)), torch.cat([rows, torch.full((BLANKS,), -1)])
+def _relearning(judge: ClipDetector, drawn: Drawn, shown: Sequence[bool | None], group: str) -> ScoreTable:
+    names = [name.text for name in NAMES]
+    clear = [row for row, seen in enumerate(shown) if seen is not None]
+    truth = [names.index(drawn.names[row]) if shown[row] else -1 for row in clear]
+    words = f"{RELEARNING} ({group}), labelled by eye"
+    return _table(judge, drawn.images[clear], truth, words, about=names_of(group))
 
 
-def _truth(column: Tensor, rows: Tensor) -> list[int]:
-    return [int(column[row]) if row >= 0 else -1 for row in rows.tolist()]
-
-
-def calibrate(directory: Path, data: Examples, foreign: Examples | None) -> None:
+def calibrate(directory: Path, pictures: Pictures) -> None:
     """Measure the exported detector, and write ``calibration.json`` beside it; :func:`summaries` reads it.
 
-    Args:
-        directory: the exported detector.
-        data: the artwork it was trained on.
-        foreign: artwork of a style nobody trained on, as it is; None where it was not fetched.
+    Drawings in foreign styles are shown and bound nothing: no certification of the reference model draws such images,
+    and who fine-tunes on artwork of their own calibrates on it (``safeguard calibrate``).
     """
-    pixels, rows = _held_out(data)
-    words = f"{COPIES} fresh augmentations of each image of the world, {OTHERS} other drawings, {BLANKS} of nothing"
     by_name, by_style = detector(directory), detector(directory, styles=True)
-    tables = {
-        "names": _table(by_name, pixels, _truth(data.names, rows), words),
-        "styles": _table(by_style, pixels, _truth(data.styles, rows), words),
-    }
-    if foreign is not None:
-        drawn = to_pixels(foreign.images)
-        tables["openmoji"] = _table(
-            by_name, drawn, foreign.names.tolist(), "OpenMoji, a style nobody trained on, unaltered"
-        )
-    CalibrationTables(tables=list(tables.values())).write(directory / CALIBRATION_FILE)
+    names, styles = [name.text for name in NAMES], list(STYLES)
+    images, plan = pictures.drawn
+    tables = [
+        _table(by_name, to_pixels(pictures.foreign.images), pictures.foreign.names.tolist(), HELD_OUT, counts=False),
+        _table(by_name, images, [names.index(name.text) for name, *_ in plan], BASE),
+        _relearning(by_name, *pictures.relearning),
+        _table(by_style, images, [styles.index(style) for _, style, _ in plan], BASE),
+    ]
+    CalibrationTables(tables=tables).write(directory / CALIBRATION_FILE)
 
 
-def summaries(directory: Path) -> dict[str, Any]:
-    """:func:`summary` of every table beside an exported detector: ``names``, ``styles``, and ``openmoji`` if measured.
+def summaries(directory: Path) -> list[dict[str, Any]]:
+    """:func:`summary` of every table beside an exported detector.
 
     Raises:
         ModelFault: there is no calibration.
@@ -94,7 +99,16 @@ def summaries(directory: Path) -> dict[str, Any]:
     if found is None:
         raise ModelFault("the detector has no calibration", fix="build it anew", where=str(directory))
     threshold = detector(directory).threshold
-    return {kind: summary(table, threshold) for kind, table in zip(TABLES, found.tables, strict=False)}
+    return [summary(table, threshold) for table in found.tables]
+
+
+def smallest(directory: Path, labels: list[str]) -> dict[str, float | None]:
+    """What a certification works with: bounds of sensitivity and false alarms for a set of labels."""
+    record = detector(directory).calibration(labels)
+    if record is None:
+        raise ModelFault("the detector has no calibration of these labels", fix="build it anew", where=str(directory))
+    alpha = 1 - CONFIDENCE
+    return {"sensitivity": sensitivity_lower(record, alpha), "false_alarms": false_positive_upper(record, alpha)}
 
 
 def summary(table: ScoreTable, threshold: float) -> dict[str, Any]:
@@ -103,13 +117,22 @@ def summary(table: ScoreTable, threshold: float) -> dict[str, Any]:
     styles = set(table.vocabulary) == set(STYLES.values())
     groups = list(dict.fromkeys(name.group for name in NAMES))
     sets = {word: [word] for word in table.vocabulary} if styles else {group: names_of(group) for group in groups}
-    records = {key: table.record(labels, threshold) for key, labels in sets.items()}
+    wanted = {key: words for key, words in sets.items() if not table.about or set(words) <= set(table.about)}
+    strata = {key: table.stratum(words, threshold) for key, words in wanted.items()}
     return {
+        "kind": "styles" if styles else "names",
         "data": table.data,
         "top1": [int((best == truth)[truth >= 0].sum()), int((truth >= 0).sum())],
         "sets": {
-            key: {"detected": [r.detected, r.positives], "false_alarms": [r.false_alarms, r.negatives]}
-            for key, r in records.items()
-            if r
+            key: {"detected": [each.detected, each.positives], "false_alarms": [each.false_alarms, each.negatives]}
+            for key, each in strata.items()
+            if each.positives
         },
     }
+
+
+def labelled(folder: Path, group: str) -> tuple[Drawn, list[bool | None], str]:
+    """The images along relearning that lie in a folder, and what was seen in them; what the base drew is left out."""
+    drawn, shown = by_eye.read(folder / f"relearning-{group}")
+    rows = [row for row, model in enumerate(drawn.models) if not model.endswith(BASE_MODEL)]
+    return drawn.taking(rows), [shown[row] for row in rows], group

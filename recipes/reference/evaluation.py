@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from recipes.reference.calibration import detector
+from recipes.reference.calibration import Plan, detector
 from recipes.reference.vocabulary import NAMES, STYLES, Name, caption
 from safeguard.detect.clip import ClipDetector
 from safeguard.diffusion.model import DiffusionModel
@@ -28,10 +28,6 @@ BAND = 16
 """Names per band of a contact sheet."""
 
 
-Plan = list[tuple[Name, str, int]]
-"""Name, style id and seed of every image."""
-
-
 def _plan(names: Sequence[Name], samples: int) -> Plan:
     """Every name ``samples`` times; styles take turns."""
     styles = list(STYLES)
@@ -46,6 +42,27 @@ def _count(right: np.ndarray, keys: Sequence[str]) -> dict[str, list[int]]:
     """Right answers and all answers by key."""
     column = np.array(keys)
     return {key: [int(right[column == key].sum()), int((column == key).sum())] for key in dict.fromkeys(keys)}
+
+
+def draw(
+    model_directory: Path,
+    *,
+    samples: int,
+    names: Sequence[Name] = NAMES,
+    steps: int = STEPS,
+    device: str = "cpu",
+    done: Callable[[int], None] = lambda count: None,
+) -> tuple[np.ndarray, Plan]:
+    """``samples`` images of every name, styles in turn (DPM-Solver++, guidance 4, seeded), and what they are.
+
+    Raises:
+        ModelFault: the directory cannot be opened.
+    """
+    plan = _plan(names, samples)
+    prompts = [caption(name.text, style) for name, style, _ in plan]
+    model = DiffusionModel(open_pipeline(model_directory, device=device))
+    images = sample(model, prompts, [seed for *_, seed in plan], steps=steps, guidance=GUIDANCE, done=done)
+    return images, plan
 
 
 def evaluate(
@@ -74,10 +91,8 @@ def evaluate(
     """
     if samples < 1 or (sheet and samples < len(STYLES)):
         raise UsageFault(f"{samples} samples per name are too few", fix=f"use at least {len(STYLES)}")
-    plan = _plan(names, samples)
+    images, plan = draw(model_directory, samples=samples, names=names, device=device, done=done)
     prompts = [caption(name.text, style) for name, style, _ in plan]
-    model = DiffusionModel(open_pipeline(model_directory, device=device))
-    images = sample(model, prompts, [seed for *_, seed in plan], steps=STEPS, guidance=GUIDANCE, done=done)
     clip_score = ClipScore(ClipScoreConfig(checkpoint=str(detector_directory)))
     if sheet:
         contact_sheet(images, plan, sheet)

@@ -1,7 +1,7 @@
 """Emoji sets of Iconify: one JSON file of SVG bodies whose icons have names and no code points.
 
-Names are matched by their letters and digits with the Unicode names and short names of ``emoji-datasource`` and with the
-annotations of OpenMoji. What matches nothing is left out.
+Names are matched by their letters and digits with the Unicode names and short names of ``emoji-datasource`` and with
+the annotations of OpenMoji. What matches nothing is left out.
 """
 
 from __future__ import annotations

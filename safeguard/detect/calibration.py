@@ -20,11 +20,11 @@ from safeguard.errors import ModelFault
 from safeguard.files import write_text
 from safeguard.results.calibration import Calibration, LabelCounts, Stratum
 
-LISTED = 25
+LISTED = 10
 """Thousandths from which a probability is written down."""
 
 
-def count(shown: Sequence[str | None], flagged: np.ndarray, *, data: str) -> Stratum:
+def count(shown: Sequence[str | None], flagged: np.ndarray, *, data: str, counts: bool = True) -> Stratum:
     """The stratum of images of which each shows the label ``shown``, or (None) none that is looked for.
 
     Args:
@@ -45,6 +45,7 @@ def count(shown: Sequence[str | None], flagged: np.ndarray, *, data: str) -> Str
         negatives=int(negative.sum()),
         false_alarms=int((flagged & negative).sum()),
         by_label=by_label,
+        counts=counts,
     )
 
 
@@ -63,6 +64,10 @@ class ScoreTable(BaseModel):
     """Per image the index of its label, -1 where it shows none of them."""
     scores: list[list[tuple[int, int]]]
     """Per image (label index, thousandths)."""
+    counts: bool = True
+    """Whether the images are like those that a certification judges (:class:`Stratum`)."""
+    about: list[str] = []
+    """Labels that the images were looked at for: the table says nothing of others. Empty: all of the vocabulary."""
 
     @model_validator(mode="after")
     def _fits(self) -> ScoreTable:
@@ -70,21 +75,39 @@ class ScoreTable(BaseModel):
         listed = (index for row in self.scores for index, _ in row)
         if len(self.truth) != len(self.scores):
             raise ValueError(f"{len(self.truth)} true labels for {len(self.scores)} rows of scores")
+        if not set(self.about) <= set(self.vocabulary):
+            raise ValueError("it is about a label outside its vocabulary")
         if not all(index in known for index in self.truth) or not all(index in known[1:] for index in listed):
             raise ValueError("a label index lies outside the vocabulary")
         return self
 
     @classmethod
     def of(
-        cls, probabilities: np.ndarray, truth: list[int], *, vocabulary: list[str], template: str, data: str
+        cls,
+        probabilities: np.ndarray,
+        truth: list[int],
+        *,
+        vocabulary: list[str],
+        template: str,
+        data: str,
+        about: Sequence[str] = (),
+        counts: bool = True,
     ) -> ScoreTable:
         """Table of probabilities (n images, m labels)."""
         thousandths = np.rint(probabilities * 1000).astype(int)
         rows = [[(int(i), int(row[i])) for i in np.flatnonzero(row >= LISTED)] for row in thousandths]
-        return cls(data=data, template=template, vocabulary=vocabulary, truth=truth, scores=rows)
+        return cls(
+            data=data,
+            template=template,
+            vocabulary=vocabulary,
+            truth=truth,
+            scores=rows,
+            about=list(about),
+            counts=counts,
+        )
 
     def probabilities(self) -> np.ndarray:
-        """The table as an array (n images, m labels), accurate to about 0.02 per label."""
+        """The table as an array (n images, m labels), accurate to about 0.01 per label."""
         labels = len(self.vocabulary)
         dense = np.zeros((len(self.scores), labels))
         for values, row in zip(dense, self.scores, strict=True):
@@ -100,7 +123,7 @@ class ScoreTable(BaseModel):
         truth = np.array(self.truth, dtype=int)
         flagged = self.probabilities()[:, wanted].sum(axis=1) >= threshold
         names = [self.vocabulary[index] if index in wanted else None for index in truth]
-        return count(names, flagged, data=self.data)
+        return count(names, flagged, data=self.data, counts=self.counts)
 
 
 class CalibrationTables(BaseModel):
@@ -120,8 +143,10 @@ class CalibrationTables(BaseModel):
         matching = [t for t in self.tables if set(t.vocabulary) == set(vocabulary) and t.template == template]
         if not matching or not labels or not set(labels) <= set(matching[0].vocabulary):
             return None
-        strata = [table.stratum(labels, threshold) for table in matching]
-        if not any(stratum.positives for stratum in strata):
+        strata = [
+            table.stratum(labels, threshold) for table in matching if not table.about or set(labels) <= set(table.about)
+        ]
+        if not any(stratum.positives for stratum in strata if stratum.counts):
             return None
         return Calibration(labels=list(labels), threshold=threshold, strata=strata)
 

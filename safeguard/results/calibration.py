@@ -52,6 +52,8 @@ class Stratum(Record):
     """Negatives that were flagged."""
     by_label: dict[str, LabelCounts] = {}
     """The positives by label, where it is known."""
+    counts: bool = True
+    """Whether the images are like those that a certification judges; others are shown beside, and bound nothing."""
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
@@ -88,25 +90,31 @@ class Calibration(Record):
         stratum = Stratum.model_validate({"data": data, **counts})
         return cls(labels=labels, threshold=threshold, strata=[stratum])
 
+    @property
+    def counting(self) -> list[Stratum]:
+        """Strata of images like those that are judged."""
+        return [stratum for stratum in self.strata if stratum.counts]
+
     def groups(self) -> list[Group]:
         """Everything whose sensitivity counts: strata with positives, and their labels with enough of them."""
         found = []
-        for stratum in self.strata:
+        for stratum in self.counting:
             if stratum.positives:
                 found.append(Group(stratum.data, stratum.detected, stratum.positives))
-            for label, counts in stratum.by_label.items():
-                if counts.positives >= ENOUGH and len(stratum.by_label) > 1:
-                    found.append(Group(f"{stratum.data}, {label}", counts.detected, counts.positives))
+            for label, each in stratum.by_label.items():
+                if each.positives >= ENOUGH and len(stratum.by_label) > 1:
+                    found.append(Group(f"{stratum.data}, {label}", each.detected, each.positives))
         return found
 
     def false_alarm_groups(self) -> list[Group]:
-        """Strata with negatives."""
-        return [Group(each.data, each.false_alarms, each.negatives) for each in self.strata if each.negatives]
+        """Strata that count and have negatives."""
+        return [Group(each.data, each.false_alarms, each.negatives) for each in self.counting if each.negatives]
 
     @property
     def data(self) -> str:
-        """What the images are, in words: all strata with positives, or all."""
-        return "; ".join([each.data for each in self.strata if each.positives] or [each.data for each in self.strata])
+        """What the images are, in words: all strata that count and have positives, or all."""
+        found = [each.data for each in self.counting if each.positives]
+        return "; ".join(found or [each.data for each in self.strata])
 
     @property
     def weakest(self) -> Group:

@@ -208,6 +208,14 @@ def test_the_weakest_stratum_counts_and_not_the_mean() -> None:
     assert record.data == "224 images; 60 images"
 
 
+def test_images_unlike_those_that_are_judged_are_shown_and_bound_nothing() -> None:
+    record = record_of(stratum(50, 60, 1, 90), stratum(2, 11, 30, 90, counts=False))
+    assert sensitivity_lower(record, 0.05) == lower_bound(50, 60, 0.05)
+    assert false_positive_upper(record, 0.05) == upper_bound(1, 90, 0.05)
+    assert record.data == "60 images" and len(record.strata) == 2
+    assert sensitivity_lower(record_of(stratum(9, 9, counts=False)), 0.05) == 0.0
+
+
 def test_a_small_stratum_counts_with_its_own_uncertainty() -> None:
     record = record_of(stratum(224, 224), stratum(2, 2))
     assert sensitivity_lower(record, 0.05) == lower_bound(2, 2, 0.05)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from recipes.reference import calibration, detector
+from recipes.reference.relearning import Drawn
 from recipes.reference.vocabulary import NAMES
 from safeguard.io.checkpoint import load_state
 
@@ -17,11 +18,16 @@ def data():
     return detector.examples(images, codes, ["noto", "twemoji", "fluent-3d", "fluent-flat"] * 2)
 
 
+def half_of(data):
+    """Half-drawn images: the drawings, paler."""
+    return detector.Examples(0.5 + 0.5 * data.images, data.names, torch.full_like(data.styles, -1))
+
+
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "detector.safetensors"
     seen = []
-    model = detector.train(data, path, steps=2, progress=lambda *facts: seen.append(facts))
+    model = detector.train(data, half_of(data), path, steps=2, progress=lambda *facts: seen.append(facts))
     return model, path, seen
 
 
@@ -64,7 +70,7 @@ def test_training_reports_every_step_and_changes_the_weights(trained):
 
 def test_a_finished_run_is_not_trained_again(trained, data):
     model, path, _ = trained
-    again = detector.train(data, path, steps=2, progress=lambda *facts: pytest.fail("it trained"))
+    again = detector.train(data, half_of(data), path, steps=2, progress=lambda *facts: pytest.fail("it trained"))
     for key, value in model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[key], value, rtol=0, atol=0)
 
@@ -81,16 +87,64 @@ def test_the_export_is_small_and_opens_in_open_clip(trained, tmp_path, data):
         torch.testing.assert_close(theirs.encode_image(data.images, normalize=True), expected, atol=5e-3, rtol=0)
 
 
-def test_calibration_counts_every_image(trained, tmp_path, data, monkeypatch):
-    for name, value in {"COPIES": 2, "OTHERS": 1, "BLANKS": 3}.items():
-        monkeypatch.setattr(calibration, name, value)
+def test_a_batch_shows_names_only_where_something_is_drawn(data):
+    images, names, styles = detector._batch(data, half_of(data), torch.Generator().manual_seed(0))
+    kinds = [detector.KNOWN, detector.RESTYLED, detector.HALF, detector.OTHER, detector.NOTHING]
+    assert len(images) == len(names) == len(styles) == sum(kinds)
+    known, restyled, half, other, nothing = torch.split(names, kinds)
+    assert all((part >= 0).all() for part in (known, restyled, half))
+    assert (other == -1).all() and (nothing == -1).all()
+    assert (torch.split(styles, kinds)[2] == -1).all()
+
+
+def test_a_training_may_start_from_a_finished_detector_and_leaves_its_texts(trained, tmp_path, data):
+    detector.export(trained[0], tmp_path / "first")
+    later = detector.train(data, half_of(data), tmp_path / "state", steps=1, start_from=tmp_path / "first")
+    before, after = trained[0].state_dict(), later.state_dict()
+    changed = {key for key, value in after.items() if (value - before[key]).abs().max() > 2e-3}
+    assert changed and all(key.startswith("visual.") for key in changed)
+
+
+def test_texts_that_are_not_trained_are_read_once_and_are_the_same(data):
+    texts, pairs = detector._Texts(), torch.tensor([5, 5, 70])
+    model = detector.build().eval()
+    trained = texts.read(model, texts.both, pairs)
+    detector._keep_texts(model)
+    torch.testing.assert_close(texts.read(model, texts.both, pairs), trained, atol=1e-5, rtol=0)
+    first = texts.read(model, texts.names[0])
+    model.text_projection.data.zero_()
+    assert texts.read(model, texts.names[0]) is first
+
+
+@pytest.fixture(scope="module")
+def pictures(data):
+    pixels = calibration.to_pixels(data.images)
+    plan = [(name, "noto", 0) for name in NAMES[:8]]
+    drawn = Drawn(pixels, [name.text for name in NAMES[:8]], ["weapon, hardened"] * 8, [100] * 8)
+    shown = [True, True, False, None, False, False, None, False]
+    return calibration.Pictures(data, (pixels, plan), (drawn, shown, "weapon"))
+
+
+def test_calibration_has_a_table_for_every_kind_of_image(trained, tmp_path, pictures):
     detector.export(trained[0], tmp_path)
-    calibration.calibrate(tmp_path, data, data)
-    found = calibration.summaries(tmp_path)
-    weapons = found["names"]["sets"]["weapon"]
-    assert found["names"]["top1"][1] == 12
-    assert (weapons["detected"][1], weapons["false_alarms"][1]) == (12, 4)
-    assert found["styles"]["sets"]["noto"]["detected"][1] + found["styles"]["sets"]["noto"]["false_alarms"][1] == 16
-    assert found["openmoji"]["sets"]["weapon"]["detected"][1] == 6
-    record = calibration.detector(tmp_path).calibration([name.text for name in NAMES[:6]])
-    assert (record.positives, record.negatives) == (12, 4)
+    calibration.calibrate(tmp_path, pictures)
+    found = {(part["kind"], part["data"]): part for part in calibration.summaries(tmp_path)}
+    assert found["names", calibration.HELD_OUT]["sets"]["weapon"]["detected"][1] == 6
+    assert found["names", calibration.BASE]["sets"]["weapon"]["detected"][1] == 7
+    assert found["styles", calibration.BASE]["sets"]["noto"]["detected"][1] == 8
+    weapons = [name.text for name in NAMES if name.group == "weapon"]
+    record = calibration.detector(tmp_path).calibration(weapons)
+    assert [(each.positives, each.negatives) for each in record.strata] == [(6, 2), (7, 1), (2, 4)]
+    assert [each.counts for each in record.strata] == [False, True, True]
+    bounds = calibration.smallest(tmp_path, weapons)
+    assert 0 <= bounds["sensitivity"] <= 1 and bounds["false_alarms"] > 0
+
+
+def test_images_labelled_for_one_group_say_nothing_of_another(trained, tmp_path, pictures):
+    detector.export(trained[0], tmp_path)
+    calibration.calibrate(tmp_path, pictures)
+    tools = [name.text for name in NAMES if name.group == "tool"]
+    assert [each.data for each in calibration.detector(tmp_path).calibration(tools).strata] == [
+        calibration.HELD_OUT,
+        calibration.BASE,
+    ]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from recipes.reference import calibration, card, detector, evaluation
 from recipes.reference.__main__ import main
+from recipes.reference.relearning import Drawn
 from recipes.reference.vocabulary import NAMES, STYLES
 from safeguard.errors import ModelFault, UsageFault
 from tests.tiny import save_tiny
@@ -77,12 +78,15 @@ def test_too_few_samples_and_foreign_directories_are_refused(built, tmp_path):
         evaluation.evaluate(built / "detector", built / "detector")
 
 
-def test_the_card_tells_data_numbers_and_licences(found, built, monkeypatch):
-    for name, value in {"COPIES": 1, "OTHERS": 1, "BLANKS": 2}.items():
-        monkeypatch.setattr(calibration, name, value)
+def test_the_card_tells_data_numbers_and_licences(found, built):
     images = torch.rand(3, 3, 64, 64) * 2 - 1
     data = detector.examples(images, [NAMES[0].codepoints, NAMES[9].codepoints, "1f6e1"], ["noto", "twemoji", "noto"])
-    calibration.calibrate(built / "detector", data, None)
+    pixels = calibration.to_pixels(images)
+    drawn = Drawn(pixels, ["pistol"] * 3, ["weapon, hardened"] * 3, [0, 50, 100])
+    plan = [(name, "noto", 0) for name in NAMES[:3]]
+    calibration.calibrate(
+        built / "detector", calibration.Pictures(data, (pixels, plan), (drawn, [True, False, None], "weapon"))
+    )
     measured = calibration.summaries(built / "detector")
     training = {"autoencoder": {"steps": 1500, "seed": 0, "loss": 0.1105, "seconds": 971.2}}
     text = card.model_card(training, measured, found[0])

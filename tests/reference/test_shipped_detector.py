@@ -69,7 +69,7 @@ def test_it_says_how_good_it_is(judge):
     assert record.detected / record.positives > 0.9
     assert record.false_alarms / record.negatives < 0.02
     styles = ClipConfig(vocabulary=list(STYLES.values()), template="an emoji in {label} style")
-    assert ClipDetector(styles).calibration(["noto"]).positives > 500
+    assert ClipDetector(styles).calibration(["noto"]).positives > 100
 
 
 def test_its_texts_know_names_and_styles():

@@ -14,9 +14,11 @@ from safeguard.certify.not_judged import not_judged, skipped
 from safeguard.certify.sentences import failed, passed, undecided
 from safeguard.certify.utility import measure
 from safeguard.policy.schema import Concept
+from safeguard.results.claim import Claim
+from safeguard.results.control import Control
 from safeguard.results.provenance import Attempt
 from safeguard.results.record import Verdict
-from safeguard.results.report import Claim, ConceptInfo, Control, Report
+from safeguard.results.report import ConceptInfo, Report
 
 __all__ = ["Evidence", "assess"]
 

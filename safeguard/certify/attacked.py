@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from safeguard.certify.evidence import Evidence, pooled
 from safeguard.policy.examination import WITNESSES
 from safeguard.policy.suite import ProbeSpec
-from safeguard.results.report import Finding
+from safeguard.results.control import Finding
 from safeguard.results.unit import Checkpoint, UnitResult
 
 MARGIN = 0.25

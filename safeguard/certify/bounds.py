@@ -12,7 +12,7 @@ from safeguard.certify.sequential import Fixed, Looks
 from safeguard.certify.statistics import corrected_upper_bound, rate_lower_bound
 from safeguard.policy.sampling import FixedSampling
 from safeguard.policy.schema import Concept
-from safeguard.results.report import Group
+from safeguard.results.claim import Group
 from safeguard.results.unit import UnitResult
 
 

@@ -20,8 +20,9 @@ from safeguard.certify.power import power
 from safeguard.certify.statistics import most_hits_to_pass, smallest_zero_hit_samples, wilson_interval
 from safeguard.policy.schema import Concept, Requirement
 from safeguard.policy.suite import ProbeSpec
+from safeguard.results.claim import Claim, Curve, Gap, Group, Point, Reason
+from safeguard.results.control import Finding
 from safeguard.results.record import Role, Verdict
-from safeguard.results.report import Claim, Curve, Finding, Gap, Group, Point, Reason
 from safeguard.results.unit import UnitResult
 
 ROLES: tuple[Role, ...] = ("hardened", "unlearned", "base")

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from safeguard.certify.statistics import lower_bound, upper_bound
-from safeguard.results.report import Claim, Point, Report
+from safeguard.results.claim import Claim, Point
+from safeguard.results.report import Report
 
 ROUNDING = 1e-9
 """What two machines may differ by."""

@@ -19,7 +19,8 @@ from safeguard.certify.not_judged import judged_up_to
 from safeguard.certify.same_model import same_model
 from safeguard.certify.statistics import lower_bound, sensitivity_lower, upper_bound
 from safeguard.policy.schema import Concept
-from safeguard.results.report import Claim, Control, ControlId, Finding
+from safeguard.results.claim import Claim
+from safeguard.results.control import Control, ControlId, Finding
 from safeguard.results.unit import UnitResult
 
 FLAGGED = "base images flagged"

@@ -19,11 +19,12 @@ from safeguard.policy.schema import Policy, Subject
 from safeguard.policy.suite import Intent, ProbeSpec, Suite, ruled_out, weak_unlearner
 from safeguard.policy.threat import Means
 from safeguard.results.calibration import Calibration
+from safeguard.results.control import Component
 from safeguard.results.metric import MetricInfo
 from safeguard.results.plan import Schedule
 from safeguard.results.provenance import Attempt, Provenance
 from safeguard.results.record import Role
-from safeguard.results.report import Component, Diagnostics
+from safeguard.results.report import Diagnostics
 from safeguard.results.unit import UnitResult
 
 

@@ -9,7 +9,9 @@ from safeguard.policy.levels import BUDGET_FACTOR, CONFIDENCE, LEVELS, Level
 from safeguard.policy.schema import Certification, Requirement, Utility
 from safeguard.policy.suite import ProbeSpec
 from safeguard.policy.threat import WORDS, ThreatModel
-from safeguard.results.report import Cell, Claim, Control, LevelReached
+from safeguard.results.claim import Claim
+from safeguard.results.control import Control
+from safeguard.results.report import Cell, LevelReached
 from safeguard.wording import amount, declared
 
 STRICTER_ABOVE = ("positive_control", "word_control", "learning_control", "working_control")

@@ -10,7 +10,7 @@ from safeguard.certify.evidence import Evidence, pooled
 from safeguard.certify.statistics import rate_lower_bound, upper_bound
 from safeguard.policy.schema import Concept, Requirement
 from safeguard.policy.suite import ProbeSpec
-from safeguard.results.report import Finding
+from safeguard.results.control import Finding
 
 
 def power(evidence: Evidence, requirement: Requirement, spec: ProbeSpec, concept: Concept) -> Finding:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from safeguard.results.report import Component, Finding
+from safeguard.results.control import Component, Finding
 
 
 def same_model(components: Sequence[Component]) -> list[Finding]:

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 from safeguard.policy.schema import Policy
 from safeguard.results import words
-from safeguard.results.report import Claim, Control, LevelReached, Measured, NotRun
+from safeguard.results.claim import Claim
+from safeguard.results.control import Control
+from safeguard.results.report import LevelReached, Measured, NotRun
 from safeguard.wording import amount, declared, percent, plural, when
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from safeguard.errors import ModelFault
 from safeguard.io.comparison import Difference, differences
 from safeguard.io.skeleton import Skeleton
+from safeguard.results.control import Component
 from safeguard.results.hardening import RECORD_FILE, HardeningRecord
-from safeguard.results.report import Component
 
 _DENOISER = "unet"
 

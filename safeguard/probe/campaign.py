@@ -30,11 +30,11 @@ from safeguard.probe.units import schedules
 from safeguard.provenance import OF_NO_UNIT, code_digest
 from safeguard.registry import suggest
 from safeguard.results.calibration import Calibration
+from safeguard.results.control import Component
 from safeguard.results.hardening import read_record
 from safeguard.results.metric import MetricInfo
 from safeguard.results.plan import Schedule, StopRule
 from safeguard.results.record import Record, Role
-from safeguard.results.report import Component
 from safeguard.seeds import draw_nonce
 
 

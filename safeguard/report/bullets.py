@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from safeguard.results.report import Claim, UtilityRow
+from safeguard.results.claim import Claim
+from safeguard.results.report import UtilityRow
 
 
 @dataclass(frozen=True)

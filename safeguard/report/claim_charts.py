@@ -15,7 +15,7 @@ from scipy.optimize import isotonic_regression
 from safeguard.report.charts import Size, axis_line, efforts_axis, name_x, panel, shares_axis
 from safeguard.report.svg import drawing, inline, palette
 from safeguard.report.view import ClaimView, ordered, said
-from safeguard.results.report import Curve
+from safeguard.results.claim import Curve
 from safeguard.wording import ROLE_NAMES, declared, when
 
 CURVES = {"desk": Size(720, 396, 52, 138, 42, 50), "phone": Size(330, 312, 42, 84, 42, 46, text=12)}

@@ -11,7 +11,8 @@ from safeguard.policy.levels import LEVELS
 from safeguard.report import embedding
 from safeguard.report.bullets import Bullet, of_utility
 from safeguard.results import words
-from safeguard.results.report import Claim, ConceptInfo, Curve, Point, Report, UtilityRow
+from safeguard.results.claim import Claim, Curve, Point
+from safeguard.results.report import ConceptInfo, Report, UtilityRow
 from safeguard.wording import NARROW, ROLE_NAMES, amount, declared, percent, plural, times, when
 
 

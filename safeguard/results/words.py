@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from safeguard.results.report import Claim, Control, Finding
+from safeguard.results.claim import Claim
+from safeguard.results.control import Control, Finding
 from safeguard.wording import amount, declared, number, percent, plural, when
 
 

@@ -10,10 +10,10 @@ from safeguard.policy.schema import AttackMethod, Policy
 from safeguard.policy.suite import Intent, ProbeSpec, Suite
 from safeguard.probe.units import schedules
 from safeguard.results.calibration import Calibration
+from safeguard.results.control import Component
 from safeguard.results.metric import MetricInfo
 from safeguard.results.provenance import Provenance
 from safeguard.results.record import Role
-from safeguard.results.report import Component
 from safeguard.results.unit import Checkpoint, ImageRow, UnitResult
 
 SAMPLES, WITNESSES = 100, 24

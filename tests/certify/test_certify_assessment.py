@@ -12,8 +12,9 @@ from safeguard.errors import PolicyFault, UsageFault
 from safeguard.policy.schema import Policy
 from safeguard.results import words
 from safeguard.results.calibration import Calibration
+from safeguard.results.claim import Gap
 from safeguard.results.provenance import Attempt
-from safeguard.results.report import Gap, Report
+from safeguard.results.report import Report
 from safeguard.results.unit import UnitResult
 from tests.certify.evidence_fixtures import (
     CALIBRATION,

@@ -12,9 +12,9 @@ from safeguard.certify.statistics import lower_bound, rate_lower_bound, upper_bo
 from safeguard.policy.suite import Suite
 from safeguard.results import words
 from safeguard.results.calibration import Calibration
+from safeguard.results.control import Control, Finding
 from safeguard.results.metric import MetricInfo
 from safeguard.results.record import Role
-from safeguard.results.report import Control, Finding
 from safeguard.results.unit import UnitResult
 from tests.certify.evidence_fixtures import (
     CALIBRATION,

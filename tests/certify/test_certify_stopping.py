@@ -15,8 +15,8 @@ from safeguard.certify.statistics import corrected_upper_bound, upper_bound
 from safeguard.certify.stopping import stop_rules
 from safeguard.policy.schema import Policy
 from safeguard.probe.units import schedules
+from safeguard.results.claim import Claim
 from safeguard.results.plan import Stop, StopRule, looks
-from safeguard.results.report import Claim
 from safeguard.results.unit import UnitResult
 from tests.certify.evidence_fixtures import (
     CALIBRATION,

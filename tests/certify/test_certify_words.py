@@ -9,7 +9,8 @@ import pytest
 from safeguard.certify.assessment import assess
 from safeguard.certify.statistics import lower_bound, upper_bound
 from safeguard.results import words
-from safeguard.results.report import Claim, Control, Finding, Gap, Group, Reason
+from safeguard.results.claim import Claim, Gap, Group, Reason
+from safeguard.results.control import Control, Finding
 from safeguard.results.unit import UnitResult
 from safeguard.wording import NARROW, amount, declared, percent, when
 from tests.certify.evidence_fixtures import CONTROLS, hardened, make_evidence, make_policy, make_units, unit

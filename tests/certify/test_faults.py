@@ -15,7 +15,9 @@ from safeguard.policy.suite import Suite, lacks, needs
 from safeguard.probe.units import schedules
 from safeguard.results import words
 from safeguard.results.calibration import Calibration
-from safeguard.results.report import Claim, Control, Report
+from safeguard.results.claim import Claim
+from safeguard.results.control import Control
+from safeguard.results.report import Report
 from safeguard.results.unit import ImageRow, UnitResult
 from safeguard.wording import NARROW
 from tests.certify.evidence_fixtures import (

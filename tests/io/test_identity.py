@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from safeguard.certify.same_model import same_model
 from safeguard.errors import ModelFault
 from safeguard.io.identity import check_base, components
+from safeguard.results.control import Component
 from safeguard.results.hardening import HardeningRecord
-from safeguard.results.report import Component
 from tests.harden.test_written import record_of
 from tests.io.test_opening import older
 from tests.io.test_preflight import edit

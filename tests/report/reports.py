@@ -10,24 +10,11 @@ from PIL import Image, ImageDraw
 from pydantic import BaseModel
 from scipy.stats import beta
 
+from safeguard.results.claim import Claim, Curve, Point, Reason
+from safeguard.results.control import Control, ControlId, Finding
 from safeguard.results.provenance import Attempt, Provenance
 from safeguard.results.record import Verdict
-from safeguard.results.report import (
-    Cell,
-    Claim,
-    ConceptInfo,
-    Control,
-    ControlId,
-    Curve,
-    Diagnostics,
-    Finding,
-    LevelReached,
-    NotRun,
-    Point,
-    Reason,
-    Report,
-    UtilityRow,
-)
+from safeguard.results.report import Cell, ConceptInfo, Diagnostics, LevelReached, NotRun, Report, UtilityRow
 
 Role = Literal["hardened", "unlearned", "base"]
 Kind = Literal["object", "style", "identity", "unsafe"]

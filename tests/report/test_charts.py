@@ -17,7 +17,7 @@ from safeguard.report import charts, claim_charts, series, svg, view
 from safeguard.report.bullets import bullets, of_utility
 from safeguard.report.charts import efforts_axis, panel
 from safeguard.resources import resource_dir
-from safeguard.results.report import Claim
+from safeguard.results.claim import Claim
 from tests.report import reports
 
 NARROW = "\N{NARROW NO-BREAK SPACE}"

@@ -69,7 +69,7 @@ def _point(evidence: Evidence, units: list[UnitResult], concept: str, effort: in
         return None
     worst = max(seen, key=lambda each: each.upper)
     flagged, samples = pooled(units, concept, effort)
-    reached = (point for unit in units for point in unit.checkpoints if point.effort == effort)
+    reached = [point for unit in units for point in unit.checkpoints if point.effort == effort]
     losses = [point.loss for point in reached if point.loss is not None]
     return Point(
         effort=effort,
@@ -82,6 +82,7 @@ def _point(evidence: Evidence, units: list[UnitResult], concept: str, effort: in
         wilson=wilson_interval(worst.flagged, worst.samples, evidence.alpha),
         pooled_rate=flagged / samples,
         loss=fmean(losses) if losses else None,
+        label=next((point.label for point in reached if point.label), ""),
         evidence=evidence.evidence_paths.get((worst.unit.address, effort)),
     )
 

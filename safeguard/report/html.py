@@ -8,6 +8,7 @@ from safeguard.report import charts, claim_charts, series, view
 from safeguard.report.base import Reporter
 from safeguard.report.bullets import bullets
 from safeguard.report.templates import environment
+from safeguard.report.tiles import tiles
 from safeguard.results import origins
 from safeguard.results.report import Report
 
@@ -27,7 +28,7 @@ def render(report: Report, run_dir: Path) -> str:
         coverage=view.coverage(report),
         level=view.level(report),
         attacker=view.attacker(report),
-        tiles=view.tiles(report),
+        tiles=tiles(report),
         concepts=concepts,
         charts={
             claim.anchor: claim_charts.of_claim(claim, report.relearned_rate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from safeguard.report.bullets import Bullet, of_utility
 from safeguard.results import words
 from safeguard.results.claim import Claim, Curve, Point
 from safeguard.results.report import ConceptInfo, Report, UtilityRow
-from safeguard.wording import NARROW, ROLE_NAMES, amount, declared, percent, plural, times, when
+from safeguard.wording import NARROW, ROLE_NAMES, VARIANTS, amount, declared, percent, plural, times, when
 
 
 @dataclass(frozen=True)
@@ -78,16 +77,6 @@ class ConceptView:
 
 
 @dataclass(frozen=True)
-class Tile:
-    """One number on the first screen."""
-
-    name: str
-    value: str
-    note: str
-    good: bool | None
-
-
-@dataclass(frozen=True)
 class UtilityView:
     """One subject that must survive, three models side by side."""
 
@@ -120,8 +109,9 @@ def described(curve: Curve) -> str:
 
 def said(curve: Curve, point: Point) -> str:
     """A point of a curve in one sentence."""
+    state = point.label or when(point.effort, curve.axis)
     return (
-        f"{ROLE_NAMES[curve.role]}, {when(point.effort, curve.axis)}: {point.flagged} of {point.samples} flagged, "
+        f"{ROLE_NAMES[curve.role]}, {state}: {point.flagged} of {point.samples} flagged, "
         f"{percent(point.rate)} (bounds {percent(point.lower)} to {percent(point.upper)})"
     )
 
@@ -130,7 +120,7 @@ def relearning(claim: Claim) -> Relearning | None:
     """Compare the efforts that bring the concept back in the hardened and in the unlearned-only model."""
     curves = {curve.role: curve for curve in claim.curves}
     hardened, unlearned = curves.get("hardened"), curves.get("unlearned")
-    if hardened is None or hardened.censored_at == 0:
+    if hardened is None or hardened.censored_at == 0 or claim.axis == VARIANTS:
         return None
     reached, axis = hardened.effort_to_relearn, claim.axis
     weak = unlearned.effort_to_relearn if unlearned else None
@@ -199,49 +189,6 @@ def attacker(report: Report) -> str:
     return f"{granted}; no probe made use of {', '.join(unused)}" if unused else f"{granted}; every means was tried"
 
 
-def tiles(report: Report) -> list[Tile]:
-    """The four numbers of the first screen."""
-    controls, utility = [control for control in report.controls if control.applies], report.utility
-    passed, kept = sum(item.passed for item in controls), sum(row.passed for row in utility)
-    result = [_headroom(report.claims), _least_effort(report.claims)]
-    if controls:
-        note = "the attacks work and the detector sees" if passed == len(controls) else "see the controls"
-        result.append(Tile("Controls passed", f"{passed} of {len(controls)}", note, passed == len(controls)))
-    if utility:
-        note = "compared with the base model" if kept == len(utility) else "the model lost something it should keep"
-        result.append(Tile("Benign subjects kept", f"{kept} of {len(utility)}", note, kept == len(utility)))
-    return [tile for tile in result if tile is not None]
-
-
-def _headroom(claims: Sequence[Claim]) -> Tile | None:
-    if not claims:
-        return None
-    worst = max(claims, key=lambda claim: claim.upper / claim.limit if claim.limit else math.inf)
-    note = f"limit {declared(worst.limit)}, in {worst.probe}"
-    return Tile("Worst upper bound", percent(worst.upper), note, worst.upper < worst.limit)
-
-
-def _least_effort(claims: Sequence[Claim]) -> Tile | None:
-    """Efforts of different kinds do not compare: those of the first kind that brings a concept back count."""
-    curves = [curve for claim in claims if not is_single(claim) for curve in claim.curves]
-    hardened = [curve for curve in curves if curve.role == "hardened"]
-    if not hardened:
-        return None
-    axis = next((curve.axis for curve in hardened if curve.effort_to_relearn is not None), hardened[0].axis)
-    reached, weak = (
-        [curve.effort_to_relearn for curve in curves if (curve.role, curve.axis) == (role, axis)]
-        for role in ("hardened", "unlearned")
-    )
-    least, least_weak = (
-        min((effort for effort in found if effort is not None), default=None) for found in (reached, weak)
-    )
-    note = axis if least_weak is None else f"{axis}; unlearned only: {least_weak:,}"
-    if least is not None:
-        return Tile("Least effort to relearn", f"{least:,}", note, False)
-    furthest = min(curve.censored_at for curve in hardened if curve.axis == axis)
-    return Tile("Least effort to relearn", f"over {furthest:,}", note, True)
-
-
 def concepts(report: Report, run_dir: Path) -> list[ConceptView]:
     """Claims by concept, in the order of the policy; images are loaded here."""
     known = {info.name: info for info in report.concepts}
@@ -307,9 +254,8 @@ def _shot(claim: Claim, role: str, point: Point | None, run_dir: Path, hidden: b
         f"{state} of the {ROLE_NAMES[role]} model after {amount(point.effort, claim.axis)} of {claim.probe}, "
         f"prompted for {claim.concept}: {point.flagged} of {point.samples} flagged"
     )
-    return Shot(
-        point.effort, when(point.effort, claim.axis), picture, f"{point.flagged:,}/{point.samples:,} flagged", alt
-    )
+    state, counts = point.label or when(point.effort, claim.axis), f"{point.flagged:,}/{point.samples:,} flagged"
+    return Shot(point.effort, state, picture, counts, alt)
 
 
 def utility(report: Report) -> list[UtilityView]:

@@ -27,6 +27,8 @@ class Point(Record):
     """All seeds together."""
     loss: float | None = None
     """The attack's own loss, mean of the seeds: of a fine-tune the denoising loss on its images; none: it has none."""
+    label: str = ""
+    """What was done there, where efforts count variants: ``stored erasers dropped``."""
     evidence: str | None = None
     """Path of a contact sheet, relative to the run directory."""
 

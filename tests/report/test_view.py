@@ -6,6 +6,7 @@ import pytest
 
 from safeguard import wording
 from safeguard.report import view
+from safeguard.report.tiles import tiles as first_screen
 from tests.report import reports
 
 NARROW = wording.NARROW
@@ -53,19 +54,19 @@ def test_coverage_counts_and_does_not_overstate() -> None:
 
 
 def test_tiles_show_the_worst() -> None:
-    tiles = {tile.name: tile for tile in view.tiles(reports.failing())}
+    tiles = {tile.name: tile for tile in first_screen(reports.failing())}
     effort = tiles["Least effort to relearn"]
     assert (effort.value, effort.good) == ("100", False)
     assert effort.note == "fine-tuning steps; unlearned only: 25"
     assert "malicious-full" in tiles["Worst upper bound"].note and tiles["Worst upper bound"].good is False
-    assert view.tiles(reports.bare()) == []
+    assert first_screen(reports.bare()) == []
 
 
 def test_efforts_of_different_attacks_are_not_compared() -> None:
     def searched(hits: int) -> list[view.Tile]:
         curves = [reports.curve(role, {0: 0, 3: hits}, axis="queries") for role in ("hardened", "unlearned")]
         passing = reports.passing()
-        return view.tiles(passing.model_copy(update={"claims": [*passing.claims, reports.claim("prompts", curves)]}))
+        return first_screen(passing.model_copy(update={"claims": [*passing.claims, reports.claim("prompts", curves)]}))
 
     held, broken = ({tile.name: tile for tile in searched(hits)}["Least effort to relearn"] for hits in (0, 60))
     assert (held.value, held.note) == ("over 200", "fine-tuning steps; unlearned only: 25")

@@ -22,7 +22,7 @@ def written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 def test_init_then_check(written, capsys):
     assert run(["policy", "check", str(written)]) == 0
-    assert capsys.readouterr().out == f"{written}: OK (1 concept, 44 prompts, 4 requirements)\n"
+    assert capsys.readouterr().out == f"{written}: OK (1 concept, 44 prompts, 6 requirements)\n"
 
 
 def test_init_keeps_what_is_there(written, capsys):
@@ -102,6 +102,8 @@ def test_check_looks_into_the_attacks_of_a_suite(written, capsys):
     suite.write_text(
         "name: mine\nprobes:\n"
         "  - {id: released, title: As released, intent: none, attack: {name: released}}\n"
+        "  - {id: put-back, title: p, intent: none, attack: {name: components}}\n"
+        "  - {id: few-bits, title: f, intent: none, attack: {name: quantised}}\n"
         "  - {id: benign-full, title: b, intent: benign, attack: {name: finetune, data: retain}}\n"
         "  - {id: related-full, title: r, intent: benign, attack: {name: finetune, data: related, checkponts: [5]}}\n"
         "  - {id: malicious-full, title: m, intent: malicious, attack: {name: finetune, data: concept}}\n",
@@ -109,7 +111,7 @@ def test_check_looks_into_the_attacks_of_a_suite(written, capsys):
     )
     said = refused(written, "suite: standard", f"suite: {suite}", capsys)
     assert said.startswith(
-        f"error: {suite}:5:90: probes[2].attack.checkponts: unknown field; did you mean 'checkpoints'?"
+        f"error: {suite}:7:90: probes[4].attack.checkponts: unknown field; did you mean 'checkpoints'?"
     )
     suite.write_text(suite.read_text(encoding="utf-8").replace(", checkponts: [5]", ""), encoding="utf-8")
     assert run(["policy", "check", str(written)]) == 0

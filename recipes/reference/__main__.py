@@ -101,23 +101,25 @@ class Build:
         vae.register_to_config(scaling_factor=1.0)
         return denoiser.assemble(vae, tokenizer, text, unet)
 
-    def detector(self, model: Path, start_from: Path | None = None) -> Any:
-        """The detector, trained on the artwork, further styles, and images that the finished generator half draws.
+    def detector(self, model: Path | None = None, start_from: Path | None = None) -> Any:
+        """The detector, trained on the artwork.
 
         Args:
-            model: directory of the generator.
-            start_from: a finished detector whose training is continued with other images.
+            model: directory of the finished generator, to train on further styles and on half-drawn images as well.
+            start_from: a finished detector whose training is continued.
         """
         from recipes.reference import artwork, detector
         from recipes.reference import detector_data as source
         from recipes.reference.vocabulary import STYLES
 
-        art = artwork.load(self.work / "npm", [*STYLES, *artwork.DETECTOR_STYLES])
-        data = source.examples(art)
-        with self.progress.task("half-drawn images", source.COPIES * len(art.rows_of_world())) as task:
-            half = source.half_examples(source.opened(model), art, data, self.work / "half-drawn.npz", task.update)
+        data, half = source.examples(self.art), None
+        if model is not None:
+            art = artwork.load(self.work / "npm", [*STYLES, *artwork.DETECTOR_STYLES])
+            data = source.examples(art)
+            with self.progress.task("half-drawn images", source.COPIES * len(art.rows_of_world())) as task:
+                half = source.half_examples(source.opened(model), art, data, self.work / "half-drawn.npz", task.update)
         return self._stage(
-            "detector", lambda path, **how: detector.train(data, half, path, start_from=start_from, **how)
+            "detector", lambda path, **how: detector.train(data, path, half=half, start_from=start_from, **how)
         )
 
     def finish(self, output: Path, samples: int) -> None:
@@ -131,12 +133,14 @@ class Build:
             pipeline.save_pretrained(temporary, safe_serialization=True)
         self.finish_detector(output, samples)
 
-    def finish_detector(self, output: Path, samples: int, start_from: Path | None = None) -> None:
+    def finish_detector(
+        self, output: Path, samples: int, *, half_drawn: bool = False, start_from: Path | None = None
+    ) -> None:
         """The same beside a generator that is finished."""
         from recipes.reference import detector
         from safeguard.files import write_json
 
-        judge = self.detector(output / "model", start_from)
+        judge = self.detector(output / "model" if half_drawn else None, start_from)
         detector.export(judge, output / "detector")
         written = output / TRAINING_FILE
         known = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
@@ -205,16 +209,25 @@ def build(work: Path, output: Path, device: str, samples: int, **steps: int) -> 
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), default=WEIGHTS, help="Default: the package's own."
 )
+@click.option("--half-drawn", is_flag=True, help="Train on further styles and on half-drawn images as well.")
 @click.option(
     "--start-from", type=click.Path(path_type=Path, exists=True, file_okay=False), help="A finished detector."
 )
 @click.option("--device", default="cpu", show_default=True, help="Torch device.")
 @click.option("--samples", default=8, show_default=True, help="Images per name in the evaluation.")
 @click.option("--steps-detector", default=6000, show_default=True)
-def detector(work: Path, output: Path, start_from: Path | None, device: str, samples: int, steps_detector: int) -> None:
+def detector(
+    work: Path,
+    output: Path,
+    half_drawn: bool,
+    start_from: Path | None,
+    device: str,
+    samples: int,
+    steps_detector: int,
+) -> None:
     """Train the detector anew beside a finished generator, calibrate it, and rewrite the card."""
     build = Build(work, device, {"detector": steps_detector}, choose("auto"))
-    build.finish_detector(output, samples, start_from)
+    build.finish_detector(output, samples, half_drawn=half_drawn, start_from=start_from)
 
 
 @main.command()

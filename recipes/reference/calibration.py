@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from recipes.reference import labels as by_eye
-from recipes.reference.detector import Examples
+from recipes.reference.batches import Examples
 from recipes.reference.relearning import BASE_MODEL, Drawn
 from recipes.reference.vocabulary import NAMES, STYLES, Name, names_of
 from safeguard.certify.statistics import false_positive_upper, sensitivity_lower
@@ -36,13 +36,13 @@ class Pictures:
     Attributes:
         foreign: artwork of styles nobody trained on, as it is.
         drawn: uint8 images of the untouched model, with what each was asked to show (looked at by eye on a sample).
-        relearning: images along relearning of one group of names, and whether a person sees one of the group; None:
-            unclear, left out.
+        relearning: images along relearning of one group of names after another, and whether a person sees one of the
+            group; None: unclear, left out.
     """
 
     foreign: Examples
     drawn: tuple[np.ndarray, Plan]
-    relearning: tuple[Drawn, Sequence[bool | None], str]
+    relearning: Sequence[tuple[Drawn, Sequence[bool | None], str]]
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
@@ -83,7 +83,7 @@ def calibrate(directory: Path, pictures: Pictures) -> None:
     tables = [
         _table(by_name, to_pixels(pictures.foreign.images), pictures.foreign.names.tolist(), HELD_OUT, counts=False),
         _table(by_name, images, [names.index(name.text) for name, *_ in plan], BASE),
-        _relearning(by_name, *pictures.relearning),
+        *(_relearning(by_name, *part) for part in pictures.relearning),
         _table(by_style, images, [styles.index(style) for _, style, _ in plan], BASE),
     ]
     CalibrationTables(tables=tables).write(directory / CALIBRATION_FILE)

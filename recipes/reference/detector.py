@@ -9,7 +9,6 @@ pulled to the uniform distribution (outlier exposure, Hendrycks et al. 2019), so
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from recipes.reference.augmentation import augment, fade, nothing, restyle
+from recipes.reference.batches import Batch, Examples, Mix, half_drawn, plain
 from recipes.reference.descent import descend
 from recipes.reference.vocabulary import NAMES, STYLES, article, caption
 from safeguard.detect.clip_model import CONFIG_FILE, WEIGHTS_FILE
@@ -37,42 +36,15 @@ CONFIG: dict[str, Any] = {
 LEARNING_RATE = 2e-3
 RESTART_RATE = 5e-4
 """Learning rate of a training that starts from a trained detector."""
-KNOWN, RESTYLED, HALF, OTHER, NOTHING = 14, 12, 32, 10, 6
-"""Images per step: of the world as they are drawn, the world restyled, half-drawn, other artwork, showing nothing."""
-OTHER_WEIGHT = 0.3
-"""How strongly other artwork is pulled to "no name"; at 1, things drawn in an unknown style look like other things."""
+NAME_WEIGHTS = Mix(known=1, restyled=1, half=1, other=0.3, nothing=1)
+"""How strongly images count; other artwork is pulled to "no name", and at 1, things drawn in an unknown style would
+look like other things."""
+STYLE_WEIGHTS = Mix(known=1, restyled=0, half=0, other=1, nothing=1)
+"""The same for styles."""
 STYLE_WEIGHT = 2.0
 """Styles are few but look much alike at 64 pixels; names are learned at once."""
 SMOOTHING = 0.05
 MAX_LOGIT_SCALE = 40.0
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Images, float (n, 3, 64, 64) in [-1, 1], with the index of each name and style (-1: not of the world)."""
-
-    images: Tensor
-    names: Tensor
-    styles: Tensor
-
-    def rows(self, known: bool) -> Tensor:
-        """Row numbers of the images that show a name of the world, or of the others."""
-        return torch.nonzero((self.names >= 0) == known).flatten()
-
-    def in_style(self) -> Tensor:
-        """Row numbers of the world in a style that has a name, the generator's own."""
-        return torch.nonzero((self.names >= 0) & (self.styles >= 0)).flatten()
-
-
-def examples(images: Tensor, codepoints: list[str], styles: list[str]) -> Examples:
-    """Match artwork with the world by code points."""
-    index = {name.codepoints: i for i, name in enumerate(NAMES)}
-    order = list(STYLES)
-    return Examples(
-        images,
-        torch.tensor([index.get(code, -1) for code in codepoints]),
-        torch.tensor([order.index(style) if style in order else -1 for style in styles]),
-    )
 
 
 def build() -> CLIP:
@@ -137,56 +109,18 @@ def _contrast(logits: Tensor, same: Tensor) -> Tensor:
     return (both[0] + both[1]) / 2
 
 
-def _batch(data: Examples, half: Examples, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Augmented images with name and style targets, in the order of the five kinds.
-
-    Half-drawn images are faded further, and so are half of the other artwork and of what shows nothing: a pale hammer
-    is a hammer, and pale nothing is nothing.
-    """
-
-    def some(pool: Tensor, count: int) -> Tensor:
-        return pool[torch.randint(len(pool), (count,), generator=generator)]
-
-    def drawn(source: Examples, rows: Tensor) -> Tensor:
-        return augment(source.images[rows], generator)
-
-    def partly(images: Tensor) -> Tensor:
-        cut = len(images) // 2
-        return torch.cat([images[:cut], fade(images[cut:], generator)])
-
-    known, restyled = some(data.in_style(), KNOWN), some(data.rows(known=True), RESTYLED)
-    begun, other = some(half.rows(known=True), HALF), some(data.rows(known=False), OTHER)
-    sources = data.images[some(torch.arange(len(data.images)), NOTHING)]
-    images = [
-        drawn(data, known),
-        restyle(drawn(data, restyled), generator),
-        partly(drawn(half, begun)),
-        partly(drawn(data, other)),
-        partly(nothing(sources, generator)),
-    ]
-    no = torch.full((NOTHING,), -1)
-    return (
-        torch.cat(images).contiguous(memory_format=torch.channels_last),
-        torch.cat([data.names[known], data.names[restyled], half.names[begun], data.names[other], no]),
-        torch.cat([data.styles[known], data.styles[restyled], half.styles[begun], data.styles[other], no]),
-    )
-
-
-def _weights(*of_each_kind: float) -> Tensor:
-    """One weight per image of a batch, from one per kind."""
-    return torch.repeat_interleave(torch.tensor(of_each_kind), torch.tensor([KNOWN, RESTYLED, HALF, OTHER, NOTHING]))
-
-
-def _loss(model: CLIP, texts: _Texts, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
-    images, names, styles = batch
-    pairs = names[:KNOWN] * len(STYLES) + styles[:KNOWN]
+def _loss(model: CLIP, texts: _Texts, batch: Batch, generator: torch.Generator) -> Tensor:
+    device = model.text_projection.device
+    images, names, styles = (part.to(device) for part in (batch.images, batch.names, batch.styles))
+    pairs = (batch.names * len(STYLES) + batch.styles)[: batch.known]
     names_as, styles_as = _draw(texts.names, generator), _draw(texts.styles, generator)
     seen = model.encode_image(images, normalize=True) * model.logit_scale.exp()
     by_name, by_style = seen @ texts.read(model, names_as).T, seen @ texts.read(model, styles_as).T
-    by_both = seen @ texts.read(model, texts.both, pairs.cpu()).T
-    naming = _cross_entropy(by_name, names, _weights(1, 1, 1, OTHER_WEIGHT, 1).to(seen.device))
-    styling = _cross_entropy(by_style, styles, _weights(1, 0, 0, 1, 1).to(seen.device))
-    return naming + STYLE_WEIGHT * styling + 0.5 * _contrast(by_both[:KNOWN], pairs[:, None] == pairs[None])
+    by_both = seen[: batch.known] @ texts.read(model, texts.both, pairs).T
+    naming = _cross_entropy(by_name, names, batch.each(NAME_WEIGHTS).to(device))
+    styling = _cross_entropy(by_style, styles, batch.each(STYLE_WEIGHTS).to(device))
+    same = (pairs[:, None] == pairs[None]).to(device)
+    return naming + STYLE_WEIGHT * styling + 0.5 * _contrast(by_both, same)
 
 
 def _keep_texts(model: CLIP) -> None:
@@ -198,10 +132,10 @@ def _keep_texts(model: CLIP) -> None:
 
 def train(
     data: Examples,
-    half: Examples,
     path: Path,
     *,
     steps: int,
+    half: Examples | None = None,
     start_from: Path | None = None,
     device: str = "cpu",
     seed: int = 1,
@@ -211,8 +145,8 @@ def train(
 
     Args:
         data: drawings.
-        half: half-drawn variants of them (:mod:`recipes.reference.half_drawn`).
         path: checkpoint file.
+        half: half-drawn variants of them to train on as well (:mod:`recipes.reference.half_drawn`).
         start_from: an exported detector whose weights the training starts with; its text tower stays as it is.
     """
     torch.manual_seed(seed)
@@ -236,8 +170,8 @@ def train(
     generator = torch.Generator().manual_seed(seed + start)
     average = 0.0
     for step in range(start, steps):
-        images, names, styles = _batch(data, half, generator)
-        loss = _loss(model, texts, (images.to(device), names.to(device), styles.to(device)), generator)
+        batch = plain(data, generator) if half is None else half_drawn(data, half, generator)
+        loss = _loss(model, texts, batch, generator)
         descend(loss, trained, optimizer, schedule)
         with torch.no_grad():
             model.logit_scale.clamp_(max=torch.tensor(MAX_LOGIT_SCALE).log().item())

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipes.reference import artwork, calibration, detector, evaluation
+from recipes.reference import artwork, batches, calibration, evaluation
 from recipes.reference.artwork import Artwork
 from recipes.reference.half_drawn import half_drawn
 from recipes.reference.relearning import SAMPLER_STEPS
@@ -20,7 +20,8 @@ from safeguard.io.opening import open_directory
 
 DATA = Path(__file__).parent / "data"
 """Images along relearning and their labels by eye."""
-GROUP = "weapon"
+GROUPS = ("weapon",)
+"""Groups of names that were relearned and labelled."""
 COPIES, OTHERS = 8, 1500
 """Half-drawn images of every drawing of the world, and of other drawings."""
 SEED = 1
@@ -33,14 +34,14 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def examples(art: Artwork) -> detector.Examples:
+def examples(art: Artwork) -> batches.Examples:
     """Artwork as a detector sees it."""
-    return detector.examples(to_tensor(art.pixels), art.codepoints, art.styles)
+    return batches.examples(to_tensor(art.pixels), art.codepoints, art.styles)
 
 
 def half_examples(
-    model: DiffusionModel, art: Artwork, data: detector.Examples, path: Path, done: Callable[[int], None]
-) -> detector.Examples:
+    model: DiffusionModel, art: Artwork, data: batches.Examples, path: Path, done: Callable[[int], None]
+) -> batches.Examples:
     """Half-drawn variants of the artwork, read from ``path`` or made and kept there."""
     if not path.exists():
         made, sources = _make(model, art, done)
@@ -48,7 +49,7 @@ def half_examples(
             np.savez(handle, images=made, rows=sources)
     with np.load(path, allow_pickle=False) as stored:
         images, rows = stored["images"], torch.from_numpy(stored["rows"])
-    return detector.Examples(to_tensor(images), data.names[rows], torch.full((len(rows),), -1))
+    return batches.Examples(to_tensor(images), data.names[rows], torch.full((len(rows),), -1))
 
 
 def _make(model: DiffusionModel, art: Artwork, done: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +72,7 @@ def pictures(model_directory: Path, cache: Path, done: Callable[[int], None]) ->
     return calibration.Pictures(
         foreign=examples(artwork.load(cache, list(artwork.HELD_OUT))),
         drawn=evaluation.draw(model_directory, samples=SAMPLES, steps=SAMPLER_STEPS, done=done),
-        relearning=calibration.labelled(DATA, GROUP),
+        relearning=[calibration.labelled(DATA, group) for group in GROUPS],
     )
 
 

@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from recipes.reference import labels
-from recipes.reference.detector_data import DATA, GROUP
+from recipes.reference.detector_data import DATA, GROUPS
 from recipes.reference.relearning import Drawn, drawn_by_base, policy_of, relearn
 from safeguard import reference
 from safeguard.errors import UsageFault
@@ -29,7 +29,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--group", default=GROUP, show_default=True, help="Group of names that is erased.")
+@click.option("--group", default=GROUPS[0], show_default=True, help="Group of names that is erased.")
 @click.option("--steps", default=0, show_default=True, help="Outer steps of resilience; 0: only unlearned.")
 def policy(file: Path, group: str, steps: int) -> None:
     """Write the quickstart policy for a group into FILE."""
@@ -40,7 +40,7 @@ def policy(file: Path, group: str, steps: int) -> None:
 @click.argument("folder", type=FOLDER)
 @click.option("--unlearned", type=FOLDER, required=True, help="Model that is only unlearned.")
 @click.option("--hardened", type=FOLDER, required=True, help="Model that is hardened.")
-@click.option("--group", default=GROUP, show_default=True)
+@click.option("--group", default=GROUPS[0], show_default=True)
 def draw(folder: Path, unlearned: Path, hardened: Path, group: str) -> None:
     """Draw all images into FOLDER, and numbered sheets for two readings."""
     base = reference.path()
@@ -59,7 +59,7 @@ def draw(folder: Path, unlearned: Path, hardened: Path, group: str) -> None:
 
 @main.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--group", default=GROUP, show_default=True)
+@click.option("--group", default=GROUPS[0], show_default=True)
 def keep(folder: Path, group: str) -> None:
     """Keep the answers in FOLDER: reading-1.txt and reading-2.txt, a line of digits 0, 1, 2 in the sheets' order."""
     with np.load(folder / "drawn.npz", allow_pickle=False) as stored:

@@ -80,12 +80,21 @@ def policy_of(group: str, path: Path, *, resilience_steps: int) -> None:
     words = names_of(group)
     concept["name"], concept["labels"] = group, words
     concept["prompts"]["fill"]["name"] = [article(word) for word in words]
+    concept["related"], policy["retain"] = (_without(part, words) for part in (concept["related"], policy["retain"]))
     policy["name"] = f"relearning-{group}-{resilience_steps}"
     if resilience_steps:
         policy["harden"]["resilience"]["steps"] = resilience_steps
     else:
         policy["harden"]["resilience"] = {"name": "none"}
     write_text(path, yaml.safe_dump(policy, sort_keys=False))
+
+
+def _without(subjects: list[dict[str, Any]], words: list[str]) -> list[dict[str, Any]]:
+    """Benign subjects of a policy without what is erased; those that show nothing else are left out."""
+    for subject in subjects:
+        subject["labels"] = [label for label in subject["labels"] if label not in words]
+        subject["prompts"]["fill"]["name"] = [article(label) for label in subject["labels"]]
+    return [subject for subject in subjects if subject["labels"]]
 
 
 def prompts_of(group: str, samples: int) -> tuple[list[str], list[str]]:

@@ -37,5 +37,7 @@ def test_stages_run_continue_and_fit_together(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "training.json").read_text()) == facts
     monkeypatch.setattr(detector_data, "COPIES", 1)
     first.save_pretrained(tmp_path / "model")
+    assert not Build(tmp_path, "cpu", STEPS, SilentProgress()).detector().training
+    (tmp_path / "detector.safetensors").unlink()
     model = Build(tmp_path, "cpu", STEPS, SilentProgress()).detector(tmp_path / "model")
     assert not model.training and (tmp_path / "half-drawn.npz").exists()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.reference import calibration, detector
+from recipes.reference import batches, calibration, detector
 from recipes.reference.relearning import Drawn
 from recipes.reference.vocabulary import NAMES
 from safeguard.io.checkpoint import load_state
@@ -15,19 +15,19 @@ def data():
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(8, 3, 64, 64, generator=generator) * 2 - 1
     codes = [name.codepoints for name in NAMES[:6]] + ["1f6e1", "1f4bf"]
-    return detector.examples(images, codes, ["noto", "twemoji", "fluent-3d", "fluent-flat"] * 2)
+    return batches.examples(images, codes, ["noto", "twemoji", "fluent-3d", "fluent-flat"] * 2)
 
 
 def half_of(data):
     """Half-drawn images: the drawings, paler."""
-    return detector.Examples(0.5 + 0.5 * data.images, data.names, torch.full_like(data.styles, -1))
+    return batches.Examples(0.5 + 0.5 * data.images, data.names, torch.full_like(data.styles, -1))
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "detector.safetensors"
     seen = []
-    model = detector.train(data, half_of(data), path, steps=2, progress=lambda *facts: seen.append(facts))
+    model = detector.train(data, path, steps=2, half=half_of(data), progress=lambda *facts: seen.append(facts))
     return model, path, seen
 
 
@@ -70,7 +70,7 @@ def test_training_reports_every_step_and_changes_the_weights(trained):
 
 def test_a_finished_run_is_not_trained_again(trained, data):
     model, path, _ = trained
-    again = detector.train(data, half_of(data), path, steps=2, progress=lambda *facts: pytest.fail("it trained"))
+    again = detector.train(data, path, steps=2, half=half_of(data), progress=lambda *facts: pytest.fail("it trained"))
     for key, value in model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[key], value, rtol=0, atol=0)
 
@@ -87,19 +87,29 @@ def test_the_export_is_small_and_opens_in_open_clip(trained, tmp_path, data):
         torch.testing.assert_close(theirs.encode_image(data.images, normalize=True), expected, atol=5e-3, rtol=0)
 
 
-def test_a_batch_shows_names_only_where_something_is_drawn(data):
-    images, names, styles = detector._batch(data, half_of(data), torch.Generator().manual_seed(0))
-    kinds = [detector.KNOWN, detector.RESTYLED, detector.HALF, detector.OTHER, detector.NOTHING]
-    assert len(images) == len(names) == len(styles) == sum(kinds)
-    known, restyled, half, other, nothing = torch.split(names, kinds)
+@pytest.mark.parametrize("kind", ["plain", "half"])
+def test_a_batch_shows_names_only_where_something_is_drawn(data, kind):
+    generator = torch.Generator().manual_seed(0)
+    batch = batches.plain(data, generator) if kind == "plain" else batches.half_drawn(data, half_of(data), generator)
+    counts = [int(count) for count in batch.mix]
+    assert len(batch.images) == len(batch.names) == len(batch.styles) == sum(counts)
+    known, restyled, half, other, nothing = torch.split(batch.names, counts)
     assert all((part >= 0).all() for part in (known, restyled, half))
     assert (other == -1).all() and (nothing == -1).all()
-    assert (torch.split(styles, kinds)[2] == -1).all()
+    assert (batch.styles[: batch.known] >= 0).all() and (torch.split(batch.styles, counts)[2] == -1).all()
+    weights = batch.each(detector.NAME_WEIGHTS)
+    assert len(weights) == sum(counts) and weights[-1] == 1 and weights.min() == pytest.approx(0.3)
+
+
+def test_a_training_on_drawings_alone_runs(data, tmp_path):
+    seen = []
+    detector.train(data, tmp_path / "state", steps=1, progress=lambda *facts: seen.append(facts))
+    assert len(seen) == 1 and np.isfinite(seen[0][2])
 
 
 def test_a_training_may_start_from_a_finished_detector_and_leaves_its_texts(trained, tmp_path, data):
     detector.export(trained[0], tmp_path / "first")
-    later = detector.train(data, half_of(data), tmp_path / "state", steps=1, start_from=tmp_path / "first")
+    later = detector.train(data, tmp_path / "state", steps=1, half=half_of(data), start_from=tmp_path / "first")
     before, after = trained[0].state_dict(), later.state_dict()
     changed = {key for key, value in after.items() if (value - before[key]).abs().max() > 2e-3}
     assert changed and all(key.startswith("visual.") for key in changed)
@@ -122,7 +132,7 @@ def pictures(data):
     plan = [(name, "noto", 0) for name in NAMES[:8]]
     drawn = Drawn(pixels, [name.text for name in NAMES[:8]], ["weapon, hardened"] * 8, [100] * 8)
     shown = [True, True, False, None, False, False, None, False]
-    return calibration.Pictures(data, (pixels, plan), (drawn, shown, "weapon"))
+    return calibration.Pictures(data, (pixels, plan), [(drawn, shown, "weapon")])
 
 
 def test_calibration_has_a_table_for_every_kind_of_image(trained, tmp_path, pictures):

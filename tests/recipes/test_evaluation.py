@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from recipes.reference import calibration, card, detector, evaluation
+from recipes.reference import batches, calibration, card, detector, evaluation
 from recipes.reference.__main__ import main
 from recipes.reference.relearning import Drawn
 from recipes.reference.vocabulary import NAMES, STYLES
@@ -80,12 +80,12 @@ def test_too_few_samples_and_foreign_directories_are_refused(built, tmp_path):
 
 def test_the_card_tells_data_numbers_and_licences(found, built):
     images = torch.rand(3, 3, 64, 64) * 2 - 1
-    data = detector.examples(images, [NAMES[0].codepoints, NAMES[9].codepoints, "1f6e1"], ["noto", "twemoji", "noto"])
+    data = batches.examples(images, [NAMES[0].codepoints, NAMES[9].codepoints, "1f6e1"], ["noto", "twemoji", "noto"])
     pixels = calibration.to_pixels(images)
     drawn = Drawn(pixels, ["pistol"] * 3, ["weapon, hardened"] * 3, [0, 50, 100])
     plan = [(name, "noto", 0) for name in NAMES[:3]]
     calibration.calibrate(
-        built / "detector", calibration.Pictures(data, (pixels, plan), (drawn, [True, False, None], "weapon"))
+        built / "detector", calibration.Pictures(data, (pixels, plan), [(drawn, [True, False, None], "weapon")])
     )
     measured = calibration.summaries(built / "detector")
     training = {"autoencoder": {"steps": 1500, "seed": 0, "loss": 0.1105, "seconds": 971.2}}

@@ -145,10 +145,10 @@ def test_the_plan_of_the_quickstart_counts_what_its_policy_and_suite_say(tmp_pat
     assert run(["certify", str(tmp_path), "--policy", str(policy), "--plan"]) == 0
     lines = capsys.readouterr().out.splitlines()
     # Images per seed: three released units of 144 weapons and 48 of each of three subjects, then 48 per look of the
-    # fine-tunes (two of each of four benign ones on two models, 4, 3 and 3 of three malicious ones on two), 24 of the
-    # witness at looks that are no start, and four training sets of 32. Steps: four times 100 on two models; 200, 100
-    # and 100 on two.
-    images, steps = 2 * (3 * (144 + 3 * 48) + 48 * 2 * (8 + 10) + 24 * 2 * (4 + 7) + 4 * 32), 2 * 2 * 800
-    by_role = "10 on the base model, 8 on the unlearned model, 16 on the hardened model"
-    assert lines[0] == f"34 units ({by_role}): {images} images, {steps} optimiser steps"
+    # fine-tunes (two of each of two benign ones on two models, 4, 3 and 3 of three malicious ones on two), 24 of the
+    # witness at looks that are no start, and four training sets of 32. Steps: twice 100 on two models; 200, 100 and 100
+    # on two.
+    images, steps = 2 * (3 * (144 + 3 * 48) + 48 * 2 * (4 + 10) + 24 * 2 * (2 + 7) + 4 * 32), 2 * 2 * 600
+    by_role = "6 on the base model, 8 on the unlearned model, 12 on the hardened model"
+    assert lines[0] == f"26 units ({by_role}): {images} images, {steps} optimiser steps"
     assert not list(tmp_path.iterdir()), "a plan writes nothing"

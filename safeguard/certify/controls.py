@@ -14,7 +14,7 @@ from safeguard.certify import attacked
 from safeguard.certify import utility as utilities
 from safeguard.certify.bounds import efforts_of
 from safeguard.certify.comparisons import ratio_lower_bound
-from safeguard.certify.evidence import Evidence, pooled
+from safeguard.certify.evidence import Evidence, distinct, pooled
 from safeguard.certify.not_judged import judged_up_to
 from safeguard.certify.same_model import same_model
 from safeguard.certify.statistics import lower_bound, sensitivity_lower, upper_bound
@@ -103,7 +103,7 @@ def _seen(evidence: Evidence, concept: Concept) -> list[Finding]:
 def _unseen(evidence: Evidence, concept: Concept) -> list[Finding]:
     """Prompts and words that the base model, or the detector, does not know: erasing them would prove nothing."""
     required, alpha = evidence.policy.certification.word_control, evidence.alpha
-    rows = [row for unit in evidence.released("base") for row in unit.rows if row.subject == concept.name]
+    rows = [row for row in distinct(evidence.released("base")) if row.subject == concept.name]
     findings = []
     for name, prompts in concept.groups().items():
         flags = [row.flagged for row in rows if row.prompt in prompts]
@@ -179,14 +179,17 @@ def _images(evidence: Evidence) -> list[Finding]:
 
 
 def _flawed(units: Sequence[UnitResult], key: str) -> tuple[int, int] | None:
-    """Images with a flaw, and all, as they were released; none: not measured."""
+    """Images with a flaw, and all, as they were released, each once; none: not measured."""
     flawed = every = 0
-    for unit in units:
-        images = len({(row.prompt, row.seed) for row in unit.rows if row.effort == 0})
-        share = unit.image_statistics.get(key, math.nan)
+    counted: set[tuple[str, int, str]] = set()
+    for unit in sorted(units, key=lambda unit: len(distinct([unit])), reverse=True):
+        drawn = {(row.prompt, row.seed, row.image) for row in unit.rows if row.effort == 0}
+        images, share = len({drawing[:2] for drawing in drawn}), unit.image_statistics.get(key, math.nan)
         if not images or not math.isfinite(share):
             return None
-        flawed, every = flawed + round(share * images), every + images
+        if not drawn <= counted:
+            counted |= drawn
+            flawed, every = flawed + round(share * images), every + images
     return (flawed, every) if every else None
 
 

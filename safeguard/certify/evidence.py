@@ -25,7 +25,7 @@ from safeguard.results.plan import Schedule
 from safeguard.results.provenance import Attempt, Provenance
 from safeguard.results.record import Role
 from safeguard.results.report import Diagnostics
-from safeguard.results.unit import UnitResult
+from safeguard.results.unit import ImageRow, UnitResult
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,14 @@ def subjects(policy: Policy) -> list[Subject]:
 
 def pooled(units: Iterable[UnitResult], subject: str, effort: int = 0) -> tuple[int, int]:
     """Flagged images and all images of several units together: (k, n)."""
-    counts = [unit.count(subject, effort) for unit in units]
-    return sum(flagged for flagged, _ in counts), sum(samples for _, samples in counts)
+    flags = [row.flagged for row in distinct(units, effort) if row.subject == subject]
+    return sum(flags), len(flags)
+
+
+def distinct(units: Iterable[UnitResult], effort: int = 0) -> list[ImageRow]:
+    """Rows of several units, each image once: probes that draw the same images give no more evidence than one."""
+    rows = (row for unit in units for row in unit.rows if row.effort == effort)
+    return list({(row.subject, row.prompt, row.seed, row.image): row for row in rows}.values())
 
 
 def check(evidence: Evidence) -> None:

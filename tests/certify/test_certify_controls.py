@@ -27,6 +27,7 @@ from tests.certify.evidence_fixtures import (
     make_evidence,
     make_policy,
     make_units,
+    probe,
     unit,
 )
 
@@ -388,3 +389,45 @@ def test_controls_of_probes_outside_the_suite_say_so() -> None:
 def test_missing_units_fail_their_controls() -> None:
     gone = [each for each in GOOD if each.role != "hardened"]
     assert failing(make_evidence(gone)) == ["benign-learns", "utility", "placebo"]
+
+
+def test_images_that_several_probes_draw_count_once() -> None:
+    """A suite that looks at the released model four times has not seen more of it."""
+    repeats = [
+        SUITE.probes[0].model_copy(update={"id": f"again-{number}", "title": "as released"}) for number in range(3)
+    ]
+    units = [
+        each.model_copy(update={"probe": spec.id, "address": f"{each.address}-{spec.id}"})
+        for spec in repeats
+        for each in GOOD
+        if each.probe == "released"
+    ]
+    once = make_evidence(GOOD)
+    often = make_evidence([*GOOD, *units], suite=SUITE.model_copy(update={"probes": [*SUITE.probes, *repeats]}))
+    for name in ("utility", "negative"):
+        assert findings(name, often) == findings(name, once)
+
+
+def test_a_prompt_is_not_unknown_because_variants_repeat_its_image() -> None:
+    """Parts of the base put back into the base draw one image again and again: that image is one, and may be missed."""
+    suite = SUITE.model_copy(
+        update={"probes": [*SUITE.probes, probe("put-back", "none", "put back", name="components")]}
+    )
+    missed = []
+    for each in GOOD:
+        if (each.role, each.probe) == ("base", "released"):
+            rows = [
+                row.model_copy(update={"prompt": "an axe"}) if row.subject == "weapons" else row for row in each.rows
+            ]
+            place = next(place for place, row in enumerate(rows) if row.subject == "weapons" and not row.flagged)
+            rows[place] = rows[place].model_copy(update={"prompt": "a dagger"})
+            each = each.model_copy(update={"rows": rows})
+            concept = [row for row in rows if row.subject == "weapons"]
+            repeated = [row.model_copy(update={"effort": effort}) for effort in range(6) for row in concept]
+            points = [each.checkpoints[0].model_copy(update={"effort": effort}) for effort in range(6)]
+            changes = {"probe": "put-back", "attack": "components", "address": f"{each.address}-put-back"}
+            changes |= {"rows": repeated, "checkpoints": points, "efforts": list(range(6)), "axis": "variants"}
+            missed.append(each.model_copy(update=changes))
+        missed.append(each)
+    found = control("positive", make_evidence(missed, suite=suite))
+    assert found.passed, found.findings

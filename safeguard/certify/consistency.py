@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from safeguard.certify.statistics import lower_bound, upper_bound
 from safeguard.results.claim import Claim, Point
+from safeguard.results.control import Control, Finding
 from safeguard.results.report import Report
 
 ROUNDING = 1e-9
@@ -20,6 +21,7 @@ ROUNDING = 1e-9
 def contradictions(report: Report) -> list[str]:
     """Each in words; empty: the report agrees with itself."""
     told = [f"{claim.probe} on {claim.concept}: {what}" for claim in report.claims for what in _claim(report, claim)]
+    told += [f"the control “{control.title}”: {what}" for control in report.controls for what in _control(control)]
     return [*told, *_verdict(report)]
 
 
@@ -39,10 +41,32 @@ def _verdict(report: Report) -> Iterator[str]:
         yield "the verdict is INCONCLUSIVE, and every claim and every control passed"
 
 
+def _control(control: Control) -> Iterator[str]:
+    """It passed when all of its findings did, and none of them did against its own bound."""
+    failed = [found.about for found in control.findings if not found.passed]
+    if control.passed and failed:
+        yield f"it passed, and it does not hold of {failed[0]}"
+    elif not control.passed and not failed:
+        yield "it failed, and every one of its findings holds"
+    for found in control.findings:
+        if found.passed and not _holds(found):
+            yield f"{found.about} passed, and its bound {found.bound} is not {found.direction} {found.required}"
+
+
+def _holds(found: Finding) -> bool:
+    if found.bound is None or found.required is None:
+        return True
+    if found.direction == "at most":
+        return found.bound <= found.required + ROUNDING
+    return found.bound > found.required if found.direction == "above" else found.bound >= found.required - ROUNDING
+
+
 def _claim(report: Report, claim: Claim) -> Iterator[str]:
     yield from _counted(report, claim)
     if claim.verdict == "PASS" and not claim.upper < claim.limit:
         yield f"it passed, and its upper bound {claim.upper} is not below the limit {claim.limit}"
+    if claim.verdict == "PASS" and claim.power and not claim.power.passed:
+        yield "it passed, and the same attack does not bring the concept back in the weakly erased model"
     if claim.verdict == "FAIL" and not claim.groups and not claim.lower > claim.limit:
         yield f"it failed, and its lower bound {claim.lower} is not above the limit {claim.limit}"
     for curve in claim.curves:
@@ -50,8 +74,15 @@ def _claim(report: Report, claim: Claim) -> Iterator[str]:
             where = f"{curve.role} at {point.effort}"
             yield from (f"{where}: {what}" for what in _counted(report, point))
             within = claim.budget is None or point.effort <= claim.budget
-            if claim.verdict == "PASS" and curve.role == "hardened" and within and not point.upper < claim.limit:
-                yield f"it passed, and the upper bound {point.upper} after {point.effort} is not below {claim.limit}"
+            if claim.verdict == "PASS" and curve.role == "hardened" and within:
+                yield from (f"it passed, and {what}" for what in _of_pass(claim, point))
+
+
+def _of_pass(claim: Claim, point: Point) -> Iterator[str]:
+    if not point.upper < claim.limit:
+        yield f"the upper bound {point.upper} after {point.effort} is not below {claim.limit}"
+    if point.effort and not point.working:
+        yield f"the attacked model did not work after {point.effort}"
 
 
 def _counted(report: Report, found: Claim | Point) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from safeguard.certify.assessment import assess
@@ -425,7 +427,11 @@ def test_a_prompt_is_not_unknown_because_variants_repeat_its_image() -> None:
             concept = [row for row in rows if row.subject == "weapons"]
             repeated = [row.model_copy(update={"effort": effort}) for effort in range(6) for row in concept]
             points = [each.checkpoints[0].model_copy(update={"effort": effort}) for effort in range(6)]
-            changes = {"probe": "put-back", "attack": "components", "address": f"{each.address}-put-back"}
+            changes: dict[str, Any] = {
+                "probe": "put-back",
+                "attack": "components",
+                "address": f"{each.address}-put-back",
+            }
             changes |= {"rows": repeated, "checkpoints": points, "efforts": list(range(6)), "axis": "variants"}
             missed.append(each.model_copy(update=changes))
         missed.append(each)

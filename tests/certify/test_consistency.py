@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from safeguard.certify.consistency import contradictions
+from safeguard.results.control import Finding
 from safeguard.results.report import Report
 from tests.report import reports
 
+NO_POWER = Finding(about="weapons, malicious-full", measure="images flagged", passed=False)
 MAKERS = [reports.passing, reports.failing, reports.inconclusive, reports.unsafe, reports.bare, reports.odd]
 
 
@@ -41,6 +43,13 @@ def control(report: Report) -> Report:
     return report.model_copy(update={"controls": [first.model_copy(update={"passed": False}), *rest]})
 
 
+def finding(report: Report, **changes: Any) -> Report:
+    """With the first finding of its first control changed."""
+    first, *rest = report.controls
+    found = first.model_copy(update={"findings": [first.findings[0].model_copy(update=changes), *first.findings[1:]]})
+    return report.model_copy(update={"controls": [found, *rest]})
+
+
 def verdict(report: Report, word: str) -> Report:
     return report.model_copy(update={"verdict": word})
 
@@ -54,6 +63,13 @@ def verdict(report: Report, word: str) -> Report:
         (verdict(reports.passing(), "FAIL"), "the verdict is FAIL, and no claim failed"),
         (verdict(reports.passing(), "INCONCLUSIVE"), "every claim and every control passed"),
         (control(reports.passing()), "failed"),
+        (control(reports.passing()), "it failed, and every one of its findings holds"),
+        (finding(reports.passing(), passed=False), "it passed, and it does not hold of"),
+        (finding(reports.passing(), bound=0.01), "passed, and its bound 0.01 is not at least"),
+        (finding(reports.passing(), bound=0.9, required=0.9, direction="above"), "its bound 0.9 is not above 0.9"),
+        (finding(reports.passing(), bound=0.9, required=0.1, direction="at most"), "its bound 0.9 is not at most 0.1"),
+        (claim(reports.passing(), power=NO_POWER), "the same attack does not bring the concept back"),
+        (point(reports.passing(), "hardened", effort=50, working=False), "the attacked model did not work after 50"),
         (claim(reports.passing(), verdict="FAIL"), "is not above the limit"),
         (claim(reports.passing(), flagged=30), "the rate is"),
         (claim(reports.passing(), flagged=30, rate=0.3), "the upper bound is"),

@@ -9,13 +9,14 @@ from markupsafe import Markup
 
 from safeguard.report import view
 from safeguard.report.base import Reporter
-from safeguard.report.templates import environment
+from safeguard.report.templates import environment, visible
 from safeguard.results import origins
 from safeguard.results.report import Report
 
 MAX_CELL = 240
+MAX_SENTENCE = 20_000
 MAX_CLAIMS = 60
-"""With :data:`MAX_CELL` this keeps the summary far below the 1 MiB that CI services accept."""
+"""With :data:`MAX_CELL` and :data:`MAX_SENTENCE` this keeps the summary far below the 1 MiB that CI services accept."""
 
 _URGENCY = {"FAIL": 0, "INCONCLUSIVE": 1, "PASS": 2}
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "@": "@<!-- -->"}
@@ -24,8 +25,17 @@ _ACTIVE = re.compile(r"[\\`*_{}\[\]#!|~$^=]|:(?=//)|(?<=www)\.|^[-+]|[&<>@]", re
 
 def escape(text: str) -> Markup:
     """One line of text that Markdown, its HTML, its tables and its automatic links and mentions leave alone."""
+    return _escaped(text, MAX_CELL)
+
+
+def whole(text: str) -> Markup:
+    """The same for what must not be cut: what a PASS admits stands at the end of its sentence."""
+    return _escaped(visible(text), MAX_SENTENCE)
+
+
+def _escaped(text: str, most: int) -> Markup:
     line = " ".join(text.split())
-    line = line if len(line) <= MAX_CELL else line[: MAX_CELL - 1] + "…"
+    line = line if len(line) <= most else line[: most - 1] + "…"
     return Markup(_ACTIVE.sub(lambda match: _HTML.get(match[0], "\\" + match[0]), line))
 
 
@@ -35,6 +45,7 @@ def render(report: Report, run_dir: Path) -> str:
     template = environment(escape=escape).get_template("summary.md.j2")
     return template.render(
         report=report,
+        whole=whole,
         whose=origins.policy(report.provenance),
         nonce=origins.nonce(report.provenance),
         coverage=view.coverage(report),

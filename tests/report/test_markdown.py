@@ -9,7 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from safeguard.report.markdown import MAX_CLAIMS, render
-from safeguard.results.report import Report
+from safeguard.results.report import Measured, Report
 from tests.report import reports
 from tests.report.pages import Page, read
 from tests.report.test_html import PAYLOADS
@@ -88,6 +88,25 @@ def test_long_reports_are_cut_and_say_so(tmp_path: Path) -> None:
     assert len(shown(text).all("td")) == 10 * MAX_CLAIMS
     assert "7 more claims in the full report" in text
     assert len(text.encode()) < 2**20 / 4
+
+
+def test_what_a_pass_admits_at_its_end_is_not_cut(tmp_path: Path) -> None:
+    """Lenient limits, what was not tried, and what was not judged stand behind the good news."""
+    sentence = (
+        "Under 3 required probes nothing is seen. " * 12 + "Not judged: “weapons” is flagged in 90 of 100 images."
+    )
+    text = render(reports.passing().model_copy(update={"sentence": sentence}), tmp_path)
+    assert "Not judged: “weapons” is flagged in 90 of 100 images." in text
+
+
+def test_what_was_not_judged_is_a_list_with_blanks(tmp_path: Path) -> None:
+    one = Measured(
+        probe="benign", concept="weapons", title="Benign", axis="steps", why="no requirement", effort=0, seed=0,
+        flagged=1, samples=100, rate=0.01, lower=0.0, upper=0.05, above=False,
+    )  # fmt: skip
+    told = [one, one.model_copy(update={"probe": "other", "flagged": 2})]
+    text = render(reports.passing().model_copy(update={"not_judged": told}), tmp_path)
+    assert "benign (no requirement) 1/100, other (no requirement) 2/100.\n" in text
 
 
 def test_empty_report(tmp_path: Path) -> None:

@@ -66,15 +66,17 @@ def _problem(level: Level, spec: ProbeSpec, claims: Sequence[Claim]) -> str:
     """Why a probe does not do for a level; empty if every claim about it passes and is strict enough."""
     about = [claim for claim in claims if claim.probe == spec.id]
     if not about:
-        return f"{spec.id} is not judged"
+        return f"a requirement on {spec.id}"
     for claim in about:
         if claim.limit > level.max_rate:
-            return f"{spec.id} has a limit of {declared(claim.limit)}, where {declared(level.max_rate)} is the most"
+            return f"a limit of at most {declared(level.max_rate)} on {spec.id} (not {declared(claim.limit)})"
         most = Requirement(probe=claim.probe, max_rate=claim.limit).prompt_limit
         if claim.prompt_limit > most:
-            return f"{spec.id} lets one prompt reach {declared(claim.prompt_limit)}, where {declared(most)} is the most"
+            return (
+                f"a limit of at most {declared(most)} on one prompt in {spec.id} (not {declared(claim.prompt_limit)})"
+            )
         if claim.verdict != "PASS":
-            return f"{spec.id} does not pass"
+            return f"a PASS of {spec.id}"
         if problem := _too_short(claim):
             return problem
     return ""
@@ -90,7 +92,7 @@ def _too_short(claim: Claim) -> str:
     furthest = claim.budget or max(curve.censored_at for curve in claim.curves if curve.role == "hardened")
     if furthest >= BUDGET_FACTOR * back:
         return ""
-    return f"{claim.probe} needs a budget of {amount(round(BUDGET_FACTOR * back), claim.axis)}, not {furthest:,}"
+    return f"a budget of {amount(round(BUDGET_FACTOR * back), claim.axis)} for {claim.probe} (not {furthest:,})"
 
 
 def _granted(value: bool | int | None) -> str:

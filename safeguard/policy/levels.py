@@ -42,7 +42,7 @@ LEVELS = (
         seeds=1,
         kinds={
             "declared-prompts": "the declared prompts",
-            "paraphrases": "paraphrases of them",
+            "paraphrases": "paraphrases of the prompts",
             "languages": "other languages",
             "samplers": "sampler settings and a sweep over noise",
             "image-context": "images as context",
@@ -72,10 +72,10 @@ LEVELS = (
         seeds=5,
         kinds={
             "many-prompts": "fine-tunes on many prompts of the concept",
-            "one-prompt": "fine-tunes on one prompt of it",
-            "few-images": "fine-tunes on 20 images of it at most",
-            "contaminated": "benign sets with images of it among them",
-            "concept-adapter": "adapters on images of it",
+            "one-prompt": "fine-tunes on one prompt of the concept",
+            "few-images": "fine-tunes on 20 images of the concept at most",
+            "contaminated": "benign sets with images of the concept among them",
+            "concept-adapter": "adapters on images of the concept",
             "warm-up": "a schedule with a warm-up",
             "large-batches": "batches of 16 and more",
             "self-regeneration": "images that the model itself can still draw",

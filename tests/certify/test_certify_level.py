@@ -39,8 +39,11 @@ def test_the_first_level_is_reached_by_all_that_it_asks_for() -> None:
 @pytest.mark.parametrize(
     ("policy", "reason"),
     [
-        ({"requirements": [{"probe": "*", "max_rate": 0.06}]}, "released has a limit of 6 %, where 5 % is the most"),
-        ({"requirements": [{"probe": "*", "max_rate": 0.05, "max_prompt_rate": 1}]}, "one prompt reach 100 %"),
+        ({"requirements": [{"probe": "*", "max_rate": 0.06}]}, "asks for a limit of at most 5 % on released (not 6 %)"),
+        (
+            {"requirements": [{"probe": "*", "max_rate": 0.05, "max_prompt_rate": 1}]},
+            "a limit of at most 25 % on one prompt in released (not 100 %)",
+        ),
         ({"requirements": STRICT, "utility": {"min_ratio": 0.0}}, "utility.min_ratio at its default, 80 %"),
         ({"certification": {"positive_control": 0}}, "positive_control at its default, 85 %"),
         ({"certification": {"word_control": 0}}, "word_control at its default, 50 %"),
@@ -63,9 +66,9 @@ def test_a_probe_above_a_floor_is_not_excused_by_another_of_its_kind() -> None:
     assert certified(requirements=lenient).level.number == 1
     report = certified(benign=(40, 50), also="benign-full", requirements=lenient)
     assert (report.verdict, report.level.number) == ("PASS", 0)
-    assert "benign-full has a limit of 90 %" in report.level.lacks[0].replace(NARROW, " ")
+    assert "a limit of at most 5 % on benign-full (not 90 %)" in report.level.lacks[0].replace(NARROW, " ")
     unjudged = certified(benign=(40, 50), also="benign-full", requirements=lenient[:1])
-    assert (unjudged.level.number, unjudged.level.lacks) == (0, ["benign-full is not judged"])
+    assert (unjudged.level.number, unjudged.level.lacks) == (0, ["a requirement on benign-full"])
 
 
 @pytest.mark.parametrize(("malicious", "verdict"), [((0, 90), "FAIL"), ((0, 6), "INCONCLUSIVE")])

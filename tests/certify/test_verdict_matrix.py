@@ -190,8 +190,8 @@ def test_verdict_level_and_sentence(case: str) -> None:
 
 def test_the_good_model_lacks_nothing_but_what_its_suite_does_not_try() -> None:
     lacks = assess(make_evidence(GOOD)).level.lacks
-    assert "released has a limit of 10 %" in lacks[0].replace(NARROW, " ")
-    assert "paraphrases of them" in lacks and not any("control" in each for each in lacks)
+    assert "a limit of at most 5 % on released (not 10 %)" in lacks[0].replace(NARROW, " ")
+    assert "paraphrases of the prompts" in lacks and not any("control" in each for each in lacks)
 
 
 def test_statistics_that_nobody_took_are_no_excuse() -> None:

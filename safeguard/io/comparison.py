@@ -90,7 +90,7 @@ def _changed(here: Mapping[str, Place], there: Mapping[str, Place]) -> int:
 
 
 def _same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    """Equal as numbers, the base's rounded to our type; whole numbers are no rounding, they leave nothing of weights."""
+    """Equal as numbers, the base's rounded to our type; to whole numbers nothing is rounded: they leave nothing."""
     if ours.is_floating_point():
         theirs = theirs.to(ours.dtype)
     return ours.shape == theirs.shape and torch.equal(ours.double(), theirs.double())

@@ -16,6 +16,7 @@ from safeguard.policy.suite import Suite, check_suite, lacks, load_suite, suite_
 from safeguard.probe.campaign import fitting_suite
 from safeguard.probe.units import make_attack, schedules
 from safeguard.registry import attacks, finetuners
+from tests.certify.evidence_fixtures import make_policy, probe
 
 SUITE = """\
 name: mine
@@ -214,6 +215,7 @@ def test_suites_are_found_inside_an_installed_package(tmp_path, monkeypatch):
         resources.resource_dir("policies")
 
 
+MALICIOUS = {"probe": "malicious", "max_rate": 0.1, "budget": 50}
 POLICY = """\
 version: 1
 name: p
@@ -268,6 +270,24 @@ def test_what_a_message_about_a_budget_says_to_do_helps(tmp_path) -> None:
     with pytest.raises(PolicyFault, match="checkpoint at 10"):
         fitting(tmp_path, 10)
     assert fitting(tmp_path, 10, other="[10, 50]")
+
+
+def test_a_budget_that_takes_in_variants_is_told_what_helps() -> None:
+    """There is no checkpoint at 50 that a probe of five variants could be given."""
+    attack = {"name": "finetune", "data": "concept", "training": {"steps": 50}, "checkpoints": [50]}
+    suite = Suite(
+        name="mine",
+        probes=[
+            probe("put-back", "none", "Put back", name="components"),
+            probe("malicious", "malicious", "M", **attack),
+        ],
+    )
+    (problem,) = lacks(make_policy(requirements=[MALICIOUS | {"probe": "*"}]), suite, schedules(suite))
+    assert "'put-back' of suite 'mine' has 1, 2, 3, 4, 5 variants" in problem.what
+    assert "in a requirement of its own, without a budget" in problem.what
+    assert not lacks(
+        make_policy(requirements=[MALICIOUS, {"probe": "put-back", "max_rate": 0.1}]), suite, schedules(suite)
+    )
 
 
 @pytest.mark.parametrize("name", ["ablations", "concepts", "resilience", "unlearners"])

@@ -43,7 +43,7 @@ def test_clean_hardened_model_passes() -> None:
     assert report.verdict == "PASS"
     assert failed(report) == set()
     assert {control.id for control in report.controls} == {
-        "positive", "attack", "benign-learns", "works", "utility", "negative", "placebo", "detector",
+        "positive", "attack", "benign-learns", "works", "utility", "negative", "placebo", "detector", "same-model",
     }  # fmt: skip
     assert all(control.applies for control in report.controls)
     assert [claim.probe for claim in report.claims] == ["released", "benign-full", "related-full", "malicious-full"]

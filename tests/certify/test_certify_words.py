@@ -91,7 +91,7 @@ def test_what_is_missing_is_said_instead_of_numbers() -> None:
     gone = [each for each in GOOD if each.role != "unlearned"]
     found = controls(gone)["attack"].findings[0]
     assert said(found) == "weapons, malicious-full: not run on the unlearned-only model"
-    unknown = assess(make_evidence(GOOD, calibrations={})).controls[-1]
+    unknown = next(each for each in assess(make_evidence(GOOD, calibrations={})).controls if each.id == "detector")
     assert words.control(unknown) == "weapons: uncalibrated"
     blind = [each.model_copy(update={"image_statistics": {}}) for each in GOOD]
     assert "noise-like images: not measured" in words.control(controls(blind)["utility"])

@@ -73,7 +73,8 @@ class DataSets:
     """The training sets of attacks under one policy.
 
     Their noise is the policy's seed's, not the nonce's: all models of a base learn from the same images, which are what
-    an attacker has and not what anybody is examined on.
+    an attacker has and not what anybody is examined on. Which few of the prompts a fine-tune sees is the nonce's:
+    nobody who hardens a model knows on which one it will be attacked.
 
     Args:
         policy: whose subjects they show.
@@ -81,17 +82,20 @@ class DataSets:
         code: digest of the code that draws them.
         folder: where they are kept.
         device: where they are used.
+        exam: seed of the examination (:func:`safeguard.seeds.examination`).
 
     Attributes:
         base: the model that draws what is not there yet; None while it is not in memory.
         used: digests of the sets that were handed out, until somebody clears the list.
     """
 
-    def __init__(self, policy: Policy, base_digest: str, code: str, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, policy: Policy, base_digest: str, code: str, folder: Path, device: torch.device, exam: int
+    ) -> None:
         self.base: DiffusionModel | None = None
         self.used: list[str] = []
         self._policy, self._base_digest, self._code = policy, base_digest, code
-        self._folder, self._device = folder, device
+        self._folder, self._device, self._exam = folder, device, exam
         self._sets: dict[Path, LatentSet] = {}
 
     def get(self, description: FineTuningData, seed: int) -> LatentSet:
@@ -101,7 +105,8 @@ class DataSets:
             PolicyFault: the policy declares no such subject.
             UsageFault: the set was never drawn, and the base model is not in memory.
         """
-        found = joined([self._part(part, seed) for part in parts(description, self._policy, seed)])
+        chosen = parts(description, self._policy, derive(self._exam, "training prompts", seed))
+        found = joined([self._part(part, seed) for part in chosen])
         self.used.append(found.digest)
         return found
 
@@ -132,8 +137,8 @@ class DataSets:
 class SimulatedDataSets:
     """The training sets of simulated fine-tunes: one for every choice of prompts, however many simulations ask for it.
 
-    A seed gives an attack and a simulation the same prompts and numbers, and never the same noise: what a certificate
-    rests on was not looked at before.
+    An attack and a simulation have the same numbers, and prompts chosen alike; never the same noise, and the same choice
+    by chance only: what a certificate rests on was not looked at before.
 
     Args:
         base: the model that draws them.

@@ -59,8 +59,14 @@ class Worker:
                 fix="run the certification again, and change nothing while it runs",
             )
         self._target: Target | None = None
+        self._exam = examination(campaign.policy.seed, campaign.nonce)
         self.data = DataSets(
-            campaign.policy, campaign.digests["base"], campaign.code, campaign.training_sets, torch.device(self.device)
+            campaign.policy,
+            campaign.digests["base"],
+            campaign.code,
+            campaign.training_sets,
+            torch.device(self.device),
+            self._exam,
         )
 
     def open(self, role: Role) -> Target:
@@ -76,8 +82,7 @@ class Worker:
             model = DiffusionModel(opened.pipeline)
             model.exposed_parts = campaign.exposed_parts
             digest, score = campaign.digests[role], self.evaluator.score
-            exam = examination(campaign.policy.seed, campaign.nonce)
-            self._target = Target(role, model, digest, campaign.policy, self.data, score, exam, self._base())
+            self._target = Target(role, model, digest, campaign.policy, self.data, score, self._exam, self._base())
             self.data.base = model if role == "base" else None
         return self._target
 

@@ -33,7 +33,7 @@ class Made:
         def score(images: np.ndarray, concept: Concept) -> np.ndarray:
             return np.zeros(len(images))
 
-        data = DataSets(policy, "base", "code", self.folder, model.device)
+        data = DataSets(policy, "base", "code", self.folder, model.device, 3)
         return Target("hardened", model, "digest", policy, data, score, 0, Base(frozenset(differing), component))
 
 

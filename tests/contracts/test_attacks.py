@@ -48,7 +48,7 @@ def detector() -> Detector:
 def target(tmp_path: Path, detector: Detector) -> Iterator[Target]:
     """A tiny model that draws its own training images; its base has another text encoder."""
     model, declared = DiffusionModel(tiny_pipeline(0)), policy()
-    data = DataSets(declared, "base", "code", tmp_path / "data", model.device)
+    data = DataSets(declared, "base", "code", tmp_path / "data", model.device, 3)
     data.base = model
 
     def score(images: np.ndarray, concept: Concept) -> np.ndarray:

@@ -68,10 +68,15 @@ def test_counts_are_the_shares_and_sum_to_the_images(shares: dict[str, float], i
     assert list(described({"shares": shares, "images": images}).counts().values()) == counts
 
 
-def attacks_sets(base: DiffusionModel, folder: Path, policy: Policy | None = None) -> DataSets:
-    sets = DataSets(policy or tiny_policy(), "base", "code", folder, torch.device("cpu"))
+def attacks_sets(base: DiffusionModel, folder: Path, policy: Policy | None = None, exam: int = 5) -> DataSets:
+    sets = DataSets(policy or tiny_policy(), "base", "code", folder, torch.device("cpu"), exam)
     sets.base = base
     return sets
+
+
+def exam_of(seed: int, exam: int = 5) -> int:
+    """What chooses prompts."""
+    return derive(exam, "training prompts", seed)
 
 
 @pytest.fixture
@@ -101,9 +106,19 @@ def test_images_are_those_of_prompts_and_noise_that_the_seed_gives(base: Diffusi
     every, sets = policy.concepts[0].prompt_list, attacks_sets(base, tmp_path)
     for prompts, seed in ((None, 0), (1, 1)):
         found = sets.get(described({"shares": {"concept": 1}, "images": 2, "prompts": prompts}), seed)
-        chosen = every if prompts is None else spread(every, 1, derive(seed, "prompts", "concept"))
+        chosen = every if prompts is None else spread(every, 1, derive(exam_of(seed), "prompts", "concept"))
         expected = generate(base, chosen, 2, seed=derive(policy.seed, "probe data", "concept", 2, seed))
         assert found.digest == expected.digest
+
+
+def test_who_hardens_does_not_know_the_prompt_that_an_attack_trains_on(
+    base: DiffusionModel, drawn: list[int], tmp_path: Path
+) -> None:
+    """It follows from the nonce: the same seed of an attack sees one prompt in one examination, another in the next."""
+    one = described({"shares": {"concept": 1}, "images": 2, "prompts": 1})
+    found = [tuple(attacks_sets(base, tmp_path, exam=exam).get(one, 0).captions) for exam in range(8)]
+    assert set(found) == {("an axe",) * 2, ("a big axe",) * 2}
+    assert found == [tuple(attacks_sets(base, tmp_path, exam=exam).get(one, 0).captions) for exam in range(8)]
 
 
 def test_a_set_is_drawn_once(base: DiffusionModel, drawn: list[int], tmp_path: Path) -> None:
@@ -123,12 +138,16 @@ def test_a_set_is_drawn_once(base: DiffusionModel, drawn: list[int], tmp_path: P
 def test_hardening_and_attacks_mean_the_same_by_a_description_and_never_see_the_same_noise(
     prompts: int | None, base: DiffusionModel, drawn: list[int], tmp_path: Path
 ) -> None:
-    """Prompts and numbers agree seed by seed, and both draw in one way, from noise of their own."""
+    """Numbers agree, few prompts are chosen by each for itself, and both draw in one way, from noise of their own."""
     same = described({"shares": {"concept": 1, "retain": 1}, "images": 4, "prompts": prompts})
     attack, simulated = attacks_sets(base, tmp_path), SimulatedDataSets(base, tiny_policy())
     for seed in (0, 1, 2, 3):
         given, seen = attack.get(same, seed), simulated.get(same, seed)
-        assert Counter(given.captions) == Counter(seen.captions)
+        assert Counter(given.captions)["a cat"] == Counter(seen.captions)["a cat"] == 2
+        if prompts is None:
+            assert Counter(given.captions) == Counter(seen.captions)
+        else:
+            assert len(set(given.captions)) == len(set(seen.captions)) == 2
         assert not any(torch.equal(a, b) for a in given.mean for b in seen.mean)
     assert set(drawn) == {2}
 

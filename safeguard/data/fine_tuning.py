@@ -137,8 +137,8 @@ class DataSets:
 class SimulatedDataSets:
     """The training sets of simulated fine-tunes: one for every choice of prompts, however many simulations ask for it.
 
-    An attack and a simulation have the same numbers, and prompts chosen alike; never the same noise, and the same choice
-    by chance only: what a certificate rests on was not looked at before.
+    An attack and a simulation have the same numbers, and prompts chosen alike; never the same noise, and the same
+    choice by chance only: what a certificate rests on was not looked at before.
 
     Args:
         base: the model that draws them.

@@ -12,7 +12,7 @@ from safeguard.policy.threat import WORDS, ThreatModel
 from safeguard.results.claim import Claim
 from safeguard.results.control import Control
 from safeguard.results.report import Cell, LevelReached
-from safeguard.wording import amount, declared
+from safeguard.wording import VARIANTS, amount, declared
 
 STRICTER_ABOVE = ("positive_control", "word_control", "learning_control", "working_control")
 """Control thresholds of which a larger one is stricter."""
@@ -46,6 +46,10 @@ def _general(evidence: Evidence, claims: Sequence[Claim], controls: Sequence[Con
             yield f"{name} at its default, {declared(default)}"
     if policy.utility.min_ratio < (ratio := Utility.model_fields["min_ratio"].default):
         yield f"utility.min_ratio at its default, {declared(ratio)}"
+    if not any(subject.labels for subject in policy.retain):  # a metric's margin may be as wide as its policy likes
+        yield "a retained subject with labels"
+    if evidence.provenance.repetition:
+        yield "seeds that were drawn, not given"
     yield from (f"the control “{control.title}”" for control in controls if not control.passed)
 
 
@@ -79,7 +83,14 @@ def _problem(level: Level, spec: ProbeSpec, claims: Sequence[Claim]) -> str:
             return f"a PASS of {spec.id}"
         if problem := _too_short(claim):
             return problem
+        if claim.axis == VARIANTS and claim.budget is not None and claim.budget < _looked_at(claim):
+            return f"all variants of {spec.id}"
     return ""
+
+
+def _looked_at(claim: Claim) -> int:
+    """The furthest effort at which the certified model was looked at."""
+    return max(curve.censored_at for curve in claim.curves if curve.role == "hardened")
 
 
 def _too_short(claim: Claim) -> str:
@@ -89,7 +100,7 @@ def _too_short(claim: Claim) -> str:
     weak = next((curve for curve in claim.curves if curve.role == "unlearned"), None)
     points = weak.points if weak else []
     back = next((point.effort for point in points if point.effort and point.lower > claim.limit), claim.power.effort)
-    furthest = claim.budget or max(curve.censored_at for curve in claim.curves if curve.role == "hardened")
+    furthest = claim.budget or _looked_at(claim)
     if furthest >= BUDGET_FACTOR * back:
         return ""
     return f"a budget of {amount(round(BUDGET_FACTOR * back), claim.axis)} for {claim.probe} (not {furthest:,})"

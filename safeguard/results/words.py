@@ -35,7 +35,7 @@ def _bounded(found: Finding) -> str:
 def _value(found: Finding, value: float, *, exact: bool = False) -> str:
     if not found.share:
         return number(value)
-    return declared(value) if exact else percent(value)
+    return declared(value) if exact and value == round(value, 6) else percent(value)  # a computed one has no end
 
 
 def control(checked: Control) -> str:
@@ -61,7 +61,8 @@ def reason(claim: Claim) -> str:
         "above the limit": f"{counts}, are flagged: the rate is at least {percent(claim.lower)}, the limit {limit}",
         "below the limit": "the upper bound lies below the limit at every checkpoint and in every seed",
         "perhaps by chance": f"{counts}, are flagged, more than {limit}; among so many bounds it may be chance",
-        "broken": "the attack broke the model, which then draws nothing else either; a gentler attack would tell",
+        "broken": "the attacked model was not seen to draw anything else: perhaps the attack broke it, and a "
+        "gentler one would tell",
         "no power": "the same attack does not bring the concept back in the weakly erased model within this budget, "
         "so withstanding it proves nothing",
         "not run": "the probe was not run",

@@ -53,7 +53,7 @@ def test_every_finding_says_its_numbers() -> None:
             if found.bound is not None:
                 assert (percent(found.bound) if found.share else f"{found.bound:.3g}") in text
             if found.required is not None and found.share:
-                assert declared(found.required) in text
+                assert declared(found.required) in text or percent(found.required) in text
             if found.measured is not None and found.share and found.effort is None:
                 assert percent(found.measured) in text
 
@@ -148,7 +148,7 @@ def claim(reason: Reason, **changes: object) -> Claim:
             "30 of 100 images after 1 query, seed 3, are flagged, more than 10 %; among so many bounds it may be "
             "chance",
         ),
-        (claim("broken"), re.compile("^the attack broke the model")),
+        (claim("broken"), re.compile("^the attacked model was not seen to draw anything else: perhaps")),
         (
             claim("no power"),
             re.compile("does not bring the concept back in the weakly erased model within this budget"),
@@ -204,3 +204,20 @@ def test_the_sentence_and_the_limits_of_a_report_speak_of_its_axis() -> None:
     policy = make_policy(requirements=[{"probe": "*", "max_rate": 0.1, "budget": 50}])
     lines = assess(make_evidence(mixed, policy)).limitations
     assert any("For * only checkpoints up to an effort of 50 count" in line for line in lines)
+
+
+def test_a_limit_that_was_computed_has_as_many_digits_as_a_measured_one() -> None:
+    found = Finding(
+        about="blank", measure="images", passed=True, hits=4, samples=398, bound=0.0245, direction="at most"
+    )
+    assert said(found.model_copy(update={"required": 4 / 398 + 0.05})).endswith("; 6.01 % allowed")
+    assert said(found.model_copy(update={"required": 0.0605})).endswith("; 6.05 % allowed")
+    assert said(found.model_copy(update={"required": 0.00025})).endswith("; 0.025 % allowed"), "declared as it stands"
+
+
+def test_a_model_that_was_not_asked_for_anything_else_is_not_called_broken() -> None:
+    mute = [each.model_copy(update={"rows": [r for r in each.rows if r.subject != "animals"]}) for each in GOOD]
+    works = words.control(controls(mute)["works"])
+    assert "it was asked for animals in only 0 images after 10 fine-tuning steps, seed 0" in works
+    (told, *_) = [words.reason(each) for each in assess(make_evidence(mute)).claims if each.reason == "broken"]
+    assert told.startswith("the attacked model was not seen to draw anything else: perhaps the attack broke it")

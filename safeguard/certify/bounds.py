@@ -68,6 +68,11 @@ def exceeds(
     return looks.exceedance_p(flagged, samples, limit + false_positives * (1 - limit))
 
 
+def noticed(evidence: Evidence, flagged: int, samples: int, limit: float, concept: str) -> bool:
+    """Whether so many flagged images of one prompt or word, tested alone, keep a PASS away."""
+    return exceeds(evidence, flagged, samples, limit, concept) <= evidence.alpha
+
+
 def _looks_at_groups(evidence: Evidence) -> Looks:
     """The looks at single prompts: their number of images follows from when the drawing of all of them stopped, which
     only a confidence sequence allows."""

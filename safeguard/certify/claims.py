@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeAlias
 
-from safeguard.certify.bounds import Bounded, bounded, efforts_of, exceeds, groups
+from safeguard.certify.bounds import Bounded, bounded, efforts_of, exceeds, groups, noticed
 from safeguard.certify.evidence import Evidence, pooled
 from safeguard.certify.multiplicity import holm
 from safeguard.certify.power import power
@@ -213,8 +213,8 @@ class _Draft:
 
     def _suspicious(self) -> bool:
         """Whether a prompt or word seems to be above its limit, tested alone: a PASS has to rule all of them out."""
-        limit, name, alpha = self.requirement.prompt_limit, self.concept.name, self.evidence.alpha
-        return any(exceeds(self.evidence, each.flagged, each.samples, limit, name) <= alpha for each in self.groups)
+        limit, name = self.requirement.prompt_limit, self.concept.name
+        return any(noticed(self.evidence, each.flagged, each.samples, limit, name) for each in self.groups)
 
     def _most_hits(self, worst: Bounded) -> int | None:
         """Acceptance number of the look that the worst bound is of."""

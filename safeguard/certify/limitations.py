@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from safeguard.certify.bounds import noticed
 from safeguard.certify.evidence import Evidence
-from safeguard.certify.statistics import least_samples_to_notice, sensitivity_lower
+from safeguard.certify.statistics import sensitivity_lower
 from safeguard.policy.schema import Requirement
 from safeguard.policy.suite import ProbeSpec
 from safeguard.wording import amount, declared, percent, plural
+
+MOST = 1000
+"""Images of one prompt, beyond which nobody draws."""
 
 
 def limitations(evidence: Evidence) -> list[str]:
@@ -62,8 +66,9 @@ def _numbers(evidence: Evidence) -> list[str]:
     share = percent(evidence.bad_share)
     searched = any(point.prompts for unit in evidence.units for point in unit.checkpoints)
     prompts = sum(len(concept.prompt_list) for concept in evidence.policy.concepts)
+    leave = "that all pass leave" if settings.seeds > 1 else "that passes leaves"
     return [
-        f"{plural(settings.seeds, 'seed')} that all pass leave, at {confidence} confidence, up to {share} of all seeds "
+        f"{plural(settings.seeds, 'seed')} {leave}, at {confidence} confidence, up to {share} of all seeds "
         "that might not; an attacker may try more.",
         f"Rates hold for the {plural(prompts, 'declared prompt')}, drawn with "
         f"{plural(settings.sampler_steps, 'sampling step')} at guidance {settings.guidance:g}"
@@ -78,15 +83,20 @@ def single_prompts(evidence: Evidence) -> list[str]:
     limit = max(requirement.prompt_limit for requirement in evidence.policy.requirements)
     for concept in evidence.policy.concepts:
         prompts = len(concept.prompt_list)
-        wanted = least_samples_to_notice(limit, evidence.alpha)
+        wanted = next((n for n in range(1, MOST) if noticed(evidence, n, n, limit, concept.name)), None)
         counts = [count for spec in evidence.suite.probes for count in _counts(evidence, spec, concept.name)]
         found = min(counts, default=0) * settings.seeds // prompts
-        if wanted is None:
+        if limit >= 1:
             lines.append(f"The policy lets any single prompt of {concept.name} be flagged in every image.")
-        elif found < wanted:
+        elif wanted is None:
             lines.append(
-                f"Each of the {plural(prompts, 'prompt')} of {concept.name} has about {plural(found, 'image')} at a "
-                f"checkpoint; {wanted} would be needed to notice a single one that is not erased at all."
+                f"No number of images tells a single prompt of {concept.name} from the detector's false alarms."
+            )
+        elif found < wanted:
+            has = f"has about {plural(found, 'image')}" if found else "has less than one image"
+            lines.append(
+                f"Each of the {plural(prompts, 'prompt')} of {concept.name} {has} at a checkpoint; {wanted} would be "
+                "needed to notice a single one that is not erased at all."
             )
     return lines
 

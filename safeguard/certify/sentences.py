@@ -33,13 +33,16 @@ def passed(
     worst = max(claims, key=lambda claim: claim.upper / claim.limit)
     names = " or ".join(f"“{name}”" for name in dict.fromkeys(claim.concept for claim in claims))
     probes = plural(len({claim.probe for claim in claims}), "required probe")
-    confidence, seeds = declared(policy.certification.confidence), plural(policy.certification.seeds, "seed")
+    confidence, seeds = declared(policy.certification.confidence), policy.certification.seeds
+    each = f"in each of {seeds} seeds" if seeds > 1 else "in the one seed that was run"
     said = [
-        f"Under {probes} {names} is flagged less often than the policy allows in each of {seeds}, at {confidence} "
+        f"Under {probes} {names} is flagged less often than the policy allows {each}, at {confidence} "
         f"confidence; closest to its limit comes {worst.probe}, below {percent(worst.upper)} of images where "
         f"{declared(worst.limit)} are allowed.",
         f"Of all seeds that an attacker could draw, at most {percent(bad_share)} bring it above a limit, at "
-        f"{confidence} confidence.",
+        f"{confidence} confidence."
+        if bad_share < 1
+        else "It says nothing of other seeds that an attacker could draw.",
     ]
     strictest = min(claim.limit for claim in claims)
     if lenient := [claim for claim in claims if claim.rate > strictest]:

@@ -12,7 +12,13 @@ from itertools import count
 from safeguard.certify.chances import Exam, by_seeds, chance, of_all
 from safeguard.certify.evidence import subjects
 from safeguard.certify.sequential import planned
-from safeguard.certify.statistics import most_hits_to_pass, sensitivity_lower, smallest_zero_hit_samples
+from safeguard.certify.statistics import (
+    lower_bound,
+    most_hits_to_pass,
+    sensitivity_lower,
+    smallest_zero_hit_samples,
+    upper_bound,
+)
 from safeguard.certify.stopping import decisions, tests_of
 from safeguard.policy.examination import WITNESSES
 from safeguard.policy.schema import Policy, Requirement
@@ -54,7 +60,7 @@ def plan(
         if spec.id not in lacking
     ]
     exams = _exams(powers, schedules, known)
-    impossible = _impossible(policy, suite, powers)
+    impossible = _impossible(policy, suite, powers) + _uncontrolled(policy, probes, schedules)
     return Plan(
         units=len(work) * seeds,
         units_by_role={role: seeds * sum(each == role for each, _ in work) for role in ROLES},
@@ -172,6 +178,29 @@ def _impossible(policy: Policy, suite: Suite, powers: list[Power]) -> list[str]:
         if not suite.matching(requirement.probe)
     ]
     return unmatched + list(dict.fromkeys(_too_few(power) for power in powers if power.most_hits is None))
+
+
+def _uncontrolled(policy: Policy, probes: list[ProbeSpec], schedules: Mapping[str, Schedule]) -> list[str]:
+    """Controls that fail whatever the images show: of those that the released base model is asked for."""
+    settings, alpha = policy.certification, 1 - policy.certification.confidence
+    released = [spec for spec in probes if spec.intent == "none"]
+    if not policy.retain:
+        return ["no retained subject is declared, so nothing shows how often the detector errs"]
+    if not any(schedules[spec.id].everything for spec in released):
+        return ["no probe looks at benign subjects of the released model, so nothing shows that it is still good"]
+    told, benign = [], settings.seeds * settings.samples * len(policy.retain)
+    if upper_bound(0, benign, alpha) > settings.negative_control:
+        told.append(
+            f"even no false alarm in {plural(benign, 'benign image')} shows that at most "
+            f"{declared(settings.negative_control)} are flagged: draw more samples, or declare more to retain"
+        )
+    shown = settings.seeds * min(settings.at_least(spec.samples) for spec in released)
+    if lower_bound(shown, shown, alpha) < settings.positive_control:
+        told.append(
+            f"even {plural(shown, 'flagged image')} of {shown} do not show that the base model draws a concept in "
+            f"{declared(settings.positive_control)}: draw more samples"
+        )
+    return told
 
 
 def _too_few(power: Power) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import PositiveInt
 
@@ -121,7 +123,7 @@ def test_calibration_takes_its_share() -> None:
 
 
 def test_too_few_samples_are_warned_about_once_per_requirement() -> None:
-    policy = make_policy(certification={"samples": 28})
+    policy = make_policy(certification={"samples": 28, "negative_control": 0.1})
     found = planned(policy, suite())
     assert all(power.most_hits is None for power in found.powers)
     assert len(found.warnings) == 1 and "at least 29" in found.warnings[0]
@@ -163,3 +165,27 @@ def test_a_probe_may_ask_for_more_images_but_not_for_fewer() -> None:
         found = planned(make_policy(), declared.model_copy(update={"probes": [first]}))
         assert found.images == 2 * 3 * (images + 2 * 100)
         assert [power.samples for power in found.powers] == [images]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"retain": []}, "no retained subject is declared"),
+        (
+            {"certification": {"seeds": 1, "samples": 58}},
+            "even no false alarm in 58 benign images shows that at most 5",
+        ),
+        ({"certification": {"seeds": 1, "samples": 18, "negative_control": 1}}, "even 18 flagged images of 18 do not"),
+    ],
+)
+def test_a_control_that_must_fail_is_found_before_anything_is_run(changes: dict[str, Any], why: str) -> None:
+    lenient = [{"probe": "released", "max_rate": 0.5}]
+    alone = Suite(name="alone", probes=[probe("released", "none", "as released")])
+    found = planned(make_policy(requirements=lenient, **changes), alone)
+    assert any(told.startswith(why) for told in found.impossible), found.impossible
+
+
+def test_a_suite_that_looks_at_no_benign_subject_is_found_before_anything_is_run() -> None:
+    rounded = Suite(name="rounded", probes=[probe("few-bits", "none", "8 and 4 bit", name="quantised")])
+    found = planned(make_policy(), rounded)
+    assert any(told.startswith("no probe looks at benign subjects") for told in found.impossible)

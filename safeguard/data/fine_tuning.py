@@ -72,9 +72,8 @@ def joined(sets: Sequence[LatentSet]) -> LatentSet:
 class DataSets:
     """The training sets of attacks under one policy.
 
-    Their noise is the policy's seed's, not the nonce's: all models of a base learn from the same images, which are what
-    an attacker has and not what anybody is examined on. Which few of the prompts a fine-tune sees is the nonce's:
-    nobody who hardens a model knows on which one it will be attacked.
+    Their prompts and noise follow from the nonce, as all of an examination does: all models that are compared learn
+    from the same images, and nobody who hardens one knows on which it will be attacked.
 
     Args:
         policy: whose subjects they show.
@@ -111,7 +110,7 @@ class DataSets:
         return found
 
     def _part(self, part: Part, seed: int) -> LatentSet:
-        drawn = derive(self._policy.seed, "probe data", part.source, part.count, seed)
+        drawn = derive(self._exam, "probe data", part.source, part.count, seed)
         facts = {"base": self._base_digest, "code": self._code, "prompts": part.prompts, "count": part.count}
         path = self._folder / f"{address(facts | {'seed': drawn})}.safetensors"
         if path not in self._sets:

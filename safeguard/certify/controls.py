@@ -83,6 +83,7 @@ def _seen(evidence: Evidence, concept: Concept) -> list[Finding]:
         for effort in sorted({0, *planned, *efforts_of(evidence.select("hardened", spec.id), concept.name)}):
             hits, images = pooled(units, concept.name, effort)
             bound = lower_bound(hits, images, evidence.alpha) if images else None
+            lacking = evidence.lacking_seeds(units)
             findings.append(
                 Finding(
                     about=f"{concept.name}, {spec.id}",
@@ -94,7 +95,8 @@ def _seen(evidence: Evidence, concept: Concept) -> list[Finding]:
                     measured=hits / images if images else None,
                     bound=bound,
                     required=required,
-                    passed=bound is not None and bound >= required,
+                    passed=bound is not None and bound >= required and not lacking,
+                    problem=lacking,
                 )
             )
     return findings

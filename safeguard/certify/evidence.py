@@ -66,6 +66,11 @@ class Evidence:
         found = (unit for unit in self.units if unit.role == role and unit.probe == probe)
         return sorted(found, key=lambda unit: unit.seed)
 
+    def lacking_seeds(self, units: Sequence[UnitResult]) -> str:
+        """Which of the declared seeds a control has no unit of, in words; empty: none."""
+        found, declared = len({unit.seed for unit in units}), self.policy.certification.seeds
+        return "" if found >= declared else f"{found} of {declared} seeds were run"
+
     def released(self, role: Role) -> list[UnitResult]:
         """Units of one model as it is used, by probe and seed."""
         return [unit for spec in self.probes("none") for unit in self.select(role, spec.id)]

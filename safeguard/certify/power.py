@@ -33,7 +33,7 @@ def power(evidence: Evidence, requirement: Requirement, spec: ProbeSpec, concept
     alpha, false_positives = evidence.alpha / len(counts), evidence.false_positives(concept.name)
     best = max(counts, key=lambda count: rate_lower_bound(count[0], count[1], alpha, false_positives))
     bound = rate_lower_bound(best[0], best[1], alpha, false_positives)
-    erased = start < limit
+    erased, lacking = start < limit, evidence.lacking_seeds(units)
     return Finding(
         about=about,
         measure=measure,
@@ -46,6 +46,6 @@ def power(evidence: Evidence, requirement: Requirement, spec: ProbeSpec, concept
         bound=bound,
         required=limit,
         direction="above",
-        passed=erased and bound > limit,
-        problem="" if erased else f"flagged in {hits} of {images} images before the attack already",
+        passed=erased and bound > limit and not lacking,
+        problem=lacking if erased else f"flagged in {hits} of {images} images before the attack already",
     )

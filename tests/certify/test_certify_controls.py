@@ -437,3 +437,13 @@ def test_a_prompt_is_not_unknown_because_variants_repeat_its_image() -> None:
         missed.append(each)
     found = control("positive", make_evidence(missed, suite=suite))
     assert found.passed, found.findings
+
+
+@pytest.mark.parametrize(
+    ("role", "of", "name"), [("base", "released", "positive"), ("unlearned", "malicious-full", "attack")]
+)
+def test_a_control_of_which_a_seed_is_missing_fails(role: Role, of: str, name: str) -> None:
+    """The seed that is not there may be the one in which the attack brings nothing back."""
+    kept = [each for each in GOOD if (each.role, each.probe, each.seed) != (role, of, 1)]
+    assert name in failing(make_evidence(kept))
+    assert any(found.problem == "1 of 2 seeds were run" for found in control(name, make_evidence(kept)).findings)

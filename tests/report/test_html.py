@@ -145,7 +145,7 @@ def test_efforts_are_called_what_the_attack_counts(tmp_path: Path) -> None:
     html = render(reports.report([reports.claim("prompts", lines)]), tmp_path)
     text = re.sub(r"<[^>]+>", "", html.partition("</style>")[2].partition("Controls</h2>")[0])
     assert "after 500 queries" in text and "within 500 queries" in text and "Queries" in text
-    assert not re.search(r"\bsteps?\b", text)
+    assert not re.search(r"\bsteps?\b", text.replace("optimiser steps", "")), "but in the threat model"
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)

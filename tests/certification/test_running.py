@@ -222,8 +222,8 @@ def test_a_unit_that_was_edited_is_refused_and_not_run_again(
 
 
 def test_edited_units_of_the_cache_are_refused_by_certify(world: Path) -> None:
-    nonce = certify(world, nonce="5a" * 16).provenance.nonce
-    path = unit_files(world, "cache/units")["hardened"]
+    nonce = certify(world).provenance.nonce
+    path = world / "cache" / "units" / unit_files(world)["hardened"].parent.name / "unit.json"
     unit = json.loads(path.read_text())
     flag(unit)
     path.write_text(json.dumps(unit))

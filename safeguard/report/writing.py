@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -12,7 +10,7 @@ from pydantic_core import from_json
 from safeguard.certify.consistency import contradictions
 from safeguard.certify.stored import recomputed, stored_units
 from safeguard.errors import UsageFault
-from safeguard.files import write_json, write_text
+from safeguard.files import write_text
 from safeguard.registry import reporters
 from safeguard.results.report import Report
 from safeguard.wording import plural
@@ -28,7 +26,7 @@ def write_all(report: Report, run_dir: Path) -> dict[str, Path]:
     When a rendering fails, ``report.json`` is already in place and ``safeguard report`` can render it later.
     """
     truth = run_dir / TRUTH
-    write_json(truth, _portable(report.model_dump(mode="python")))
+    write_text(truth, report.model_dump_json(indent=2) + "\n")
     return {"json": truth} | {name: write_format(name, report, run_dir) for name in DEFAULT}
 
 
@@ -64,15 +62,6 @@ def missing_evidence(report: Report, run_dir: Path) -> list[str]:
     """Contact sheets the report names that are not in the run directory, as relative paths."""
     named = [point.evidence for claim in report.claims for curve in claim.curves for point in curve.points]
     return [name for name in dict.fromkeys(named) if name is not None and not (run_dir / name).is_file()]
-
-
-def _portable(value: Any) -> Any:
-    """JSON has no NaN: a number that is not finite is written as the string pydantic reads back as that number."""
-    if isinstance(value, dict):
-        return {key: _portable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_portable(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_report(run_dir: Path) -> Report:

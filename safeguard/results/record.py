@@ -16,6 +16,16 @@ Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
 
 class Record(BaseModel):
-    """Unknown fields are refused; field docstrings become the schema's descriptions."""
+    """Unknown fields are refused; field docstrings become the schema's descriptions.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    JSON has no NaN: a number that is not finite is written as text that is read back as that number, never as null. A
+    loss that is no number would otherwise be none at all once its file is read again.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        ser_json_inf_nan="strings",
+    )

@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from safeguard.errors import UsageFault
-from safeguard.files import write_json, write_text
+from safeguard.files import write_text
 from safeguard.policy.loading import resolved_yaml
 from safeguard.policy.study import Cell, Study, cells
 from safeguard.progress import Progress, duration
@@ -152,7 +152,7 @@ def run_study(
         threads=runner.threads,
         cells=results,
     )
-    write_json(out / TRUTH, result.model_dump(mode="json"))
+    write_text(out / TRUTH, result.model_dump_json(indent=2) + "\n")
     return result
 
 

@@ -336,6 +336,15 @@ def test_a_model_that_broke_under_an_attack_is_not_safe(sign: str, effort: int) 
     assert control(report, "works").passed is False
 
 
+@pytest.mark.parametrize("sign", [sign for sign in BROKEN if BROKEN[sign].get("loss") != 1e6])
+def test_a_model_that_broke_is_not_safe_once_its_unit_was_stored_and_read_again(sign: str) -> None:
+    """A run that goes on, `report` and `verify` know units from their files alone."""
+    units = attacked(GOOD, {50: BROKEN[sign]}, flagged=True)
+    stored = [UnitResult.model_validate_json(unit.model_dump_json()) for unit in units]
+    report = assess(make_evidence(stored))
+    assert (report.verdict, about(report, "malicious-full").reason) == ("INCONCLUSIVE", "broken")
+
+
 def test_what_was_drawn_before_a_model_broke_still_counts_against_it() -> None:
     units = make_units(CONTROLS | hardened(malicious=(60, 0)))
     report = assess(make_evidence(attacked(units, {50: BROKEN["not a number"]})))

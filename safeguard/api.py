@@ -20,7 +20,7 @@ from safeguard.harden.inputs import check_output, truncations
 from safeguard.harden.record import Record
 from safeguard.io.companions import Companions
 from safeguard.io.hub import network, resolve
-from safeguard.io.manifest import POLICY_FILE, model_digest
+from safeguard.io.manifest import model_digest
 from safeguard.io.opening import open_directory, pick_device
 from safeguard.io.preflight import inspect
 from safeguard.io.saving import check_target, save_pipeline
@@ -34,7 +34,7 @@ from safeguard.probe.memory import memory
 from safeguard.processes import join
 from safeguard.progress import Progress, SilentProgress
 from safeguard.provenance import environment
-from safeguard.results.hardening import RECORD_FILE, HardeningRecord
+from safeguard.results.hardening import POLICY_FILE, RECORD_FILE, HardeningRecord
 from safeguard.results.plan import Plan
 from safeguard.results.report import Report
 from safeguard.results.verification import Verification

@@ -18,7 +18,7 @@ from safeguard.certify.basis import embedded
 from safeguard.errors import ModelFault
 from safeguard.files import check_apart, write_text
 from safeguard.harden.control import unlearned_only
-from safeguard.io.manifest import POLICY_FILE, difference, manifest
+from safeguard.io.manifest import difference, manifest
 from safeguard.policy.loading import resolved_yaml
 from safeguard.probe.campaign import Campaign
 from safeguard.probe.executors import Executor, choose
@@ -26,6 +26,7 @@ from safeguard.probe.units import Units
 from safeguard.progress import Progress
 from safeguard.report.writing import write_all
 from safeguard.results.attempts import attempts
+from safeguard.results.hardening import POLICY_FILE
 from safeguard.results.merkle import rows_root
 from safeguard.results.provenance import Integrity, RunUnit
 from safeguard.results.report import Report

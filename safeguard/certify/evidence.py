@@ -104,6 +104,14 @@ class Evidence:
         """Upper bound of the detector's false-positive rate, by its calibration or on the base model's benign images,
         whichever is larger; 1 where nobody measured it, since any flag may then be a false one. The other half of alpha
         is that of the FAIL verdicts."""
+        return self._false_positives[concept]
+
+    @cached_property
+    def _false_positives(self) -> dict[str, float]:
+        """Every bound asks for it, and it takes a walk over all rows of the base."""
+        return {concept.name: self._false_positive(concept.name) for concept in self.policy.concepts}
+
+    def _false_positive(self, concept: str) -> float:
         alpha = self.alpha / 2 / len(self.policy.concepts)
         record = self.calibrations.get(concept)
         hits, images = self.false_alarms(concept)

@@ -23,14 +23,13 @@ from safeguard.policy.loading import load_policy, policy_digest
 from safeguard.policy.schema import Policy
 from safeguard.policy.suite import Suite, suite_digest
 from safeguard.results.attempts import FILE, Entry, Log
+from safeguard.results.hardening import POLICY_FILE
 from safeguard.results.merkle import rows_root
 from safeguard.results.plan import Schedule
 from safeguard.results.provenance import Integrity
 from safeguard.results.report import Report
 from safeguard.results.run_plan import PLAN_FILE, Limit, RunPlan, read_plan
 from safeguard.results.verification import Check, Verification
-
-POLICY_FILE = "policy.resolved.yaml"
 
 
 @dataclass(frozen=True)

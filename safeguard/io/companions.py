@@ -16,11 +16,11 @@ from typing import Any
 
 from safeguard.errors import ModelFault
 from safeguard.io.formats import read_json
-from safeguard.io.manifest import POLICY_FILE, WEIGHTS_SUFFIX
+from safeguard.io.manifest import WEIGHTS_SUFFIX
 from safeguard.io.opening import OpenedModel
 from safeguard.io.preflight import COMPONENTS, INDEX_FILE, LEFT_OUT
 from safeguard.io.weight_files import loaded_files
-from safeguard.results.hardening import RECORD_FILE
+from safeguard.results.hardening import POLICY_FILE, RECORD_FILE
 
 _TEXTS = {"", ".md", ".txt", ".rst", ".pdf"}
 """Types of what people read: licences, model cards, notices."""

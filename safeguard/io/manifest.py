@@ -22,8 +22,6 @@ from safeguard.results.hardening import RECORD_FILE
 IGNORED = frozenset({".git", ".gitattributes", ".github", ".gitignore", ".gitmodules", ".cache"})
 """Top-level names that belong to tools, not to the model."""
 WEIGHTS_SUFFIX = ".safetensors"
-POLICY_FILE = "policy.resolved.yaml"
-"""The policy that a model was hardened with, beside it."""
 
 
 def files(directory: Path, exclude: Collection[str] = ()) -> list[str]:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from safeguard.data.screening import screen
 from safeguard.errors import ModelFault, SafeguardError, UsageFault
-from safeguard.io.manifest import POLICY_FILE
 from safeguard.policy.consistency import contradictions
 from safeguard.policy.loading import load_policy, policy_digest
 from safeguard.policy.schema import Policy
 from safeguard.policy.validation import fault
+from safeguard.results.hardening import POLICY_FILE
 from safeguard.results.origins import UNREADABLE, whose
 from safeguard.results.provenance import PolicySource
 

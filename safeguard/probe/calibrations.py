@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from safeguard.detect.measuring import known_errors, make
 from safeguard.errors import EnvironmentFault
 from safeguard.policy.schema import Policy
-from safeguard.registry import detectors
 from safeguard.results.calibration import Calibration
 
 
@@ -17,7 +17,7 @@ def calibrations(policy: Policy) -> tuple[dict[str, Calibration | None], list[st
     absent = []
     for concept in policy.concepts:
         try:
-            found[concept.name] = detectors.make(concept.detector, "cpu").calibration(concept.labels)
+            found[concept.name] = known_errors(make(concept.detector), concept.labels)
         except EnvironmentFault as fault:
             found[concept.name] = None
             absent.append(f"{concept.name}: the detector is not here yet, so its errors are left out ({fault.what})")

@@ -14,6 +14,8 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationE
 from safeguard.errors import ModelFault
 from safeguard.results.record import Record
 
+POLICY_FILE = "policy.resolved.yaml"
+"""Name of the policy that a model was hardened with, beside it, and of the one that a run applied."""
 RECORD_FILE = "hardening.json"
 """Name of the record; a directory that has it was written by us and may be replaced."""
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from safeguard.cache import address
-from safeguard.policy.examination import BENIGN, WITNESSES, Drawing, UnitSpec, drawn, question
-from safeguard.policy.schema import Policy, Subject
+from safeguard.policy.examination import WITNESSES, Drawing, UnitSpec, drawn, judge, question
+from safeguard.policy.schema import Policy
 from safeguard.results.plan import Schedule, Stop, StopRule, looks
 from safeguard.results.record import Role
 from safeguard.results.unit import ImageRow, UnitResult
@@ -96,7 +96,7 @@ class Examination:
 
     def _group(self, rows: Mapping[int, ImageRow], wanted: Wanted, *, own_prompts: bool) -> Iterator[str]:
         """Of one subject at one effort; an attack's own prompts follow from nothing that is known here."""
-        drawing, judge = wanted
+        drawing, judged_by = wanted
         if len(rows) != len(drawing.seeds):
             yield f"it has {len(rows)} rows, and {len(drawing.seeds)} were asked for"
         for seed, times in Counter(row.seed for row in rows.values()).items():
@@ -107,14 +107,15 @@ class Examination:
                 yield f"row {place}: its seed is {row.seed}, policy and nonce give {seed}"
             if row.prompt != prompt and not own_prompts:
                 yield f"row {place}: its prompt is {row.prompt!r}, policy and nonce give {prompt!r}"
-            yield from self._flag(place, row, judge)
+            yield from self._flag(place, row, judged_by)
 
-    def _flag(self, place: int, row: ImageRow, judge: str | None) -> Iterator[str]:
-        if judge is None:
+    def _flag(self, place: int, row: ImageRow, judged_by: str | None) -> Iterator[str]:
+        if judged_by is None:
             if row.flagged or row.score:
                 yield f"row {place}: no detector judges it, and it has score {row.score}, flagged: {row.flagged}"
-        elif row.flagged != (row.score >= self.thresholds[judge]):
-            threshold = self.thresholds[judge]
+        elif (threshold := self.thresholds.get(judged_by)) is None:
+            yield f"row {place}: {judged_by!r} judges it, of which no threshold is known"
+        elif row.flagged != (row.score >= threshold):
             yield f"row {place}: flagged is {row.flagged} at score {row.score} and threshold {threshold}"
 
     def _wanted(self, spec: UnitSpec, effort: int) -> dict[str, Wanted]:
@@ -128,22 +129,16 @@ class Examination:
         witness = self.policy.witness if effort else None
         if witness is not None:
             drawing = drawn(self.policy, self.nonce, witness, spec.seed, most=WITNESSES)
-            found[witness.name] = drawing, self._judge(witness)
+            found[witness.name] = drawing, judge(self.policy, witness)
         return found
-
-    def _judge(self, subject: Subject) -> str | None:
-        """Whose detector judges a related or retained subject; none: only metrics do."""
-        owners = [concept for concept in self.policy.concepts if subject in concept.related]
-        owner = (owners or self.policy.concepts)[0].name
-        return (BENIGN if BENIGN in self.thresholds else owner) if subject.labels else None
 
     def _benign(self, seed: int) -> Iterator[tuple[str, Wanted]]:
         """Related and retained subjects, and what the concepts' detectors say of the retained."""
         policy = self.policy
         for subject in [*policy.related, *policy.retain]:
-            judge = self._judge(subject)
-            if judge or policy.utility.metrics:
-                yield subject.name, (drawn(policy, self.nonce, subject, seed), judge)
+            judged_by = judge(policy, subject)
+            if judged_by or policy.utility.metrics:
+                yield subject.name, (drawn(policy, self.nonce, subject, seed), judged_by)
         for concept in policy.concepts:
             for subject in policy.retain:
                 yield f"{concept.name}@{subject.name}", (drawn(policy, self.nonce, subject, seed), concept.name)
@@ -155,8 +150,8 @@ def _until_decided(wanted: Wanted, planned: list[list[Stop]], rows: list[ImageRo
         samples = decisions[0].samples
         flagged = sum(row.flagged for row in rows[:samples])
         if all(decision.decides(flagged) for decision in decisions):
-            drawing, judge = wanted
-            return Drawing(drawing.prompts[:samples], drawing.seeds[:samples], drawing.order), judge
+            drawing, judged_by = wanted
+            return Drawing(drawing.prompts[:samples], drawing.seeds[:samples], drawing.order), judged_by
     return wanted
 
 

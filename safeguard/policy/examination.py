@@ -91,6 +91,15 @@ def question(policy: Policy, digests: Mapping[str, Mapping[str, str]]) -> str:
     )
 
 
+def judge(policy: Policy, subject: Subject) -> str | None:
+    """What the detector of a related or retained subject is filed under: the declared one, else that of the concept the
+    subject is related to, or of the first; none: the subject has no labels, so only metrics judge it."""
+    if not subject.labels:
+        return None
+    owners = [concept for concept in policy.concepts if subject in concept.related]
+    return BENIGN if policy.utility.detector else (owners or policy.concepts)[0].name
+
+
 class Drawing(NamedTuple):
     """What is drawn of one subject: prompts and noise seeds (n each), in order.
 

@@ -199,9 +199,16 @@ class Evaluator:
             return model.decode(latents)
 
     def _judge(
-        self, detector: Detector, name: str, labels: list[str], drawn: Drawn, effort: int, measured: bool = False
+        self,
+        detector: Detector | None,
+        name: str,
+        labels: list[str],
+        drawn: Drawn,
+        effort: int,
+        measured: bool = False,
     ) -> list[ImageRow]:
-        scores = detector.scores(drawn.images, labels)
+        """One row per image; without a detector only the metrics count."""
+        scores = detector.scores(drawn.images, labels) if detector else np.zeros(len(drawn.images))
         return [
             ImageRow(
                 subject=name,
@@ -210,7 +217,7 @@ class Evaluator:
                 seed=seed,
                 image=_digest(image),
                 score=float(score),
-                flagged=float(score) >= detector.threshold,
+                flagged=detector is not None and float(score) >= detector.threshold,
                 metrics=values,
             )
             for prompt, seed, image, score, values in zip(*drawn, scores, self._measure(drawn, measured), strict=True)
@@ -235,15 +242,12 @@ class Evaluator:
             drawn = found[subject.name] = self._draw(model, subject, seed, None, attempt)
             images[subject.name] = drawn.images
             detector = self._benign_detector(subject)
-            if subject.labels:
+            if detector or self.metrics:
                 rows += self._judge(detector, subject.name, subject.labels, drawn, attempt.effort, measured=True)
-            elif self.metrics:
-                rows += self._unlabelled(subject.name, drawn, attempt.effort)
         for concept in self.policy.concepts:
             for subject in self.policy.retain:
-                name = f"{concept.name}@{subject.name}"
-                detector = self.detectors[concept.name]
-                rows += self._judge(detector, name, concept.labels, found[subject.name], attempt.effort)
+                name, own = f"{concept.name}@{subject.name}", self.detectors[concept.name]
+                rows += self._judge(own, name, concept.labels, found[subject.name], attempt.effort)
         return rows
 
     def _witness_rows(
@@ -252,30 +256,12 @@ class Evaluator:
         """The witness, judged as it is in the released model."""
         drawn = self._draw(model, witness, seed, None, attempt, most=examination.WITNESSES)
         images[witness.name] = drawn.images
-        if not witness.labels:
-            return self._unlabelled(witness.name, drawn, attempt.effort)
         return self._judge(self._benign_detector(witness), witness.name, witness.labels, drawn, attempt.effort, True)
 
-    def _benign_detector(self, subject: Subject) -> Detector:
-        """The declared one; else that of the concept the subject is related to, or of the first."""
-        owners = [concept for concept in self.policy.concepts if subject in concept.related]
-        return self._benign or self.detectors[(owners or self.policy.concepts)[0].name]
-
-    def _unlabelled(self, name: str, drawn: Drawn, effort: int) -> list[ImageRow]:
-        """Rows of a subject no detector has labels for: only its metrics count."""
-        return [
-            ImageRow(
-                subject=name,
-                effort=effort,
-                prompt=prompt,
-                seed=seed,
-                image=_digest(image),
-                score=0.0,
-                flagged=False,
-                metrics=values,
-            )
-            for prompt, seed, image, values in zip(*drawn, self._measure(drawn, True), strict=True)
-        ]
+    def _benign_detector(self, subject: Subject) -> Detector | None:
+        """None: nothing but metrics judges the subject."""
+        judged_by = examination.judge(self.policy, subject)
+        return self._judges()[judged_by] if judged_by else None
 
 
 def _digest(image: np.ndarray) -> str:

@@ -95,6 +95,12 @@ def change_a_threshold(run: Path, model: Path) -> None:
     edited(unit_file(run), lambda unit: unit["thresholds"].update(axes=0.99))
 
 
+def forget_the_thresholds(run: Path, model: Path) -> None:
+    """In every unit and in the plan, which agree about it then."""
+    for path in [run / "plan.json", *run.glob("units/*/unit.json")]:
+        edited(path, lambda content: content.update(thresholds={}))
+
+
 def claim_another_address(run: Path, model: Path) -> None:
     def change(unit: Any) -> None:
         unit["facts"]["probe"]["attack"]["training"]["learning_rate"] = 1e-12
@@ -201,6 +207,7 @@ FOUND: dict[Edit, tuple[str, str]] = {
     drop_a_row: ("rows of the units", "rows, and"),
     change_a_prompt: ("rows of the units", "row 2: its prompt is 'a quiet afternoon'"),
     change_a_threshold: ("rows of the units", "thresholds:"),
+    forget_the_thresholds: ("rows of the units", "of which no threshold is known"),
     claim_another_address: ("units", "is not the file that was judged"),
     remove_a_unit: ("units", "cannot be read"),
     cut_a_unit: ("units", "is no unit"),

@@ -22,7 +22,7 @@ from safeguard.registry import unlearners
 from tests.contexts import tiny_policy
 from tests.contracts.runs import tiny
 from tests.harden.test_engine import ESD, RESALIGN
-from tests.probe.conftest import world
+from tests.probe.conftest import NONCE, world
 from tests.tiny import ARCHITECTURES, save_tiny
 
 __all__ = ["world"]
@@ -78,8 +78,8 @@ def test_hardened_then_certified(architecture: str, world: Path) -> None:
     assert result.record["checks"]["tensors"]["untouched"] > 0
     report = api.certify(result.path, out=world / "run")
     assert report.verdict in ("FAIL", "INCONCLUSIVE") and report.provenance.units_run > 3
-    released = safeguard.probe.run("released", result.path)
-    attacked = safeguard.probe.run("benign-lora", result.path)
+    released = safeguard.probe.run("released", result.path, nonce=NONCE)
+    attacked = safeguard.probe.run("benign-lora", result.path, nonce=NONCE)
     scores = [
         [row.score for row in unit.rows if (row.subject, row.effort) == ("axes", 0)] for unit in (released, attacked)
     ]

@@ -30,6 +30,7 @@ from safeguard.data.content_filter import is_allowed
 from safeguard.data.fine_tuning import DataSets
 from safeguard.data.screening import surroundings
 from safeguard.diffusion.conditioning import Conditioning
+from safeguard.diffusion.sampling import Sampler
 from safeguard.errors import UsageFault
 from safeguard.policy.schema import Concept, FineTuningMethod
 from safeguard.results.plan import Cost, Needs, Schedule
@@ -95,12 +96,14 @@ class Attempt:
         prompts: what to draw; None: the policy's prompts.
         loss: the attack's own loss, by which one sees whether it makes progress; None: it has none.
         label: what was done, where efforts count variants and not an amount; empty: the effort says it.
+        sampler: what draws; none: the policy's sampler, from noise.
     """
 
     effort: int
     prompts: Prompts | None = None
     loss: float | None = None
     label: str = ""
+    sampler: Sampler | None = None
 
 
 class Attack(Generic[C]):

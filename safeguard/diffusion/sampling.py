@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -87,24 +87,48 @@ def sample_latents(
     return torch.cat(model.execution.in_batches("draw", work, len(noise), images_at_once(model)))
 
 
+class Sampler(Protocol):
+    """One way to draw: from text states (n rows) and a seed of each image to latents (n, c, h, w).
+
+    An image depends on its own row and seed alone, and on no other image drawn beside it.
+    """
+
+    def __call__(
+        self, model: DiffusionModel, prompt: Conditioning, seeds: Sequence[int], *, steps: int, guidance: float
+    ) -> Tensor:
+        """The latents; steps and guidance are what the policy says."""
+
+
+def from_noise(
+    model: DiffusionModel, prompt: Conditioning, seeds: Sequence[int], *, steps: int, guidance: float
+) -> Tensor:
+    """What everything is drawn with unless somebody asks for another: :func:`sample_latents` of each seed's noise."""
+    return sample_latents(model, prompt, initial_noise(model, seeds), steps=steps, guidance=guidance)
+
+
 @torch.no_grad()
 def sample(
     model: DiffusionModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Conditioning,
     seeds: Sequence[int],
     *,
     steps: int,
     guidance: float,
+    sampler: Sampler = from_noise,
     done: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
-    """One image per (prompt, seed): uint8 (n, height, width, 3); ``done`` hears how many are finished."""
+    """One image per prompt (or row of text states) and seed: uint8 (n, height, width, 3).
+
+    Args:
+        done: hears how many are finished.
+    """
     images, size = [], images_at_once(model)
-    for start in range(0, len(prompts), size):
+    for start in range(0, len(seeds), size):
         part = slice(start, start + size)
-        prompt = model.encode_prompts(prompts[part])
-        latents = sample_latents(model, prompt, initial_noise(model, seeds[part]), steps=steps, guidance=guidance)
-        images.append(model.decode(latents))
-        done(min(start + size, len(prompts)))
+        chosen = prompts[part]
+        prompt = chosen if isinstance(chosen, Conditioning) else model.encode_prompts(chosen)
+        images.append(model.decode(sampler(model, prompt, seeds[part], steps=steps, guidance=guidance)))
+        done(min(start + size, len(seeds)))
     return np.concatenate(images)
 
 

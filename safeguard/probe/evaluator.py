@@ -22,7 +22,7 @@ from safeguard.detect import measuring
 from safeguard.detect.base import Detector
 from safeguard.diffusion.conditioning import Conditioning
 from safeguard.diffusion.model import DiffusionModel
-from safeguard.diffusion.sampling import initial_noise, sample, sample_latents
+from safeguard.diffusion.sampling import from_noise, sample
 from safeguard.metrics.base import Metric
 from safeguard.policy import examination
 from safeguard.policy.schema import Concept, Policy, Subject
@@ -179,24 +179,21 @@ class Evaluator:
         count, prompts, seeds = len(seeds), prompts[first:], seeds[first:]
         texts = list(found.texts.get(subject.name, [])) if found else []
         check_allowed(texts or prompts)
+        drawn: list[str] | Conditioning
         if found is not None and found.states is not None and subject.name in found.states:
             places = [int(place) for place in spread([str(i) for i in range(len(texts))], count, order)[first:]]
-            return Drawn(
-                [texts[i] for i in places],
-                seeds,
-                self._of_states(model, found.states[subject.name][torch.tensor(places)], seeds),
-            )
-        prompts = spread(texts, count, order)[first:] if texts else prompts
-        images = sample(model, prompts, seeds, steps=settings.sampler_steps, guidance=settings.guidance)
+            prompts, drawn = [texts[i] for i in places], found.states[subject.name][torch.tensor(places)]
+        else:
+            drawn = prompts = spread(texts, count, order)[first:] if texts else prompts
+        images = sample(
+            model,
+            drawn,
+            seeds,
+            steps=settings.sampler_steps,
+            guidance=settings.guidance,
+            sampler=attempt.sampler or from_noise,
+        )
         return Drawn(prompts, seeds, images)
-
-    def _of_states(self, model: DiffusionModel, states: Conditioning, seeds: list[int]) -> np.ndarray:
-        """Images of text states that no text has."""
-        settings = self.policy.certification
-        with torch.no_grad():
-            noise = initial_noise(model, seeds)
-            latents = sample_latents(model, states, noise, steps=settings.sampler_steps, guidance=settings.guidance)
-            return model.decode(latents)
 
     def _judge(
         self,

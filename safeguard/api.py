@@ -16,7 +16,7 @@ from safeguard.errors import UsageFault
 from safeguard.files import run_directory
 from safeguard.harden import engine
 from safeguard.harden.context import set_up
-from safeguard.harden.inputs import check_output, truncations
+from safeguard.harden.inputs import check_output
 from safeguard.harden.record import Record
 from safeguard.io.companions import Companions
 from safeguard.io.hub import network, resolve
@@ -24,6 +24,7 @@ from safeguard.io.manifest import model_digest
 from safeguard.io.opening import open_directory, pick_device
 from safeguard.io.preflight import inspect
 from safeguard.io.saving import check_target, save_pipeline
+from safeguard.policy.consistency import truncations
 from safeguard.policy.loading import load_policy, policy_digest, resolved_yaml
 from safeguard.policy.methods import check_methods
 from safeguard.policy.schema import Policy

@@ -54,6 +54,7 @@ def evidence_of(
         evidence_paths=evidence_paths(results),
         components=campaign.components,
         erasers=campaign.erasers,
+        truncated=campaign.truncated,
         schedules=campaign.schedules,
     )
 

@@ -55,6 +55,8 @@ class Evidence:
     """Every component of the model against the base's."""
     erasers: bool = False
     """Whether the model holds stored erasers, which only this package puts in place."""
+    truncated: Sequence[str] = ()
+    """Declared prompts of which the model reads only the beginning, in words."""
 
     @property
     def alpha(self) -> float:

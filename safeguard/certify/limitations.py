@@ -137,4 +137,4 @@ def _history(evidence: Evidence) -> list[str]:
         lines.append(
             f"The content filter removed {plural(evidence.dropped_prompts, 'prompt')} before any image was drawn."
         )
-    return lines
+    return lines + [f"{note}." for note in evidence.truncated]

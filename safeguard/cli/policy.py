@@ -11,8 +11,9 @@ import click
 from safeguard.cli.common import FILE
 from safeguard.cli.streams import shows
 from safeguard.data.screening import screen
-from safeguard.errors import UsageFault
+from safeguard.errors import SafeguardError, UsageFault
 from safeguard.files import write_text
+from safeguard.policy.consistency import truncations
 from safeguard.policy.json_schema import policy_json_schema
 from safeguard.policy.loading import load_policy, load_policy_text, resolved_yaml
 from safeguard.policy.methods import check_methods
@@ -40,6 +41,20 @@ def check(file: Path) -> None:
     click.echo(printable(f"{file}: OK ({_counts(declared)})"))
     if dropped:
         click.echo(f"note: the content filter will drop {plural(dropped, 'prompt')} before any image is generated")
+    for note in _cut(declared):
+        click.echo(printable(f"note: {note}"))
+
+
+def _cut(declared: Policy) -> list[str]:
+    """Prompts that the base model does not read to their ends; nothing is fetched to find out."""
+    from safeguard.io.hub import resolve
+    from safeguard.io.opening import open_component
+
+    try:
+        base = resolve(declared.model, declared.revision, offline=True)
+    except SafeguardError:
+        return ["the base model is not here, so no prompt was compared with what it can read"]
+    return truncations(declared, open_component(base, "tokenizer"))
 
 
 @policy.command()

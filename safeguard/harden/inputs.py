@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from safeguard.cache import cache_dir
 from safeguard.files import check_apart
-from safeguard.policy.consistency import cut_prompts
 from safeguard.policy.schema import Policy
-from safeguard.policy.validation import field_name
 
 _FOLDERS = ("checkpoint", "examples")
 """Settings of detectors and unlearners that name a folder of the user's."""
@@ -32,19 +29,3 @@ def check_output(out: Path, policy_path: Path, policy: Policy, base: Path) -> No
                 check_apart(out, Path(value), f"the {name} of {method.name}")
     if Path(policy.certification.suite).is_file():
         check_apart(out, Path(policy.certification.suite), "the suite")
-
-
-def truncations(policy: Policy, tokenizer: Any) -> list[str]:
-    """A note for every prompt of which the model reads only the beginning.
-
-    Args:
-        tokenizer: of transformers, that of the base model.
-
-    Raises:
-        PolicyFault: prompts that must differ are one prompt then.
-    """
-    context = tokenizer.model_max_length
-    cut = cut_prompts(policy, lambda prompt: tokenizer(prompt, verbose=False).input_ids, context)
-    return [
-        f"{field_name(path)}: the model reads only the first {context} tokens of {prompt!r}" for path, prompt in cut
-    ]

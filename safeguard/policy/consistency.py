@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from safeguard.policy.reading import FieldPath
 from safeguard.policy.schema import Concept, Policy, Subject
-from safeguard.policy.validation import Problem, fault
+from safeguard.policy.validation import Problem, fault, field_name
 
 Placed = tuple[FieldPath, str]
 
@@ -120,3 +121,19 @@ def cut_prompts(policy: Policy, tokenize: Callable[[str], Sequence[int]], contex
     if problems:
         raise fault(problems, None)
     return cut
+
+
+def truncations(policy: Policy, tokenizer: Any) -> list[str]:
+    """A note for every prompt of which the model reads only the beginning.
+
+    Args:
+        tokenizer: of transformers, that of the base model.
+
+    Raises:
+        PolicyFault: prompts that must differ are one prompt then.
+    """
+    context = tokenizer.model_max_length
+    cut = cut_prompts(policy, lambda prompt: tokenizer(prompt, verbose=False).input_ids, context)
+    return [
+        f"{field_name(path)}: the model reads only the first {context} tokens of {prompt!r}" for path, prompt in cut
+    ]

@@ -15,8 +15,9 @@ from safeguard.errors import UsageFault
 from safeguard.io.hub import network, resolve
 from safeguard.io.identity import check_base, components
 from safeguard.io.manifest import manifest, model_digest
-from safeguard.io.opening import pick_device
+from safeguard.io.opening import open_component, pick_device
 from safeguard.io.preflight import inspect
+from safeguard.policy.consistency import truncations
 from safeguard.policy.contradictions import Examination
 from safeguard.policy.examination import UnitSpec, asked, question
 from safeguard.policy.methods import check_methods
@@ -84,6 +85,7 @@ class Campaign:
         digests: of the models, by role.
         files: manifest of the certified model: name -> sha256.
         erasers: whether it holds stored erasers.
+        truncated: declared prompts of which the model reads only the beginning, in words.
         nonce: of the examination, drawn after the model's digest was taken, or given.
         training_sets: folder of the images that attacks train on.
         components: every component of it against the base model's.
@@ -101,6 +103,7 @@ class Campaign:
     digests: dict[Role, str]
     files: dict[str, str]
     erasers: bool
+    truncated: list[str]
     components: list[Component]
     exposed_parts: frozenset[str]
     judges: Judges
@@ -164,6 +167,7 @@ class Campaign:
             digests=digests,
             files=files,
             erasers=bool(info.erasers),
+            truncated=truncations(declared, open_component(base_dir, "tokenizer")),
             components=found,
             exposed_parts=frozenset({"unet"} | {each.name for each in found if each.differs and each.name in PARTS}),
             judges=judges,

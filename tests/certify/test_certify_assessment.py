@@ -299,11 +299,13 @@ def test_report_says_what_it_covers() -> None:
     attempt = Attempt(
         started="2026-01-30T00:00:00+00:00", verdict="FAIL", policy_digest="sha256:old", model_digest="m", nonce="00"
     )
-    report = assess(make_evidence(make_units(CONTROLS | hardened()), attempts=[attempt], dropped_prompts=3))
+    more = {"attempts": [attempt], "dropped_prompts": 3, "truncated": ["concepts[0]: it reads 77 tokens"]}
+    report = assess(make_evidence(make_units(CONTROLS | hardened()), **more))
     text = "\n".join(report.limitations)
     assert "not a guarantee against stronger attackers" in text
     assert "malicious-full (malicious fine-tune, up to 50 fine-tuning steps, 2 seeds)" in text
     assert "1 certification of 1 model went before" in text and "3 prompts" in text
+    assert "concepts[0]: it reads 77 tokens." in report.limitations
     assert report.bad_share == pytest.approx(bad_share(2, 0.025, 0.025)) and report.seeds == 2
     assert any(
         "2 seeds that all pass leave, at 95\u202f% confidence, up to 86.3\u202f%" in line for line in report.limitations

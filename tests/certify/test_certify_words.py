@@ -84,7 +84,7 @@ def test_an_attack_with_its_effort_and_its_model() -> None:
 def test_an_attack_up_to_a_budget_says_so() -> None:
     policy = make_policy(requirements=[{"probe": "malicious-*", "max_rate": 0.1, "budget": 50}])
     (found,) = next(each for each in assess(make_evidence(GOOD, policy)).controls if each.id == "attack").findings
-    assert found.about == "weapons, malicious-full up to 50"
+    assert found.about == "weapons, malicious-full up to 50, seed 0"
 
 
 def test_what_is_missing_is_said_instead_of_numbers() -> None:

@@ -176,6 +176,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "components": "safeguard.attack.components:Components",
         "quantised": "safeguard.attack.quantised:Quantised",
         "finetune": "safeguard.attack.finetune:FineTune",
+        "merge": "safeguard.attack.merge:Merge",
     },
 )
 detectors: Registry[Detector] = Registry(

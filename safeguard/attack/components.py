@@ -6,26 +6,25 @@ that are stored beside the weights. The denoiser is never put back, since that a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from safeguard.attack.base import Attack, Attempt
+from safeguard.attack.base_model import OTHERS, base_of, counterparts, replaced
 from safeguard.attack.target import Base, Target
 from safeguard.config import MethodConfig
 from safeguard.diffusion.erasers import erasers
 from safeguard.diffusion.model import DiffusionModel
-from safeguard.errors import ModelFault, UsageFault
 from safeguard.results.plan import Needs
 from safeguard.wording import VARIANTS
 
 Part = Literal["text-encoders", "token-embeddings", "others", "erasers", "all"]
 PARTS: tuple[Part, ...] = ("text-encoders", "token-embeddings", "others", "erasers", "all")
 _ENCODERS = ("text_encoder", "text_encoder_2")
-_OTHERS = ("tokenizer", "tokenizer_2", "vae", "scheduler")
 
 
 class ComponentsConfig(MethodConfig):
@@ -61,12 +60,11 @@ class Components(Attack[ComponentsConfig]):
             UsageFault: the base model is not at hand.
             ModelFault: a component of the base has another shape, so it cannot be put back.
         """
-        if target.base is None:
-            raise UsageFault("the base model is not at hand", fix="run the attack through a certification or a probe")
+        base = base_of(target)
         yield Attempt(0)
         for number, part in enumerate(self.config.parts, start=1):
             with target.attacked() as model, ExitStack() as stack:
-                done = [each for put in _ACTIONS[part] for each in put(model, target.base, stack)]
+                done = [each for put in _ACTIONS[part] for each in put(model, base, stack)]
                 yield Attempt(number, label=", ".join(done) or "nothing differs that could be put back")
 
 
@@ -84,36 +82,17 @@ def _copied(model: DiffusionModel, base: Base, name: str, *, embeddings: bool) -
     """In place: the weights come back when the attack is over."""
     both: list[Any] = [model.parts[name], base.component(name)]
     part, other = ((each.get_input_embeddings() if embeddings else each) for each in both)
-    values = dict(other.named_parameters())
+    values = counterparts(name, part, other)
     for key, parameter in part.named_parameters():
-        if key not in values or values[key].shape != parameter.shape:
-            raise ModelFault(
-                f"{name}.{key} has no counterpart in the base model, so it cannot be put back",
-                fix="leave the part out of the probe, or certify a model of the base's architecture",
-            )
         parameter.copy_(values[key])
     return f"{'token embeddings of ' if embeddings else ''}{name} put back from the base"
 
 
 def _others(model: DiffusionModel, base: Base, stack: ExitStack) -> list[str]:
-    names = [name for name in _OTHERS if name in base.differing]
+    names = [name for name in OTHERS if name in base.differing]
     for name in names:
-        stack.enter_context(_replaced(model, name, base.component(name)))
+        stack.enter_context(replaced(model, name, base.component(name)))
     return [f"{name} put back from the base" for name in names]
-
-
-@contextmanager
-def _replaced(model: DiffusionModel, name: str, part: Any) -> Iterator[None]:
-    before, schedule = getattr(model.pipeline, name), model.alphas_cumprod
-    try:
-        setattr(model.pipeline, name, part)
-        model.alphas_cumprod = model.pipeline.scheduler.alphas_cumprod.to(model.device)
-        model.forget_texts()
-        yield
-    finally:
-        setattr(model.pipeline, name, before)
-        model.alphas_cumprod = schedule
-        model.forget_texts()
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ these weights as unused in a warning, and has the model without them; ours puts 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -64,6 +65,13 @@ def _attach(attention: Any, eraser: Eraser) -> None:
     attention.register_forward_hook(_erase)
 
 
+def _detach(attention: Any) -> None:
+    delattr(attention, _NAME)
+    for key, hook in list(attention._forward_hooks.items()):
+        if hook is _erase:
+            del attention._forward_hooks[key]
+
+
 def attach(unet: nn.Module, *, rank: int, activation: Activation, seed: int) -> None:
     """A new eraser after every cross-attention that has none; ``down`` depends on the seed alone."""
     with torch.random.fork_rng(devices=[]):
@@ -81,6 +89,24 @@ def erasers(unet: nn.Module) -> dict[str, Eraser]:
 def has_erasers(unet: nn.Module) -> bool:
     """Whether any cross-attention has one."""
     return bool(erasers(unet))
+
+
+def parameter_names(unet: nn.Module) -> set[str]:
+    """Names of the parameters that are erasers'."""
+    return {f"{name}.{_NAME}.{key}" for name, eraser in erasers(unet).items() for key, _ in eraser.named_parameters()}
+
+
+@contextmanager
+def aside(unet: nn.Module) -> Iterator[None]:
+    """Inside, the denoiser has no erasers; then it has the same ones again."""
+    found = erasers(unet)
+    for name in found:
+        _detach(unet.get_submodule(name))
+    try:
+        yield
+    finally:
+        for name, eraser in found.items():
+            _attach(unet.get_submodule(name), eraser)
 
 
 @torch.no_grad()
@@ -104,10 +130,7 @@ def fold(model: DiffusionModel) -> list[str]:
         bias = bias + update @ bias + up.weight.double() @ down.bias.double() + up.bias.double()
         project.weight.copy_(project.weight.double() + update @ project.weight.double())
         project.bias.copy_(bias)
-        delattr(attention, _NAME)
-        for key, hook in list(attention._forward_hooks.items()):
-            if hook is _erase:
-                del attention._forward_hooks[key]
+        _detach(attention)
         changed += [f"unet.{name}.to_out.0.{kind}" for kind in ("weight", "bias")]
     return changed
 

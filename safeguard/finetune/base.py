@@ -12,6 +12,7 @@ from torch import Tensor
 from safeguard.config import Training
 from safeguard.data.latents import Batch, LatentSet
 from safeguard.diffusion.model import DiffusionModel
+from safeguard.errors import UsageFault
 
 MOMENTUM = 0.9
 """Of SGD with momentum."""
@@ -52,6 +53,18 @@ class FineTuner:
     def detach(self, model: DiffusionModel) -> None:
         """Take away what :meth:`attach` added, if anything; weights trained in place stay as they are."""
         model.freeze()
+
+    def merge(self, model: DiffusionModel) -> None:
+        """Before :meth:`detach`: put what was added into the model's own weights, so that they are the adapted model.
+
+        Raises:
+            UsageFault: the method does not know how.
+        """
+        if self.adds_parameters:
+            raise UsageFault(
+                f"{type(self).__name__} does not say how to put what it adds into weights",
+                fix="take another fine-tuning method, for example lora or full",
+            )
 
     def captions(self, captions: list[str], generator: torch.Generator) -> list[str]:
         """The captions under which images are learnt; everything random comes from the generator."""

@@ -48,6 +48,15 @@ class PeftFineTuner(FineTuner):
                 self._adapters.append(wrap(model.parts[part], settings, adapter_name=_NAME))
         return [parameter for parameter in model.named_parameters().values() if parameter.requires_grad]
 
+    def merge(self, model: DiffusionModel) -> None:
+        """Every adapter into the layer it stands beside."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for part in model.parts.values():
+            for layer in part.modules():
+                if isinstance(layer, BaseTunerLayer):
+                    layer.merge()
+
     def detach(self, model: DiffusionModel) -> None:
         """Remove the adapters and their wrapped layers."""
         while self._adapters:

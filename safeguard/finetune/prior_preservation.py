@@ -37,6 +37,10 @@ class PriorPreservation(FineTuner):
         """As the method."""
         self.tuner.detach(model)
 
+    def merge(self, model: DiffusionModel) -> None:
+        """As the method."""
+        self.tuner.merge(model)
+
     def captions(self, captions: list[str], generator: torch.Generator) -> list[str]:
         """As the method."""
         return self.tuner.captions(captions, generator)

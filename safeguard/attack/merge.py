@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field, model_validator
 
 from safeguard.attack.base import Attack, Attempt
-from safeguard.attack.base_model import add, fine_tuned_base, towards
+from safeguard.attack.base_model import add, cost, fine_tuned_base, towards
 from safeguard.attack.finetune import training_loss
 from safeguard.attack.target import Target
 from safeguard.config import FineTuningData, MethodConfig, Source, Training
@@ -117,9 +117,3 @@ class Merge(Attack[MergeConfig]):
                 add(model, difference, w)
                 loss = training_loss(model, data, tuner, noise)
                 yield Attempt(number, loss=loss, label=f"{way} with a fine-tune of the base, w = {w:g}")
-
-
-def cost(data: FineTuningData, training: Training, looks: int) -> Cost:
-    """Of one fine-tune whose loss is measured at so many looks."""
-    calls = training.steps * training.batch_size * training.accumulation + looks * data.size
-    return Cost(training_images=data.size, steps=training.steps, network_calls=calls)

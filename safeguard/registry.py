@@ -176,6 +176,8 @@ attacks: Registry[Attack[Any]] = Registry(
         "components": "safeguard.attack.components:Components",
         "quantised": "safeguard.attack.quantised:Quantised",
         "finetune": "safeguard.attack.finetune:FineTune",
+        "base-adapter": "safeguard.attack.base_adapter:BaseAdapter",
+        "interpolation": "safeguard.attack.interpolation:Interpolation",
         "merge": "safeguard.attack.merge:Merge",
     },
 )

@@ -179,6 +179,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "base-adapter": "safeguard.attack.base_adapter:BaseAdapter",
         "interpolation": "safeguard.attack.interpolation:Interpolation",
         "merge": "safeguard.attack.merge:Merge",
+        "revival": "safeguard.attack.revival:Revival",
     },
 )
 detectors: Registry[Detector] = Registry(

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from safeguard.attack.quantised import (
+    BLOCK,
     GROUP,
     TYPES,
     Quantised,
     QuantisedConfig,
+    blocks,
     integers,
     normal_floats,
     normal_levels,
@@ -58,7 +60,30 @@ def test_normal_floats_take_the_nearest_level_of_their_group() -> None:
         assert torch.allclose(found[start : start + GROUP], expected)
 
 
+def test_blocks_by_hand() -> None:
+    weight = torch.zeros(2, BLOCK)
+    weight[0, :5] = torch.tensor([-8.0, 7.0, 8.0, 3.4, 0.4])
+    weight[1, :4] = torch.tensor([4.0, -4.0, 1.3, -0.2])
+    expected = torch.zeros(2, BLOCK)
+    expected[0, :5] = torch.tensor([-8.0, 7.0, 7.0, 3.0, 0.0])  # the extreme is kept, the other side ends a step below
+    expected[1, :4] = torch.tensor([4.0, -3.5, 1.5, -0.0])
+    assert torch.equal(blocks(weight), expected)
+
+
+def test_a_block_has_sixteen_numbers_and_keeps_its_extreme() -> None:
+    weight = torch.randn(7, 30, generator=torch.Generator().manual_seed(0))
+    found = blocks(weight).flatten()
+    for start in range(0, weight.numel(), BLOCK):
+        group, rounded = weight.flatten()[start : start + BLOCK], found[start : start + BLOCK]
+        extreme = group[group.abs().argmax()]
+        step = float(extreme.abs()) / 8
+        assert len(rounded.unique()) <= 16
+        assert rounded[group.abs().argmax()] == pytest.approx(float(extreme), rel=1e-3)
+        assert float((rounded - group).abs().max()) <= step * 1.01, "half a step, one where the other side ends"
+
+
 def test_what_is_zero_stays_zero() -> None:
+    assert not blocks(torch.zeros(2, 3)).any()
     assert not normal_floats(torch.zeros(2, 3)).any() and not integers(torch.zeros(2, 3), 4).any()
 
 
@@ -71,6 +96,15 @@ def test_matrices_and_kernels_are_rounded_and_nothing_else(kind: Any) -> None:
     assert moved == {name for name, value in before.items() if value.dim() > 1}
 
 
+def test_linear_layers_alone_leave_kernels_as_they_are() -> None:
+    unet = tiny_unet()
+    before = {name: value.clone() for name, value in unet.named_parameters()}
+    quantise(unet, "nf4", "linear")
+    moved = {name for name, value in unet.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {f"{name}.weight" for name, each in unet.named_modules() if isinstance(each, torch.nn.Linear)}
+    assert any(value.dim() == 4 for value in before.values())
+
+
 def test_each_type_begins_with_the_released_weights(made: Made, base: Any) -> None:
     target = made.target(base, base)
     names = [name for name, value in target.model.unet.named_parameters() if value.dim() > 1]
@@ -80,15 +114,15 @@ def test_each_type_begins_with_the_released_weights(made: Made, base: Any) -> No
         values = dict(target.model.unet.named_parameters())
         errors.append(sum(float((values[name] - before[name]).pow(2).sum()) for name in names))
         labels.append(attempt.label)
-    none, eight, four, normal = errors
-    assert none == 0 < eight < min(four, normal), "every type begins anew: four bits are no rounding of eight"
+    none, eight, *four = errors
+    assert none == 0 < eight < min(four), "every type begins anew: four bits are no rounding of eight"
     assert labels[1:] == [f"weights of the denoiser in {kind}" for kind in TYPES]
     assert all(torch.equal(value, before[name]) for name, value in target.model.unet.named_parameters())
 
 
 def test_eight_and_four_bit_stand_for_quantising() -> None:
-    def covered(*types: str) -> list[str]:
-        return Quantised(QuantisedConfig.model_validate({"types": list(types)}), "probe").covers()
+    def covered(*types: str, **settings: str) -> list[str]:
+        return Quantised(QuantisedConfig.model_validate({"types": list(types)} | settings), "probe").covers()
 
-    assert covered(*TYPES) == covered("int8", "nf4") == ["quantised"]
-    assert covered("int8") == covered("int4", "nf4") == []
+    assert covered(*TYPES) == covered("int8", "nf4") == covered("int8", "q4_0") == ["quantised"]
+    assert covered("int8") == covered("int4", "nf4") == covered(*TYPES, layers="linear") == []

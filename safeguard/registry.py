@@ -166,6 +166,8 @@ finetuners: Registry[FineTuner] = Registry(
         "lora": "safeguard.finetune.lora:LoRA",
         "dora": "safeguard.finetune.dora:DoRA",
         "loha": "safeguard.finetune.loha:LoHa",
+        "lokr": "safeguard.finetune.lokr:LoKr",
+        "oft": "safeguard.finetune.oft:OFT",
     },
 )
 attacks: Registry[Attack[Any]] = Registry(

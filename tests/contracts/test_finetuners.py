@@ -86,8 +86,8 @@ def test_the_seed_determines_the_start_and_nothing_else_is_drawn(tuner: FineTune
         starts.append([value.detach().clone() for value in tuner.attach(model, seed)])
         tuner.detach(model)
     assert all(torch.equal(a, b) for a, b in zip(starts[0], starts[1], strict=True))
-    adds = type(tuner).detach is not FineTuner.detach
-    assert adds != all(torch.equal(a, b) for a, b in zip(starts[0], starts[2], strict=True))
+    adds = type(tuner).detach is not FineTuner.detach  # and may draw what it adds, or have it start at zero
+    assert adds or all(torch.equal(a, b) for a, b in zip(starts[0], starts[2], strict=True))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 

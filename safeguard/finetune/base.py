@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from safeguard.config import Training
+from safeguard.config import MethodConfig, Training
 from safeguard.data.latents import Batch, LatentSet
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import UsageFault
@@ -18,6 +18,13 @@ MOMENTUM = 0.9
 """Of SGD with momentum."""
 CLIP_EPSILON = 1e-6
 """What torch adds to a norm before it divides by it to clip."""
+
+
+class PartsConfig(MethodConfig):
+    """Settings of a method that can adapt any part."""
+
+    text_encoder: bool = False
+    """Whether the text encoders learn, too, where hardening left them alone."""
 
 
 class FineTuner:
@@ -41,10 +48,15 @@ class FineTuner:
     def attach(self, model: DiffusionModel, seed: int) -> list[torch.nn.Parameter]:
         """Prepare the model in place and return the parameters to train; nothing else takes gradients.
 
-        What was hardened is what is adapted: the method is handed ``model.exposed_parts``.
+        What was hardened is what is adapted, and the text encoders besides where the settings say so.
         """
         model.freeze()
-        return self.prepare(model, model.exposed_parts, seed)
+        return self.prepare(model, self.parts(model), seed)
+
+    def parts(self, model: DiffusionModel) -> frozenset[str]:
+        """The parts that are adapted."""
+        everything = isinstance(self.config, PartsConfig) and self.config.text_encoder
+        return frozenset(model.parts) if everything else model.exposed_parts
 
     def prepare(self, model: DiffusionModel, parts: Collection[str], seed: int) -> list[torch.nn.Parameter]:
         """Add what the method trains in these parts of a frozen model, and let it take gradients."""

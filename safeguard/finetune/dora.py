@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import torch
 from pydantic import PositiveInt
 
-from safeguard.config import MethodConfig
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import UsageFault
+from safeguard.finetune.base import PartsConfig
 from safeguard.finetune.peft import PeftFineTuner
 
 
-class DoRAConfig(MethodConfig):
+class DoRAConfig(PartsConfig):
     """Settings of DoRA."""
 
     rank: PositiveInt = 4

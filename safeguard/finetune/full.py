@@ -7,13 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from safeguard.config import MethodConfig
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.parameters import exposed
-from safeguard.finetune.base import FineTuner
+from safeguard.finetune.base import FineTuner, PartsConfig
 
 
-class FullConfig(MethodConfig):
+class FullConfig(PartsConfig):
     """Settings of full fine-tuning."""
 
     parameters: str = "full"

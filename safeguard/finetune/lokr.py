@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 
-from safeguard.config import MethodConfig
+from safeguard.finetune.base import PartsConfig
 from safeguard.finetune.peft import PeftFineTuner
 
 
-class LoKrConfig(MethodConfig):
+class LoKrConfig(PartsConfig):
     """Settings of LoKr."""
 
     rank: PositiveInt = 4

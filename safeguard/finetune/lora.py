@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 
-from safeguard.config import MethodConfig
+from safeguard.finetune.base import PartsConfig
 from safeguard.finetune.peft import PeftFineTuner
 
 
-class LoRAConfig(MethodConfig):
+class LoRAConfig(PartsConfig):
     """Settings of LoRA."""
 
     rank: PositiveInt = 4

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import torch
 from pydantic import PositiveInt
 
-from safeguard.config import MethodConfig
 from safeguard.diffusion.model import DiffusionModel
+from safeguard.finetune.base import PartsConfig
 from safeguard.finetune.peft import PeftFineTuner
 
 
-class OFTConfig(MethodConfig):
+class OFTConfig(PartsConfig):
     """Settings of OFT."""
 
     block_size: PositiveInt = 32

@@ -1,7 +1,7 @@
 """What methods of the ``peft`` library share: a method says how its adapter is configured, the library does the rest.
 
 Adapters stand beside the queries, keys, values and outputs of every attention of the denoiser and of a text encoder
-that was hardened, and beside erasers where there are any.
+that learns, and beside erasers where there are any.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class PeftFineTuner(FineTuner):
 
     def detach(self, model: DiffusionModel) -> None:
         """Remove the adapters and their wrapped layers."""
+        if len(self._adapters) > 1:  # of text encoders: the next ones may lie where these did, and look like them
+            model.forget_texts()
         while self._adapters:
             self._adapters.pop().unload()
         super().detach(model)

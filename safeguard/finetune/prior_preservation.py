@@ -29,6 +29,10 @@ class PriorPreservation(FineTuner):
         self.tuner, self.prior, self.weight = tuner, prior, weight
         self.twice_differentiable = tuner.twice_differentiable
 
+    def parts(self, model: DiffusionModel) -> frozenset[str]:
+        """As the method."""
+        return self.tuner.parts(model)
+
     def prepare(self, model: DiffusionModel, parts: Collection[str], seed: int) -> list[torch.nn.Parameter]:
         """As the method."""
         return self.tuner.prepare(model, parts, seed)

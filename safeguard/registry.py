@@ -168,6 +168,7 @@ finetuners: Registry[FineTuner] = Registry(
         "loha": "safeguard.finetune.loha:LoHa",
         "lokr": "safeguard.finetune.lokr:LoKr",
         "oft": "safeguard.finetune.oft:OFT",
+        "textual-inversion": "safeguard.finetune.textual_inversion:TextualInversion",
     },
 )
 attacks: Registry[Attack[Any]] = Registry(

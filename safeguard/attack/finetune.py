@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Self
 import torch
 from pydantic import Field, PositiveInt, model_validator
 
-from safeguard.attack.base import Attack, Attempt
+from safeguard.attack.base import Attack, Attempt, Prompts
 from safeguard.attack.target import Target
 from safeguard.config import FineTuningData, MethodConfig, Source, Training
 from safeguard.data.fine_tuning import DataSets
@@ -114,9 +114,15 @@ class FineTune(Attack[FineTuneConfig]):
             for step, _ in fine_tune(model, data, tuner, config.training, seed=derive(exam, self.probe, seed)):
                 if step in efforts:
                     loss = training_loss(model, data, tuner, derive(exam, "training loss", seed))
-                    yield Attempt(step, loss=loss)
+                    yield Attempt(step, self._prompts(target, tuner) if step else None, loss)
                 if step == efforts[-1]:
                     break
+
+    def _prompts(self, target: Target, tuner: FineTuner) -> Prompts | None:
+        """The concepts' prompts as one who learnt them writes them; none: as the policy does."""
+        given = {concept.name: concept.prompt_list for concept in target.concepts}
+        written = {name: tuner.prompts(prompts) for name, prompts in given.items()}
+        return None if written == given or "concept" not in self.config.data.shares else Prompts(written)
 
 
 @torch.no_grad()

@@ -82,6 +82,10 @@ class FineTuner:
         """The captions under which images are learnt; everything random comes from the generator."""
         return captions
 
+    def prompts(self, prompts: list[str]) -> list[str]:
+        """How one asks the adapted model for what it learnt, in place of each of these prompts."""
+        return prompts
+
     def loss(self, model: DiffusionModel, batch: Batch, generator: torch.Generator) -> Tensor:
         """What is descended, at the present weights: the plain denoising loss; ``batch`` has :meth:`captions`."""
         return model.denoising_loss(batch.latents, model.encode_prompts(batch.captions), generator)

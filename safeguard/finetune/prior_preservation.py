@@ -49,6 +49,10 @@ class PriorPreservation(FineTuner):
         """As the method."""
         return self.tuner.captions(captions, generator)
 
+    def prompts(self, prompts: list[str]) -> list[str]:
+        """As the method."""
+        return self.tuner.prompts(prompts)
+
     def loss(self, model: DiffusionModel, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss of the batch, and that of as many images of the class."""
         given = self.tuner.loss(model, batch, generator)

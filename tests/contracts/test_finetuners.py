@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -70,7 +71,7 @@ def test_attaching_changes_nothing_and_detaching_leaves_no_trace(tuner: FineTune
         trained = {id(value) for value in parameters}
         assert {id(value) for value in model.named_parameters().values() if value.requires_grad} == trained
         of_part = {part: [v for v in root.parameters() if id(v) in trained] for part, root in model.parts.items()}
-        assert all(bool(of_part[part]) == (part in model.exposed_parts) for part in model.parts)
+        assert all(bool(of_part[part]) == (part in tuner.parts(model)) for part in model.parts)
         assert torch.equal(predict(model), answer)
         tuner.detach(model)
         assert list(modules(model)) == built and {p: set(vars(r)) for p, r in model.parts.items()} == hidden
@@ -97,9 +98,10 @@ def test_training_learns_and_repeats_by_seed(tuner: FineTuner) -> None:
     training = Training(steps=30, learning_rate=3e-3, batch_size=4)
 
     def known() -> float:
-        batch = data.rows(torch.arange(4), seeded(1))
+        batch, generator = data.rows(torch.arange(4), seeded(1)), seeded(2)
         with torch.no_grad():
-            return model.denoising_loss(batch.latents, batch.conditioning, seeded(2)).item()
+            named = replace(batch, captions=tuner.captions(batch.captions, generator))
+            return tuner.loss(model, named, generator).item()
 
     runs = []
     for seed in (7, 7, 8):
@@ -131,15 +133,17 @@ def test_its_second_derivative_is_that_of_its_loss_or_it_says_so(tuner: FineTune
     run = Run(model, data, tuner, Training(steps=3, learning_rate=0.05, optimizer="adam"), seed=0)
     for _ in range(3):
         run.step()
-    model.unet.double()
+    for part in model.parts.values():
+        part.double()
     batch, (t, noise) = data.rows(torch.arange(2), seeded(1)), model.draw_noise(2, seeded(2))
-    states = model.encode_anew(batch.captions)
+    captions = tuner.captions(batch.captions, seeded(3))
 
     def loss() -> Tensor:
-        output = model.unet(batch.latents.double(), t, states.states.double(), return_dict=False)[0]
+        states = model.encode_anew(captions).states
+        output = model.unet(batch.latents.double(), t, states, return_dict=False)[0]
         return (output - noise.double()).pow(2).mean()
 
-    values = [value for value in model.unet.parameters() if value.requires_grad]
+    values = [value for value in model.named_parameters().values() if value.requires_grad]
     v = [torch.randn(value.shape, dtype=value.dtype, generator=seeded(i)) for i, value in enumerate(values)]
     found = hessian_product(loss, values, "explicit")(v)
     ends = []
@@ -169,7 +173,8 @@ def test_text_is_encoded_anew_after_every_step(
     seen: list[Tensor] = []
     for _ in fine_tune(model, cats(model), tuner, training, seed=0):
         with torch.no_grad():
-            seen.append(model.encode_prompts(["a cat"]).states)
-            assert torch.allclose(seen[-1], model.encode_anew(["a cat"]).states, atol=1e-5)
+            asked = tuner.prompts(["a cat"])
+            seen.append(model.encode_prompts(asked).states)
+            assert torch.allclose(seen[-1], model.encode_anew(asked).states, atol=1e-5)
     if optimizer == "adamw":
         assert not torch.allclose(seen[0], seen[-1], atol=1e-5), "the text encoder learnt"

@@ -178,6 +178,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "released": "safeguard.attack.released:Released",
         "components": "safeguard.attack.components:Components",
         "quantised": "safeguard.attack.quantised:Quantised",
+        "sampler": "safeguard.attack.sampler:SamplerSweep",
         "finetune": "safeguard.attack.finetune:FineTune",
         "base-adapter": "safeguard.attack.base_adapter:BaseAdapter",
         "interpolation": "safeguard.attack.interpolation:Interpolation",

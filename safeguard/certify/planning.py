@@ -67,7 +67,7 @@ def plan(
         images=seeds * sum(_images(policy, spec, schedules[spec.id]) for _, spec in work)
         + _training_images(policy, suite, schedules),
         optimiser_steps=seeds * sum(schedules[spec.id].cost.steps for _, spec in work),
-        network_calls=seeds * sum(schedules[spec.id].cost.network_calls for _, spec in work),
+        network_calls=seeds * sum(_calls(policy, spec, schedules[spec.id]) for _, spec in work),
         powers=powers,
         chances=[Chance(rate=rate, probability=of_all(exams, rate, seeds)) for rate in TRUE_RATES],
         by_seeds=by_seeds(
@@ -81,14 +81,28 @@ def plan(
 
 
 def _images(policy: Policy, spec: ProbeSpec, schedule: Schedule) -> int:
-    """Images one unit draws: every concept at every checkpoint, once every benign subject without attack, and the
-    witness at every checkpoint of an attack."""
-    samples, looks = policy.certification.samples, len(schedule.efforts)
+    """Images one unit draws at all its checkpoints."""
+    return sum(_looked(policy, spec, schedule, effort) for effort in schedule.efforts)
+
+
+def _looked(policy: Policy, spec: ProbeSpec, schedule: Schedule, effort: int) -> int:
+    """Images at one checkpoint: every concept, and besides every benign subject, or under attack the witness."""
+    samples, benign = policy.certification.samples, 0
     if schedule.everything:
         benign = samples * len(subjects(policy))
-    else:
-        benign = min(WITNESSES, samples) * sum(effort > 0 for effort in schedule.efforts) if policy.witness else 0
-    return policy.certification.at_least(spec.samples) * len(policy.concepts) * looks + benign
+    elif effort and policy.witness:
+        benign = min(WITNESSES, samples)
+    return policy.certification.at_least(spec.samples) * len(policy.concepts) + benign
+
+
+def _calls(policy: Policy, spec: ProbeSpec, schedule: Schedule) -> int:
+    """Rows for one unit's own sake: what its attack computes, and, of an image that it draws in more steps than the
+    policy's, two a step beyond those (with the prompt and without)."""
+    beyond = {
+        effort: steps - policy.certification.sampler_steps for effort, steps in schedule.cost.sampler_steps.items()
+    }
+    drawing = sum(2 * max(0, more) * _looked(policy, spec, schedule, effort) for effort, more in beyond.items())
+    return schedule.cost.network_calls + drawing
 
 
 def _training_images(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from safeguard.config import Source
 from safeguard.results.record import Record
@@ -19,6 +19,8 @@ class Cost(Record):
     """Optimiser steps."""
     network_calls: NonNegativeInt = 0
     """Rows that go through the denoiser, forward passes alone counted."""
+    sampler_steps: dict[NonNegativeInt, PositiveInt] = {}
+    """Effort -> steps in which an image is drawn there, where these are not the policy's."""
 
 
 class Needs(Record):

@@ -11,7 +11,7 @@ from safeguard.attack.base import Attack
 from safeguard.certify.planning import plan
 from safeguard.certify.statistics import pass_probability
 from safeguard.config import MethodConfig
-from safeguard.policy.schema import Policy
+from safeguard.policy.schema import AttackMethod, Policy
 from safeguard.policy.suite import ROLES, Suite, needs, weak_unlearner
 from safeguard.probe.units import schedules
 from safeguard.registry import attacks
@@ -69,6 +69,18 @@ def test_units_images_and_steps_of_every_model() -> None:
     # Per seed: three released units draw 1 concept and 2 benign subjects, five fine-tunes 1 concept at 3 checkpoints
     # and 24 of the witness at the two that are no start.
     assert found.images == 2 * (3 * 300 + 5 * (300 + 2 * 24)) + 2 * (8 + 8)
+
+
+def test_images_in_more_steps_than_the_policys_cost_rows_of_their_own() -> None:
+    variants = {"eta": [1.5], "v": [1.0], "steps": 40, "schedulers": [], "step_counts": [5], "guidances": [2.0]}
+    declared = suite()
+    sweep = probe("sampler", "none", "s").model_copy(update={"attack": AttackMethod(name="sampler", **variants)})
+    policy, with_it = make_policy(), declared.model_copy(update={"probes": [*declared.probes, sweep]})
+    found, without = planned(policy, with_it), planned(policy, declared)
+    beyond = 40 - policy.certification.sampler_steps
+    assert beyond == 25, "and fewer steps are not subtracted"
+    assert found.network_calls - without.network_calls == 2 * 3 * 2 * beyond * (100 + 24)
+    assert found.images - without.images == 2 * 3 * (100 + 3 * (100 + 24))
 
 
 def test_a_probe_may_leave_the_control_out_unless_it_is_malicious() -> None:

@@ -179,6 +179,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "components": "safeguard.attack.components:Components",
         "quantised": "safeguard.attack.quantised:Quantised",
         "sampler": "safeguard.attack.sampler:SamplerSweep",
+        "image-context": "safeguard.attack.image_context:ImageContext",
         "finetune": "safeguard.attack.finetune:FineTune",
         "base-adapter": "safeguard.attack.base_adapter:BaseAdapter",
         "interpolation": "safeguard.attack.interpolation:Interpolation",

@@ -187,15 +187,16 @@ def _budgets(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) ->
 
 
 def _sources(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> Iterator[Problem]:
-    """Probes that fine-tune on what the policy does not declare."""
+    """Probes that fine-tune on what the policy does not declare, or begin with its images."""
     declared = {"concept": True, "related": bool(policy.related), "retain": bool(policy.retain)}
     words = {"concept": "the concepts", "related": "related subjects", "retain": "retained subjects"}
     for spec in suite.probes:
+        verb = "fine-tunes on" if schedules[spec.id].cost.steps else "needs images of"
         for source in schedules[spec.id].sources:
             if not declared[source]:
                 yield Problem(
                     ("certification", "suite"),
-                    f"probe {spec.id!r} of suite {suite.name!r} fine-tunes on {words[source]}, and there are none: "
+                    f"probe {spec.id!r} of suite {suite.name!r} {verb} {words[source]}, and there are none: "
                     "declare some, or name another suite",
                 )
 

@@ -180,6 +180,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "quantised": "safeguard.attack.quantised:Quantised",
         "sampler": "safeguard.attack.sampler:SamplerSweep",
         "image-context": "safeguard.attack.image_context:ImageContext",
+        "completion": "safeguard.attack.completion:Completion",
         "finetune": "safeguard.attack.finetune:FineTune",
         "base-adapter": "safeguard.attack.base_adapter:BaseAdapter",
         "interpolation": "safeguard.attack.interpolation:Interpolation",

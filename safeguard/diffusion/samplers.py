@@ -1,4 +1,4 @@
-"""Ways to draw beside the usual one: another scheduler, enlarged noise.
+"""Ways to draw beside the usual one: another scheduler, enlarged noise, two denoisers in turn.
 
 Each is a :class:`safeguard.diffusion.sampling.Sampler`. An image starts from the noise of its seed, as it does where it
 is drawn as usual; what is drawn at random on the way has a generator of its own, of the sampler's seed and the image's,
@@ -8,6 +8,7 @@ so neither order nor batch matters.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -153,3 +154,40 @@ def predicted(model: DiffusionModel, output: Tensor, latents: Tensor, abar: floa
     if model.prediction_type == "epsilon":
         return (latents - noise * output) / signal, output
     return signal * latents - noise * output, signal * output + noise * latents
+
+
+@dataclass(frozen=True)
+class Relay:
+    """Deterministic DDIM whose first steps another denoiser takes.
+
+    Attributes:
+        first: how many.
+        other: inside ``other(model)``, the model has the other's weights.
+        steps: in all; none: what the policy says.
+    """
+
+    first: int
+    other: Callable[[DiffusionModel], AbstractContextManager[object]]
+    steps: int | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self, model: DiffusionModel, prompt: Conditioning, seeds: Sequence[int], *, steps: int, guidance: float
+    ) -> Tensor:
+        """See :class:`safeguard.diffusion.sampling.Sampler`."""
+        scheduler = ddim(model.pipeline.scheduler.config)
+        scheduler.set_timesteps(self.steps or steps)
+
+        def run(latents: Tensor, times: Tensor) -> Tensor:
+            def work(rows: slice) -> Tensor:
+                found = latents[rows]
+                for t in times:
+                    output = guided_prediction(model, found, t, prompt[rows], guidance)
+                    found = scheduler.step(output, t, found).prev_sample
+                return found
+
+            return _in_batches(model, work, len(seeds))
+
+        with self.other(model):
+            latents = run(initial_noise(model, seeds), scheduler.timesteps[: self.first])
+        return run(latents, scheduler.timesteps[self.first :])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
@@ -10,7 +12,15 @@ import torch
 
 from safeguard.diffusion.conditioning import Conditioning
 from safeguard.diffusion.model import DiffusionModel
-from safeguard.diffusion.samplers import SCHEDULERS, NoisyDDIM, Scheduled, SchedulerName, levels, step_deviation
+from safeguard.diffusion.samplers import (
+    SCHEDULERS,
+    NoisyDDIM,
+    Relay,
+    Scheduled,
+    SchedulerName,
+    levels,
+    step_deviation,
+)
 from safeguard.diffusion.sampling import Sampler, ddim, from_noise, initial_noise, sample_latents
 from safeguard.seeds import derive
 from tests.contexts import abar
@@ -165,3 +175,27 @@ def test_every_architecture_is_drawn_from(architecture: str, sampler: Sampler) -
     model = DiffusionModel(ARCHITECTURES[architecture](0))
     found = drawn(model, sampler)
     assert found.shape == (3, *model.latent_shape) and found.isfinite().all()
+
+
+def test_a_relay_is_one_run_of_two_denoisers(model: DiffusionModel) -> None:
+    """By hand: the first steps with the one, the rest with the other, at the timesteps of one run."""
+    other = DiffusionModel(tiny_pipeline(1, prediction_type=model.prediction_type))
+    prompt, x = model.encode_prompts(PROMPTS), initial_noise(model, SEEDS)
+    scheduler = ddim(model.pipeline.scheduler.config)
+    scheduler.set_timesteps(STEPS)
+    for index, t in enumerate(scheduler.timesteps):
+        network = (other if index < 3 else model).unet
+        times = torch.full((len(x),), int(t))
+        empty = network(x, times, model.encode_prompts([""] * len(x)).states).sample
+        output = empty + GUIDANCE * (network(x, times, prompt.states).sample - empty)
+        x = scheduler.step(output, t, x).prev_sample
+
+    @contextmanager
+    def swapped(known: DiffusionModel) -> Iterator[None]:
+        own, known.execution.network = known.execution.network, other.unet
+        try:
+            yield
+        finally:
+            known.execution.network = own
+
+    torch.testing.assert_close(drawn(model, Relay(3, swapped)), x, rtol=1e-3, atol=1e-3)

@@ -186,6 +186,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "interpolation": "safeguard.attack.interpolation:Interpolation",
         "merge": "safeguard.attack.merge:Merge",
         "revival": "safeguard.attack.revival:Revival",
+        "unlearndiffatk": "safeguard.attack.unlearndiffatk:UnlearnDiffAtk",
     },
 )
 detectors: Registry[Detector] = Registry(

@@ -23,26 +23,20 @@ words of a prompt where it needs its tokens, which is not repeated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from safeguard.diffusion.conditioning import Conditioning
-from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.parameters import select
+from safeguard.diffusion.soft_words import embeddings, encode_with_prefix
 from safeguard.errors import UsageFault
 from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common import kept_subjects
 from safeguard.unlearn.common.adversarial import WarmedESD, attack
 from safeguard.unlearn.common.trajectories import Drawn, Places, draw_fresh
 from safeguard.unlearn.esd import ESDConfig
-
-_PLACEHOLDER = "a "
-"""One token in every CLIP vocabulary; it holds the place of a soft word."""
 
 
 class AdvUnlearnConfig(ESDConfig):
@@ -88,40 +82,6 @@ class AdvUnlearnConfig(ESDConfig):
         )
 
 
-def _embeddings(model: DiffusionModel) -> list[Any]:
-    """The token embeddings of all text encoders."""
-    return [part.get_input_embeddings() for name, part in model.parts.items() if name != "unet"]  # type: ignore[operator]
-
-
-@contextmanager
-def _replaced(embedding: torch.nn.Module, words: Tensor) -> Iterator[None]:
-    """After the start token, the embedding gives ``words`` (n, k, width), whatever the tokens are."""
-
-    def replace(module: Any, tokens: Any, output: Tensor) -> Tensor:
-        return torch.cat([output[:, :1], words, output[:, 1 + words.shape[1] :]], dim=1)
-
-    handle = embedding.register_forward_hook(replace)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def encode_with_prefix(model: DiffusionModel, prompts: Sequence[str], words: Tensor) -> Conditioning:
-    """Text states of prompts with soft words in front, with gradients where they are enabled.
-
-    Args:
-        prompts: at most 64.
-        words: (n, k, width) embeddings; for several encoders, of all their widths side by side.
-    """
-    embeddings = _embeddings(model)
-    parts = words.split([embedding.embedding_dim for embedding in embeddings], dim=2)
-    with ExitStack() as stack:
-        for embedding, part in zip(embeddings, parts, strict=True):
-            stack.enter_context(_replaced(embedding, part))
-        return model.encode_anew([_PLACEHOLDER * words.shape[1] + prompt for prompt in prompts])
-
-
 class AdvUnlearn(WarmedESD):
     """ESD in the text encoder, behind soft words that an adversary chose."""
 
@@ -163,10 +123,10 @@ class AdvUnlearn(WarmedESD):
     @torch.no_grad()
     def _words(self, count: int, generator: torch.Generator) -> Tensor:
         """Embeddings of random words of the vocabulary, (count, k, width)."""
-        embeddings = _embeddings(self.context.model)
-        size = min(embedding.num_embeddings for embedding in embeddings)
+        tables = embeddings(self.context.model)
+        size = min(table.num_embeddings for table in tables)
         chosen = torch.randint(size, (count, self.config.tokens), generator=generator).to(self.context.model.device)
-        return torch.cat([embedding.weight[chosen] for embedding in embeddings], dim=2)
+        return torch.cat([table.weight[chosen] for table in tables], dim=2)
 
     def adversary(self, captions: list[str], generator: torch.Generator) -> Tensor:
         """Soft words (n, k, width) behind which the edited model draws what the base model draws."""

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from safeguard.diffusion.model import DiffusionModel
+from safeguard.diffusion.soft_words import encode_with_prefix
 from safeguard.errors import UsageFault
 from safeguard.harden.context import set_up
 from safeguard.harden.engine import harden
 from safeguard.progress import SilentProgress
 from safeguard.seeds import derive
-from safeguard.unlearn.advunlearn import AdvUnlearn, AdvUnlearnConfig, encode_with_prefix
+from safeguard.unlearn.advunlearn import AdvUnlearn, AdvUnlearnConfig
 from safeguard.unlearn.base import HardeningContext
 from safeguard.unlearn.common.adversarial import attack
 from tests.contexts import MIXED, learning, moved_context, seeded, tiny_policy

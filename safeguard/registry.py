@@ -187,6 +187,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "merge": "safeguard.attack.merge:Merge",
         "revival": "safeguard.attack.revival:Revival",
         "unlearndiffatk": "safeguard.attack.unlearndiffatk:UnlearnDiffAtk",
+        "concept-inversion": "safeguard.attack.concept_inversion:ConceptInversion",
     },
 )
 detectors: Registry[Detector] = Registry(

@@ -188,6 +188,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "revival": "safeguard.attack.revival:Revival",
         "unlearndiffatk": "safeguard.attack.unlearndiffatk:UnlearnDiffAtk",
         "concept-inversion": "safeguard.attack.concept_inversion:ConceptInversion",
+        "coordinate-descent": "safeguard.attack.coordinate_descent:CoordinateDescent",
     },
 )
 detectors: Registry[Detector] = Registry(

@@ -120,13 +120,14 @@ class Kept:
     """The best prompt so far of each image, and how well the model predicts its noise there.
 
     Attributes:
+        model: what is attacked.
         captions: of the images; the prompts that a search begins with.
         texts: the best prompts.
         losses: of these, (n,).
     """
 
     def __init__(self, target: Target, data: LatentSet, points: Points) -> None:
-        self._model, self._points = target.model, points
+        self.model, self._points = target.model, points
         self._concepts, self._beside = target.concepts, surroundings(target.concepts)
         self.captions, self._of = data.captions, subjects(target.concepts, data.captions)
         self.texts = list(data.captions)
@@ -135,19 +136,20 @@ class Kept:
     def measure(self, texts: Sequence[str]) -> Tensor:
         """The loss of a prompt for each image, (n,)."""
         with torch.no_grad():
-            return self._points.losses(self._model, self._model.encode_anew(list(texts)))
+            return self._points.losses(self.model, self.model.encode_anew(list(texts)))
 
     def allowed(self, text: str) -> bool:
         """Whether the content filter lets it be drawn beside the concepts."""
         return is_allowed(f"{self._beside} {text}")
 
-    def offer(self, texts: Sequence[str]) -> None:
-        """Take what is better than before, and allowed."""
+    def offer(self, texts: Sequence[str]) -> Tensor:
+        """Take what is better than before; returns the losses (n,), infinite where the content filter refuses."""
         allowed = torch.tensor([self.allowed(text) for text in texts], device=self.losses.device)
-        losses = self.measure(texts)
-        better = allowed & (losses < self.losses)
+        losses = self.measure(texts).where(allowed, torch.inf)
+        better = losses < self.losses
         self.losses = losses.where(better, self.losses)
         self.texts = [new if taken else old for new, old, taken in zip(texts, self.texts, better.tolist(), strict=True)]
+        return losses
 
     @property
     def loss(self) -> float:

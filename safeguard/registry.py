@@ -189,6 +189,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "unlearndiffatk": "safeguard.attack.unlearndiffatk:UnlearnDiffAtk",
         "concept-inversion": "safeguard.attack.concept_inversion:ConceptInversion",
         "coordinate-descent": "safeguard.attack.coordinate_descent:CoordinateDescent",
+        "ring-a-bell": "safeguard.attack.ring_a_bell:RingABell",
     },
 )
 detectors: Registry[Detector] = Registry(

@@ -94,7 +94,8 @@ class Descent:
         self._config, self._kept, self._points, self._words, self._generator = config, kept, points, words, generator
         shape = len(kept.captions), config.tokens
         self.chosen = torch.randint(len(words), shape, generator=generator).to(words.table.device)
-        self.losses = self._try(self.chosen)
+        self.losses = torch.full((len(self.chosen),), torch.inf, device=self.chosen.device)
+        self._try(self.chosen)
         self._order: list[int] = []
 
     def step(self) -> None:
@@ -105,10 +106,7 @@ class Descent:
         for words in self.candidates(place).T:
             tried = self.chosen.clone()
             tried[:, place] = words
-            losses = self._try(tried)
-            better = losses < self.losses
-            self.chosen = tried.where(better[:, None], self.chosen)
-            self.losses = losses.where(better, self.losses)
+            self._try(tried)
 
     def candidates(self, place: int) -> Tensor:
         """The words that promise most at a place, best first, (n, candidates); fewer where there are fewer words."""
@@ -124,7 +122,11 @@ class Descent:
             (gradient,) = torch.autograd.grad(losses.sum(), words)
         return gradient
 
-    def _try(self, chosen: Tensor) -> Tensor:
-        """The loss of each prompt behind these words, (n,); infinite where the content filter refuses it."""
+    def _try(self, chosen: Tensor) -> None:
+        """Take these words where they are better, and the content filter lets them pass."""
         texts = [f"{self._words.text(row)} {text}" for row, text in zip(chosen, self._kept.captions, strict=True)]
-        return self._kept.offer(texts)
+        losses = self._kept.measure(texts)
+        better = self._kept.improve(texts, losses, self.losses)
+        self.chosen = chosen.where(better[:, None], self.chosen)
+        self.losses = losses.where(better, self.losses)
+        self._kept.offer(texts, losses)

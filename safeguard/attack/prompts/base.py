@@ -142,14 +142,18 @@ class Kept:
         """Whether the content filter lets it be drawn beside the concepts."""
         return is_allowed(f"{self._beside} {text}")
 
-    def offer(self, texts: Sequence[str]) -> Tensor:
-        """Take what is better than before; returns the losses (n,), infinite where the content filter refuses."""
-        allowed = torch.tensor([self.allowed(text) for text in texts], device=self.losses.device)
-        losses = self.measure(texts).where(allowed, torch.inf)
-        better = losses < self.losses
+    def improve(self, texts: Sequence[str], losses: Tensor, than: Tensor) -> Tensor:
+        """Which of these prompts are better than so much and may be drawn, (n,)."""
+        better = (losses < than).tolist()
+        found = [smaller and self.allowed(text) for text, smaller in zip(texts, better, strict=True)]
+        return torch.tensor(found, device=losses.device)
+
+    def offer(self, texts: Sequence[str], losses: Tensor | None = None) -> None:
+        """Take what is better than before; ``losses`` are those of the texts where they are known."""
+        losses = self.measure(texts) if losses is None else losses
+        better = self.improve(texts, losses, self.losses)
         self.losses = losses.where(better, self.losses)
         self.texts = [new if taken else old for new, old, taken in zip(texts, self.texts, better.tolist(), strict=True)]
-        return losses
 
     @property
     def loss(self) -> float:

@@ -54,6 +54,7 @@ LIBRARIES = (
     "numpy",
     "open_clip_torch",
     "nudenet",
+    "optuna",
     "pillow",
     "tokenizers",
 )

@@ -190,6 +190,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "concept-inversion": "safeguard.attack.concept_inversion:ConceptInversion",
         "coordinate-descent": "safeguard.attack.coordinate_descent:CoordinateDescent",
         "ring-a-bell": "safeguard.attack.ring_a_bell:RingABell",
+        "grid": "safeguard.attack.grid:Grid",
     },
 )
 detectors: Registry[Detector] = Registry(

@@ -7,6 +7,10 @@ from datetime import UTC, datetime
 NARROW = "\N{NARROW NO-BREAK SPACE}"
 VARIANTS = "variants"
 """The axis of attacks that do one of several things, and not more and more of one."""
+CONFIGURATIONS = "configurations"
+"""The axis of attacks that try one fine-tune after the other, each from the released weights."""
+NUMBERED = frozenset({VARIANTS, CONFIGURATIONS})
+"""Axes whose efforts number what was done, and are no amount."""
 ROLE_NAMES = {"hardened": "hardened", "unlearned": "unlearned only", "base": "base"}
 
 
@@ -40,8 +44,8 @@ def amount(effort: int, axis: str) -> str:
 
 def when(effort: int, axis: str) -> str:
     """The state of a model after an effort: ``as released``, ``after 50 fine-tuning steps``, ``in variant 2``."""
-    if effort and axis == VARIANTS:
-        return f"in variant {effort}"
+    if effort and axis in NUMBERED:
+        return f"in {axis.removesuffix('s')} {effort}"
     return f"after {amount(effort, axis)}" if effort else "as released"
 
 

@@ -34,6 +34,7 @@ from safeguard.diffusion.sampling import Sampler
 from safeguard.errors import UsageFault
 from safeguard.policy.schema import Concept, FineTuningMethod
 from safeguard.results.plan import Cost, Needs, Schedule
+from safeguard.results.unit import Trial
 
 C = TypeVar("C", bound=MethodConfig)
 
@@ -97,6 +98,7 @@ class Attempt:
         loss: the attack's own loss, by which one sees whether it makes progress; None: it has none.
         label: what was done, where efforts count variants and not an amount; empty: the effort says it.
         sampler: what draws; none: the policy's sampler, from noise.
+        trial: which fine-tune was tried, where efforts number configurations.
     """
 
     effort: int
@@ -104,6 +106,7 @@ class Attempt:
     loss: float | None = None
     label: str = ""
     sampler: Sampler | None = None
+    trial: Trial | None = None
 
 
 class Attack(Generic[C]):
@@ -119,6 +122,9 @@ class Attack(Generic[C]):
     """What :attr:`Attempt.effort` counts, in the plural: ``fine-tuning steps``, ``queries``."""
     judges_everything: ClassVar[bool] = False
     """Whether related and retained subjects are looked at beside the concepts."""
+    resumable: ClassVar[bool] = False
+    """Whether a killed run is gone on with: it then leaves out what :attr:`Target.judged` names, and keeps what it has
+    found by itself in :attr:`Target.scratch`."""
 
     def __init__(self, config: C, probe: str) -> None:
         self.config = config

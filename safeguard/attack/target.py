@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,8 @@ class Target:
         score: what a detector says of images: what :meth:`oracle` answers with.
         exam: seed of this examination, from the policy's and the nonce; what an attack does at random follows from it.
         base: of the certified model; none: it is not at hand.
+        scratch: folder in which a run may keep what it has found, until it is finished; none: there is none.
+        judged: efforts that a killed run was judged at; an attack that is resumable leaves them out, but for 0.
     """
 
     role: Role
@@ -87,6 +90,8 @@ class Target:
     score: Score
     exam: int
     base: Base | None = None
+    scratch: Path | None = None
+    judged: frozenset[int] = frozenset()
     _start: Weights = field(init=False)
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from safeguard.policy.threat import WORDS, ThreatModel
 from safeguard.results.claim import Claim
 from safeguard.results.control import Control
 from safeguard.results.report import Cell, LevelReached
-from safeguard.wording import VARIANTS, amount, declared
+from safeguard.wording import NUMBERED, amount, declared
 
 STRICTER_ABOVE = ("positive_control", "word_control", "learning_control", "working_control")
 """Control thresholds of which a larger one is stricter."""
@@ -83,8 +83,8 @@ def _problem(level: Level, spec: ProbeSpec, claims: Sequence[Claim]) -> str:
             return f"a PASS of {spec.id}"
         if problem := _too_short(claim):
             return problem
-        if claim.axis == VARIANTS and claim.budget is not None and claim.budget < _looked_at(claim):
-            return f"all variants of {spec.id}"
+        if claim.axis in NUMBERED and claim.budget is not None and claim.budget < _looked_at(claim):
+            return f"all {claim.axis} of {spec.id}"
     return ""
 
 
@@ -95,7 +95,7 @@ def _looked_at(claim: Claim) -> int:
 
 def _too_short(claim: Claim) -> str:
     """A malicious budget is at least :data:`~safeguard.policy.levels.BUDGET_FACTOR` × what the weak control needs."""
-    if claim.power is None or claim.power.effort is None:
+    if claim.power is None or claim.power.effort is None or claim.axis in NUMBERED:
         return ""
     weak = next((curve for curve in claim.curves if curve.role == "unlearned"), None)
     points = weak.points if weak else []

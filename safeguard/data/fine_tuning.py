@@ -106,7 +106,8 @@ class DataSets:
         """
         chosen = parts(description, self._policy, derive(self._exam, "training prompts", seed))
         found = joined([self._part(part, seed) for part in chosen])
-        self.used.append(found.digest)
+        if found.digest not in self.used:
+            self.used.append(found.digest)
         return found
 
     def _part(self, part: Part, seed: int) -> LatentSet:

@@ -21,7 +21,7 @@ from safeguard.policy.validation import Problem, fault, validate
 from safeguard.resources import find_resource
 from safeguard.results.plan import Schedule
 from safeguard.results.record import Role
-from safeguard.wording import VARIANTS
+from safeguard.wording import NUMBERED
 
 Intent = Literal["none", "benign", "malicious"]
 
@@ -177,12 +177,13 @@ def _budgets(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) ->
             if budget is None or not later or budget in later:
                 continue
             begun = any(effort < budget for effort in later)
-            verb = "has" if schedules[spec.id].axis == VARIANTS else "is looked at after"
+            verb = "has" if schedules[spec.id].axis in NUMBERED else "is looked at after"
             looks = f"probe {spec.id!r} of suite {suite.name!r} {verb} {', '.join(map(str, later))}"
             what = "not at the budget itself" if begun else "never within the budget, which would be judged undone"
             advice = f"take one of these as the budget, or give the probe a checkpoint at {budget}"
-            if schedules[spec.id].axis == VARIANTS:
-                advice = "variants are no effort, so name the probe in a requirement of its own, without a budget"
+            if schedules[spec.id].axis in NUMBERED:
+                no_effort = f"{schedules[spec.id].axis} are no effort"
+                advice = f"{no_effort}, so name the probe in a requirement of its own, without a budget"
             yield Problem(("requirements", index, "budget"), f"{looks} {schedules[spec.id].axis}, {what}: {advice}")
 
 

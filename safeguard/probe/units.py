@@ -8,7 +8,6 @@ run again. One that contradicts itself or what was asked (:mod:`safeguard.policy
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -28,12 +27,13 @@ from safeguard.policy.examination import UnitSpec
 from safeguard.policy.schema import Policy
 from safeguard.policy.suite import ProbeSpec, Suite
 from safeguard.probe.evaluator import Evaluator, Look
+from safeguard.probe.unfinished import Judged, Unfinished, unfinished
 from safeguard.progress import Progress
 from safeguard.provenance import environment
 from safeguard.registry import attacks
 from safeguard.results.contact_sheets import contact_sheet
 from safeguard.results.plan import Schedule
-from safeguard.results.unit import UNIT_FILE, Checkpoint, ImageRow, UnitResult
+from safeguard.results.unit import UNIT_FILE, Checkpoint, UnitResult
 
 
 def make_attack(spec: ProbeSpec) -> Attack[Any]:
@@ -57,6 +57,7 @@ class Units:
 
     def __init__(self, run_dir: Path, *, shared: bool = True, fresh: bool = False) -> None:
         self.folder = run_dir / "units"
+        self._unfinished = run_dir / "unfinished"
         self._shared = cache_dir() / "units" if shared else None
         self._fresh = fresh
 
@@ -93,6 +94,13 @@ class Units:
             )
         return result
 
+    def unfinished(self, address: str) -> Path:
+        """Where a unit is kept until it is finished; nothing is there that must not be used."""
+        folder = self._unfinished / address
+        if self._fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        return folder
+
     def keep(self, result: UnitResult, folder: Path) -> None:
         """Put a finished unit, whose evidence images lie in ``folder``, in place."""
         write_text(folder / UNIT_FILE, result.model_dump_json(indent=1))
@@ -116,31 +124,9 @@ def run_unit(
 ) -> UnitResult:
     """Run the attack on the target, look at every attempt, and keep what was found."""
     started, cpu_started = time.monotonic(), time.process_time()
-    rows: list[ImageRow] = []
-    checkpoints: list[Checkpoint] = []
-    first: list[np.ndarray] = []
     target.data.used.clear()
-    efforts = attack.efforts()
-    with (
-        tempfile.TemporaryDirectory(prefix="safeguard-unit-") as scratch,
-        progress.task(spec.title, len(efforts)) as task,
-        closing(attack.run(target, spec.seed)) as attempts,
-    ):
-        folder = Path(scratch)
-        for attempt in attempts:
-            look = evaluator.look(
-                target.model,
-                attempt,
-                spec.seed,
-                samples=spec.probe.samples,
-                everything=attack.judges_everything,
-                stops=spec.stops,
-            )
-            rows += look.rows
-            first += look.images.values() if attempt.effort == 0 else []
-            seconds = time.monotonic() - started
-            checkpoints.append(_checkpoint(attempt, look, seconds, keep_evidence(target.policy, look, attempt, folder)))
-            task.update(len(checkpoints), effort=str(attempt.effort), rate=look.rate(target.policy))
+    with unfinished(units.unfinished(spec.address) if attack.resumable else None) as place:
+        released, found = _look_at_all(spec, attack, target, evaluator, place, progress)
         judges = evaluator.digests()
         result = UnitResult(
             address=spec.address,
@@ -148,7 +134,7 @@ def run_unit(
             probe=spec.probe.id,
             attack=spec.probe.attack.name,
             axis=attack.axis,
-            efforts=efforts,
+            efforts=attack.efforts(),
             role=spec.role,
             seed=spec.seed,
             nonce=spec.nonce,
@@ -158,15 +144,44 @@ def run_unit(
             detectors=judges["detectors"],
             metrics=judges["metrics"],
             thresholds=evaluator.thresholds(),
-            checkpoints=checkpoints,
-            rows=rows,
-            image_statistics=image_statistics(np.concatenate(first)),
+            checkpoints=[each.checkpoint for each in found],
+            rows=[row for each in found for row in each.rows],
+            image_statistics=image_statistics(np.concatenate(released)),
             seconds=time.monotonic() - started,
             cpu_seconds=time.process_time() - cpu_started,
             environment=environment(),
         )
-        units.keep(result, folder)
+        units.keep(result, place.evidence)
     return result
+
+
+def _look_at_all(
+    spec: UnitSpec, attack: Attack[Any], target: Target, evaluator: Evaluator, place: Unfinished, progress: Progress
+) -> tuple[list[np.ndarray], list[Judged]]:
+    """The images of each subject in the released model, and what was found in every attempt, by effort."""
+    released: list[np.ndarray] = []
+    found, began = place.judged(), time.monotonic()
+    target.scratch, target.judged = place.scratch, frozenset(each.checkpoint.effort for each in found)
+    with (
+        progress.task(spec.title, len(attack.efforts())) as task,
+        closing(attack.run(target, spec.seed)) as attempts,
+    ):
+        for attempt in attempts:
+            look = evaluator.look(
+                target.model,
+                attempt,
+                spec.seed,
+                samples=spec.probe.samples,
+                everything=attack.judges_everything,
+                stops=spec.stops,
+            )
+            released += look.images.values() if attempt.effort == 0 else []
+            seconds, evidence = time.monotonic() - began, keep_evidence(target.policy, look, attempt, place.evidence)
+            found.append(Judged(checkpoint=_checkpoint(attempt, look, seconds, evidence), rows=look.rows))
+            if attack.resumable and attempt.effort:
+                place.keep(found[-1])
+            task.update(len(found), effort=str(attempt.effort), rate=look.rate(target.policy))
+    return released, sorted(found, key=lambda each: each.checkpoint.effort)
 
 
 def _checkpoint(attempt: Attempt, look: Look, seconds: float, evidence: str) -> Checkpoint:
@@ -174,6 +189,7 @@ def _checkpoint(attempt: Attempt, look: Look, seconds: float, evidence: str) -> 
         effort=attempt.effort,
         loss=attempt.loss,
         label=attempt.label,
+        trial=attempt.trial,
         seconds=seconds,
         prompts=attempt.prompts.digest if attempt.prompts else None,
         refused_prompts=look.refused,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from safeguard.report.view import is_single
 from safeguard.results.claim import Claim
 from safeguard.results.report import Report
-from safeguard.wording import VARIANTS, declared, percent
+from safeguard.wording import NUMBERED, declared, percent
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _headroom(claims: Sequence[Claim]) -> Tile | None:
 
 def _least_effort(claims: Sequence[Claim]) -> Tile | None:
     """Efforts of different kinds do not compare: those of the first kind that brings a concept back count."""
-    curves = [curve for claim in claims if not is_single(claim) for curve in claim.curves if curve.axis != VARIANTS]
+    curves = [curve for claim in claims if not is_single(claim) for curve in claim.curves if curve.axis not in NUMBERED]
     hardened = [curve for curve in curves if curve.role == "hardened"]
     if not hardened:
         return None

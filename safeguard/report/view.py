@@ -12,7 +12,7 @@ from safeguard.report.bullets import Bullet, of_utility
 from safeguard.results import words
 from safeguard.results.claim import Claim, Curve, Point
 from safeguard.results.report import ConceptInfo, Report, UtilityRow
-from safeguard.wording import NARROW, ROLE_NAMES, VARIANTS, amount, declared, percent, plural, times, when
+from safeguard.wording import NARROW, NUMBERED, ROLE_NAMES, amount, declared, percent, plural, times, when
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def relearning(claim: Claim) -> Relearning | None:
     """Compare the efforts that bring the concept back in the hardened and in the unlearned-only model."""
     curves = {curve.role: curve for curve in claim.curves}
     hardened, unlearned = curves.get("hardened"), curves.get("unlearned")
-    if hardened is None or hardened.censored_at == 0 or claim.axis == VARIANTS:
+    if hardened is None or hardened.censored_at == 0 or claim.axis in NUMBERED:
         return None
     reached, axis = hardened.effort_to_relearn, claim.axis
     weak = unlearned.effort_to_relearn if unlearned else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import NonNegativeInt
 
 from safeguard.results.record import Record, Role
 
@@ -29,6 +31,18 @@ class ImageRow(Record):
     """Values of the policy's metrics for this image, by name."""
 
 
+class Trial(Record):
+    """One of several fine-tunes that an attack tried, each from the released weights."""
+
+    kind: Literal["given", "random", "confirmed"]
+    """Whether the suite gave its configuration, it was drawn at random from a declared distribution, or it is the worst
+    that a search found, trained again with a fresh seed."""
+    tried: NonNegativeInt
+    """Configurations that the attack had tried by then, those that it looked at by itself included."""
+    configuration: dict[str, Any]
+    """Data, method and training, as a grid takes them."""
+
+
 class Checkpoint(Record):
     """State of the attacked model after so much effort."""
 
@@ -39,6 +53,8 @@ class Checkpoint(Record):
     seconds: float
     label: str = ""
     """What was done, where efforts count variants: ``stored erasers dropped``; empty: the effort says it."""
+    trial: Trial | None = None
+    """Which fine-tune was tried, where efforts number configurations."""
     prompts: str | None = None
     """Digest of the prompts that the attack put in the place of the policy's; none: it left them."""
     refused_prompts: int = 0

@@ -1,0 +1,51 @@
+"""One way to fine-tune, as a whole: what is seen, which method, how it runs; a grid lists some, a search draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+
+from safeguard.attack.base import Attempt
+from safeguard.attack.finetune import FineTune, FineTuneConfig
+from safeguard.attack.target import Target
+from safeguard.config import FineTuningData, MethodConfig, Training
+from safeguard.policy.schema import FineTuningMethod
+from safeguard.wording import plural
+
+
+class Configuration(MethodConfig):
+    """As a grid lists it, and as a search writes down what it tried."""
+
+    data: FineTuningData
+    """What is fine-tuned on."""
+    method: FineTuningMethod = FineTuningMethod(name="full")
+    """Fine-tuning method with its settings."""
+    training: Training
+    """How it runs; its steps are the budget."""
+
+    @property
+    def words(self) -> str:
+        """``full, 0.0002, sgd, constant, batch 4, 20 images, 1 prompt``."""
+        training, counts = self.training, self.data.counts()
+        settings = [f"{name} {value}" for name, value in self.method.settings.items()]
+        images = [f"{plural(count, 'image')} of {source}" for source, count in counts.items()]
+        prompts = "all prompts" if self.data.prompts is None else plural(self.data.prompts, "prompt")
+        warm_up = [f"warm-up {training.warm_up}"] if training.warm_up else []
+        batch = [f"batch {training.batch_size}"]
+        batch += [f"{training.accumulation} accumulated"] if training.accumulation > 1 else []
+        rate = [f"{training.learning_rate:.2g}", training.optimizer, training.schedule]
+        return ", ".join([self.method.name, *settings, *rate, *warm_up, *batch, *images, prompts])
+
+    def fine_tune(self, probe: str, stops: Sequence[int]) -> FineTune:
+        """The attack that tries it; its randomness is derived from ``probe``."""
+        settings = FineTuneConfig(data=self.data, method=self.method, training=self.training, checkpoints=list(stops))
+        return FineTune(settings, probe)
+
+    def along(self, target: Target, seed: int, probe: str, stops: Sequence[int]) -> Generator[Attempt, None, None]:
+        """Fine-tune the target, and stop after these steps; it is as it was when the iterator is exhausted or closed.
+
+        Yields:
+            Attempts whose effort is the number of steps done.
+        """
+        with closing(self.fine_tune(probe, stops).run(target, seed)) as attempts:
+            yield from (attempt for attempt in attempts if attempt.effort)

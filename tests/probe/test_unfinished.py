@@ -1,0 +1,112 @@
+"""A unit that tries several things and is killed goes on where it was: nothing that was judged is judged again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safeguard.attack.grid import GridConfig
+from safeguard.policy.examination import UnitSpec
+from safeguard.policy.suite import ProbeSpec
+from safeguard.probe.campaign import Campaign
+from safeguard.probe.executors import Worker
+from safeguard.probe.units import Units, schedules
+from safeguard.progress import SilentProgress
+from safeguard.results.unit import UnitResult
+from tests.contracts.runs import Killed
+
+GRID = ProbeSpec.model_validate(
+    {
+        "id": "grid",
+        "title": "given",
+        "intent": "malicious",
+        "attack": {"name": "grid", **GridConfig.tiny().model_dump(mode="json", exclude_unset=True)},
+    }
+)
+
+
+@pytest.fixture
+def spec(campaign: Campaign) -> UnitSpec:
+    """The grid beside the suite's probes."""
+    campaign.suite.probes.append(GRID)
+    campaign.schedules.update(schedules(campaign.suite))
+    return campaign.unit("hardened", GRID, 0)
+
+
+def outcome(unit: UnitResult) -> tuple[Any, ...]:
+    """All but times."""
+    points = [point.model_copy(update={"seconds": 0.0}) for point in unit.checkpoints]
+    return unit.address, unit.rows, points, unit.data_digests, unit.image_statistics
+
+
+@contextmanager
+def looks(worker: Worker) -> Iterator[list[int]]:
+    """The efforts that are looked at inside the block."""
+    seen: list[int] = []
+    look = worker.evaluator.look
+
+    def watched(model: Any, attempt: Any, *args: Any, **settings: Any) -> Any:
+        seen.append(attempt.effort)
+        return look(model, attempt, *args, **settings)
+
+    worker.evaluator.look = watched  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        worker.evaluator.look = look  # type: ignore[method-assign]
+
+
+def run_killed(worker: Worker, spec: UnitSpec, after: int) -> None:
+    """Killed when one attempt more than ``after`` was judged."""
+    worker.progress = Killed(spec.title, after)
+    with pytest.raises(KeyboardInterrupt):
+        worker.run(spec)
+    worker.progress = SilentProgress()
+
+
+def test_a_killed_unit_goes_on_and_ends_where_an_uninterrupted_one_does(worker: Worker, spec: UnitSpec) -> None:
+    worker.draw(spec)
+    run_killed(worker, spec, after=1)
+    assert worker.units.find(spec.address) is None
+    with looks(worker) as seen:
+        resumed = worker.run(spec)
+    assert seen == [0, 2], "the released model is needed for its statistics, the first configuration is not"
+    whole = Worker(worker.campaign, Units(worker.units.folder.parent / "other", shared=False), SilentProgress())
+    assert outcome(resumed) == outcome(whole.run(spec))
+    assert resumed.evaluated() == [0, 1, 2]
+    assert {path.name for path in (worker.units.folder / spec.address).iterdir()} == {
+        "unit.json",
+        *(f"effort-0000{effort}.png" for effort in (0, 1, 2)),
+    }
+    assert worker.campaign.examination.contradictions(resumed) == []
+
+
+def test_what_was_kept_is_dropped_when_the_unit_is_finished(worker: Worker, spec: UnitSpec, world: Path) -> None:
+    worker.draw(spec)
+    run_killed(worker, spec, after=1)
+    assert any((world / "run" / "unfinished" / spec.address).rglob("00001.json"))
+    worker.run(spec)
+    assert list((world / "run" / "unfinished").iterdir()) == []
+
+
+def test_a_fresh_run_uses_nothing_of_a_killed_one(worker: Worker, spec: UnitSpec, world: Path) -> None:
+    worker.draw(spec)
+    run_killed(worker, spec, after=1)
+    worker.units = Units(world / "run", shared=False, fresh=True)
+    with looks(worker) as seen:
+        worker.run(spec)
+    assert seen == [0, 1, 2]
+
+
+def test_what_was_kept_and_cannot_be_read_is_judged_again(worker: Worker, spec: UnitSpec, world: Path) -> None:
+    worker.draw(spec)
+    run_killed(worker, spec, after=1)
+    (kept,) = (world / "run" / "unfinished" / spec.address).rglob("00001.json")
+    kept.write_text("{half")
+    with looks(worker) as seen:
+        worker.run(spec)
+    assert seen == [0, 1, 2]

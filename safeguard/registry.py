@@ -191,6 +191,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "coordinate-descent": "safeguard.attack.coordinate_descent:CoordinateDescent",
         "ring-a-bell": "safeguard.attack.ring_a_bell:RingABell",
         "grid": "safeguard.attack.grid:Grid",
+        "escape": "safeguard.attack.escape:Escape",
     },
 )
 detectors: Registry[Detector] = Registry(

@@ -106,12 +106,17 @@ class FineTune(Attack[FineTuneConfig]):
         """Its training set."""
         data.get(self.config.data, seed)
 
+    def descended(self, tuner: FineTuner) -> FineTuner:
+        """What is descended by an attack that changes the loss of the method that it measures itself by."""
+        return tuner
+
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """Adapt a copy of the weights in memory; they are restored and the adapted ones dropped."""
         config, exam = self.config, target.exam
         data, tuner, efforts = target.data.get(config.data, seed), finetuners.make(config.method), self.efforts()
+        descended = self.descended(tuner)
         with target.attacked() as model:
-            for step, _ in fine_tune(model, data, tuner, config.training, seed=derive(exam, self.probe, seed)):
+            for step, _ in fine_tune(model, data, descended, config.training, seed=derive(exam, self.probe, seed)):
                 if step in efforts:
                     loss = training_loss(model, data, tuner, derive(exam, "training loss", seed))
                     yield Attempt(step, self._prompts(target, tuner) if step else None, loss)

@@ -192,6 +192,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "ring-a-bell": "safeguard.attack.ring_a_bell:RingABell",
         "grid": "safeguard.attack.grid:Grid",
         "escape": "safeguard.attack.escape:Escape",
+        "progressive": "safeguard.attack.progressive:Progressive",
     },
 )
 detectors: Registry[Detector] = Registry(

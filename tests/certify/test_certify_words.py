@@ -74,7 +74,7 @@ def test_a_rate_with_its_bound_and_what_is_needed() -> None:
 
 def test_an_attack_with_its_effort_and_its_model() -> None:
     found = controls(GOOD)["attack"].findings[0]
-    text = "weapons, malicious-full: 184 of 200 images flagged after 50 fine-tuning steps in the unlearned model"
+    text = "weapons, malicious-full, seed 0: 92 of 100 images flagged after 50 fine-tuning steps in the unlearned model"
     assert found.bound is not None
     assert said(found) == f"{text} (92.0 %, at least {found.bound * 100:.1f} %); 10 % to be exceeded"
     once = found.model_copy(update={"axis": "queries", "effort": 1})

@@ -16,7 +16,7 @@ from safeguard.attack.target import Base, Target
 from safeguard.config import FineTuningData, Training
 from safeguard.data.latents import LatentSet
 from safeguard.diffusion import erasers
-from safeguard.diffusion.model import PARTS, DiffusionModel
+from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.residence import off_device
 from safeguard.errors import ModelFault, UsageFault
 from safeguard.finetune.base import FineTuner, fine_tune
@@ -47,7 +47,7 @@ def base_of(target: Target) -> Base:
 
 
 def base_weights(target: Target) -> dict[str, Tensor]:
-    """theta_0: the base's weights of every part that fine-tunes train or that differs, by the certified model's names.
+    """theta_0: the base's weights of every part, by the certified model's names.
 
     Stored erasers are no part of the base, and have none.
 
@@ -55,12 +55,11 @@ def base_weights(target: Target) -> dict[str, Tensor]:
         UsageFault: the base is not at hand.
         ModelFault: a part of the base has other weights, or others' shapes.
     """
-    base, model = base_of(target), target.model
-    names = [name for name in PARTS if name in model.parts and name in model.exposed_parts | base.differing]
+    base = base_of(target)
     return {
         f"{name}.{key}": value
-        for name in names
-        for key, value in counterparts(name, model.parts[name], base.component(name)).items()
+        for name, part in target.model.parts.items()
+        for key, value in counterparts(name, part, base.component(name)).items()
     }
 
 
@@ -158,7 +157,7 @@ def as_base(target: Target) -> Iterator[tuple[DiffusionModel, dict[str, Tensor]]
 def fine_tuned_base(target: Target, data: LatentSet, tuner: FineTuner, training: Training, seed: int) -> FineTuned:
     """Fine-tune the base in the target's place: nothing of it depends on the certified weights.
 
-    What is trained is what a fine-tune of the certified model would train, ``exposed_parts``.
+    What is trained is what a fine-tune of the certified model would train.
 
     Raises:
         UsageFault: the base is not at hand, or what the method adds cannot be put into weights.

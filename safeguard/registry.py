@@ -193,6 +193,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "grid": "safeguard.attack.grid:Grid",
         "escape": "safeguard.attack.escape:Escape",
         "progressive": "safeguard.attack.progressive:Progressive",
+        "mma": "safeguard.attack.mma:MMA",
     },
 )
 detectors: Registry[Detector] = Registry(

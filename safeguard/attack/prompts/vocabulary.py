@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from safeguard.data.content_filter import content, is_allowed
 from safeguard.data.screening import surroundings
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.soft_words import token_table
-from safeguard.errors import ModelFault
+from safeguard.errors import ModelFault, UsageFault
 from safeguard.policy.schema import Concept
 
 
@@ -40,6 +40,17 @@ class Vocabulary:
     def text(self, chosen: Sequence[int] | Tensor) -> str:
         """The words at these places of the vocabulary, with blanks between."""
         return " ".join(self.words[int(place)] for place in chosen)
+
+    def without(self, words: Collection[str]) -> Vocabulary:
+        """The other words.
+
+        Raises:
+            UsageFault: there are none.
+        """
+        kept = [place for place, word in enumerate(self.words) if word not in words]
+        if not kept:
+            raise UsageFault("no word is left that may be tried", fix="leave this probe out")
+        return Vocabulary([self.words[place] for place in kept], self.ids[kept], self.table[kept])
 
 
 def vocabulary(model: DiffusionModel, concepts: Sequence[Concept]) -> Vocabulary:

@@ -194,6 +194,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "escape": "safeguard.attack.escape:Escape",
         "progressive": "safeguard.attack.progressive:Progressive",
         "mma": "safeguard.attack.mma:MMA",
+        "search": "safeguard.attack.search:Search",
     },
 )
 detectors: Registry[Detector] = Registry(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 
+from pydantic import PositiveInt, model_validator
+
 from safeguard.attack.base import Attempt
 from safeguard.attack.finetune import FineTune, FineTuneConfig
 from safeguard.attack.target import Target
@@ -21,11 +23,24 @@ class Configuration(MethodConfig):
     method: FineTuningMethod = FineTuningMethod(name="full")
     """Fine-tuning method with its settings."""
     training: Training
-    """How it runs; its steps are the budget."""
+    """How it runs."""
+    stop: PositiveInt | None = None
+    """Steps after which it is looked at; none: all of them."""
+
+    @model_validator(mode="after")
+    def _stops_in_time(self) -> Configuration:
+        if self.stop is not None and self.stop > self.training.steps:
+            raise ValueError(f"a stop after {self.stop} steps lies beyond the {self.training.steps} of the training")
+        return self
+
+    @property
+    def budget(self) -> int:
+        """Steps after which it is looked at."""
+        return self.stop or self.training.steps
 
     @property
     def words(self) -> str:
-        """``full, 0.0002, sgd, constant, batch 4, 20 images, 1 prompt``."""
+        """``full, 200 steps, 0.0002, sgd, constant, batch 4, 20 images of concept, 1 prompt``."""
         training, counts = self.training, self.data.counts()
         settings = [f"{name} {value}" for name, value in self.method.settings.items()]
         images = [f"{plural(count, 'image')} of {source}" for source, count in counts.items()]
@@ -34,7 +49,8 @@ class Configuration(MethodConfig):
         batch = [f"batch {training.batch_size}"]
         batch += [f"{training.accumulation} accumulated"] if training.accumulation > 1 else []
         rate = [f"{training.learning_rate:.2g}", training.optimizer, training.schedule]
-        return ", ".join([self.method.name, *settings, *rate, *warm_up, *batch, *images, prompts])
+        steps = [plural(training.steps, "step") if self.stop is None else f"{self.stop} of {training.steps} steps"]
+        return ", ".join([self.method.name, *settings, *steps, *rate, *warm_up, *batch, *images, prompts])
 
     def fine_tune(self, probe: str, stops: Sequence[int]) -> FineTune:
         """The attack that tries it; its randomness is derived from ``probe``."""

@@ -64,7 +64,7 @@ class Grid(Attack[GridConfig]):
 
     def cost(self) -> Cost:
         """That of all fine-tunes; each measures its loss once."""
-        tried = [each.fine_tune("", [each.training.steps]).cost() for each in self.config.configurations]
+        tried = [each.fine_tune("", [each.budget]).cost() for each in self.config.configurations]
         return Cost(
             training_images=images_of([each.data for each in self.config.configurations]),
             steps=sum(each.steps for each in tried),
@@ -73,7 +73,7 @@ class Grid(Attack[GridConfig]):
 
     def needs(self) -> Needs:
         """What the most demanding one needs."""
-        needed = [each.fine_tune("", [each.training.steps]).needs() for each in self.config.configurations]
+        needed = [each.fine_tune("", [each.budget]).needs() for each in self.config.configurations]
         steps, images = max(each.steps for each in needed), max(each.images for each in needed)
         return Needs(weights=True, gradients=True, steps=steps, images=images)
 
@@ -94,7 +94,7 @@ class Grid(Attack[GridConfig]):
             if number in target.judged:
                 continue
             trial = Trial(kind="given", tried=number, configuration=tried.model_dump(mode="json"))
-            for look in tried.along(target, seed, f"{self.probe}, configuration {number}", [tried.training.steps]):
+            for look in tried.along(target, seed, f"{self.probe}, configuration {number}", [tried.budget]):
                 yield Attempt(number, loss=look.loss, label=tried.words, trial=trial)
 
 

@@ -15,11 +15,11 @@ from safeguard.data.fine_tuning import DataSets
 from safeguard.data.screening import surroundings
 from safeguard.diffusion.model import DiffusionModel, Weights
 from safeguard.diffusion.sampling import sample
-from safeguard.policy.schema import Concept, Policy
+from safeguard.policy.schema import Concept, Policy, Subject
 from safeguard.results.record import Role
 from safeguard.seeds import derive
 
-Score = Callable[[np.ndarray, Concept], np.ndarray]
+Score = Callable[[np.ndarray, Subject], np.ndarray]
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Oracle:
     Its noise comes from seeds of its own: what a search has seen is never what a bound is computed on.
 
     Attributes:
-        score: images (n, height, width, 3) and a concept -> scores in [0, 1] (n,).
+        score: images (n, height, width, 3) and a concept, or a benign subject with labels -> scores in [0, 1] (n,).
         seed: of the run.
         calls: images drawn so far.
     """
@@ -40,17 +40,17 @@ class Oracle:
     seed: int
     calls: int = 0
 
-    def __call__(self, concept: Concept, prompts: Sequence[str]) -> np.ndarray:
+    def __call__(self, subject: Subject, prompts: Sequence[str]) -> np.ndarray:
         """Scores (n,) of one image per prompt; 0 for prompts that the content filter refuses, which are not drawn."""
         settings, beside = self.policy.certification, surroundings(self.policy.concepts)
-        seeds = [derive(self.seed, "search", concept.name, self.calls + index) for index in range(len(prompts))]
+        seeds = [derive(self.seed, "search", subject.name, self.calls + index) for index in range(len(prompts))]
         self.calls += len(prompts)
         kept = [place for place, prompt in enumerate(prompts) if is_allowed(f"{beside} {prompt}")]
         scores = np.zeros(len(prompts))
         if kept:
             drawn, noise = [prompts[place] for place in kept], [seeds[place] for place in kept]
             images = sample(self.model, drawn, noise, steps=settings.sampler_steps, guidance=settings.guidance)
-            scores[kept] = self.score(images, concept)
+            scores[kept] = self.score(images, subject)
         return scores
 
 

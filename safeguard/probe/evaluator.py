@@ -93,9 +93,11 @@ class Evaluator:
     def _judges(self) -> dict[str, Detector]:
         return self.detectors | ({examination.BENIGN: self._benign} if self._benign else {})
 
-    def score(self, images: np.ndarray, concept: Concept) -> np.ndarray:
-        """How much each image shows the concept, in [0, 1] (n,)."""
-        return self.detectors[concept.name].scores(images, concept.labels)
+    def score(self, images: np.ndarray, subject: Subject) -> np.ndarray:
+        """How much each image shows a concept, or a benign subject with labels, in [0, 1] (n,)."""
+        detector = self.detectors.get(subject.name) or self._benign_detector(subject)
+        assert detector is not None, f"nothing judges {subject.name}, which has no labels"
+        return detector.scores(images, subject.labels)
 
     def look(
         self,

@@ -58,7 +58,7 @@ def test_what_was_judged_before_is_left_out(made: Made, base: Any) -> None:
 def test_a_configuration_is_said_in_words_and_read_again_from_what_is_kept(made: Made, base: Any) -> None:
     one = Configuration.model_validate(ONE_PROMPT)
     assert one.words == (
-        "full, 0.0002, sgd, constant, warm-up 1, batch 4, 2 images of concept, 2 images of retain, 1 prompt"
+        "full, 3 steps, 0.0002, sgd, constant, warm-up 1, batch 4, 2 images of concept, 2 images of retain, 1 prompt"
     )
     target = made.target(base, base)
     target.data.base = target.model

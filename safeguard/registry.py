@@ -178,6 +178,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "released": "safeguard.attack.released:Released",
         "components": "safeguard.attack.components:Components",
         "quantised": "safeguard.attack.quantised:Quantised",
+        "prompts": "safeguard.attack.own_prompts:OwnPrompts",
         "sampler": "safeguard.attack.sampler:SamplerSweep",
         "image-context": "safeguard.attack.image_context:ImageContext",
         "completion": "safeguard.attack.completion:Completion",

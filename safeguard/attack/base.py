@@ -142,6 +142,10 @@ class Attack(Generic[C]):
         """What describes its images, for counting them once; empty: it trains on none."""
         return ""
 
+    def concepts(self) -> list[str]:
+        """Names of concepts in its settings; none: it works on those of whatever policy it is run under."""
+        return []
+
     def cost(self) -> Cost:
         """What a run does beside the drawing and judging of images."""
         return Cost()
@@ -161,6 +165,7 @@ class Attack(Generic[C]):
             efforts=self.efforts(),
             sources=self.sources(),
             training_set=self.training_set(),
+            concepts=self.concepts(),
             everything=self.judges_everything,
             needs=self.needs(),
             covers=self.covers(),

@@ -18,6 +18,7 @@ from safeguard.policy.reading import FieldPath, Positions, load_yaml
 from safeguard.policy.schema import AttackMethod, Identifier, Policy, Strict, Subject, UnlearnerMethod
 from safeguard.policy.threat import WORDS, Means
 from safeguard.policy.validation import Problem, fault, validate
+from safeguard.registry import suggest
 from safeguard.resources import find_resource
 from safeguard.results.plan import Schedule
 from safeguard.results.record import Role
@@ -151,6 +152,7 @@ def lacks(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> li
         *_untested(policy, suite, schedules),
         *_budgets(policy, suite, schedules),
         *_sources(policy, suite, schedules),
+        *_concepts(policy, suite, schedules),
         *_intents(suite, schedules),
         *_unmeasured(policy),
     ]
@@ -200,6 +202,20 @@ def _sources(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) ->
                     f"probe {spec.id!r} of suite {suite.name!r} {verb} {words[source]}, and there are none: "
                     "declare some, or name another suite",
                 )
+
+
+def _concepts(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> Iterator[Problem]:
+    """Probes whose settings name other concepts than the policy's, or not all of them."""
+    declared = {concept.name for concept in policy.concepts}
+    for spec in suite.probes:
+        named, probe = set(schedules[spec.id].concepts), f"probe {spec.id!r} of suite {suite.name!r}"
+        for name in sorted(named - declared):
+            what = (
+                f"{probe} has prompts of a concept {name!r}, which is not declared; {suggest(name, sorted(declared))}"
+            )
+            yield Problem(("certification", "suite"), what)
+        for name in sorted(declared - named if named else ()):
+            yield Problem(("certification", "suite"), f"{probe} has prompts of other concepts and none of {name!r}")
 
 
 def _intents(suite: Suite, schedules: Mapping[str, Schedule]) -> Iterator[Problem]:

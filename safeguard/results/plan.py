@@ -49,6 +49,8 @@ class Schedule(Record):
     """Whose images it trains on."""
     training_set: str = ""
     """What describes its images; the same text, the same images."""
+    concepts: list[str] = []
+    """Concepts that its settings name, all of them if any; none: it takes the policy's."""
     everything: bool = False
     """Whether related and retained subjects are looked at beside the concepts."""
     needs: Needs = Needs()

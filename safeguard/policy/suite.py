@@ -52,7 +52,7 @@ class ProbeSpec(Strict):
 
 
 class Suite(Strict):
-    """A whole suite file."""
+    """The probes of a certification."""
 
     version: Literal[1] = 1
     name: Identifier
@@ -73,6 +73,28 @@ class Suite(Strict):
         return [spec for spec in self.probes if fnmatchcase(spec.id, pattern)]
 
 
+class SuiteFile(Suite):
+    """A whole suite file."""
+
+    extends: list[Identifier] = []
+    """Shipped suites whose probes come before its own."""
+
+    def whole(self, positions: Positions) -> Suite:
+        """With the probes of what it extends.
+
+        Raises:
+            UsageFault: no shipped suite has that name.
+            PolicyFault: two of the suites have a probe of the same id.
+        """
+        suites = [*(load_suite(name) for name in self.extends), self]
+        probes = [probe for suite in suites for probe in suite.probes]
+        ids = [probe.id for probe in probes]
+        if repeated := sorted({probe for probe in ids if ids.count(probe) > 1}):
+            what = f"the probe {repeated[0]!r} is there more than once, with what the suite extends: name it otherwise"
+            raise fault([Problem(("extends",), what)], positions)
+        return Suite(version=self.version, name=self.name, description=self.description, probes=probes)
+
+
 def load_suite(name_or_path: str | Path) -> Suite:
     """Read a suite; names of methods are looked up, but no method is imported.
 
@@ -83,15 +105,16 @@ def load_suite(name_or_path: str | Path) -> Suite:
         UsageFault: no shipped suite has that name.
         PolicyFault: the file cannot be read or is invalid, with every problem and its place.
     """
-    return _read(name_or_path)[0]
+    declared, positions = _read(name_or_path)
+    return declared.whole(positions)
 
 
-def _read(name_or_path: str | Path) -> tuple[Suite, Positions]:
+def _read(name_or_path: str | Path) -> tuple[SuiteFile, Positions]:
     data, positions = load_yaml(find_resource("suite", "probes", name_or_path))
-    suite = validate(Suite, data, positions)
-    if unknown := list(unknown_methods(suite)):
+    declared = validate(SuiteFile, data, positions)
+    if unknown := list(unknown_methods(declared)):
         raise fault(unknown, positions)
-    return suite, positions
+    return declared, positions
 
 
 def check_suite(name_or_path: str | Path) -> Suite:
@@ -102,10 +125,10 @@ def check_suite(name_or_path: str | Path) -> Suite:
         PolicyFault: as :func:`load_suite`, and for settings that an attack does not have or cannot take.
         EnvironmentFault: a method needs a package that is not installed.
     """
-    suite, positions = _read(name_or_path)
-    if problems := method_problems(suite):
+    declared, positions = _read(name_or_path)
+    if problems := method_problems(declared):
         raise fault(problems, positions)
-    return suite
+    return declared.whole(positions)
 
 
 def suite_digest(suite: Suite) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -300,3 +301,30 @@ def test_every_cell_of_a_shipped_study_fits_its_suite(name: str) -> None:
     for policy in policies.values():
         suite = suites[policy.certification.suite]
         assert lacks(policy, suite, schedules(suite)) == []
+
+
+def extending(path: Path, *names: str, probe: str = "mine") -> Path:
+    """A suite of one probe and those of others."""
+    path.write_text(
+        f"name: own\nextends: [{', '.join(names)}]\nprobes:\n"
+        f"- {{id: {probe}, title: mine, intent: none, attack: {{name: quantised}}}}\n"
+    )
+    return path
+
+
+def test_a_suite_begins_with_the_probes_of_those_it_extends(tmp_path: Path) -> None:
+    own, inherited = load_suite(extending(tmp_path / "own.yaml", "quickstart")), load_suite("quickstart")
+    assert own.probes[:-1] == inherited.probes and own.probes[-1].id == "mine" and own.name == "own"
+    assert check_suite(tmp_path / "own.yaml") == own
+    assert suite_digest(own) == suite_digest(Suite(name="own", probes=own.probes)), "how it is written does not count"
+
+
+def test_a_suite_that_cannot_be_extended_is_named_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(UsageFault, match="no shipped suite is called 'quickstar'"):
+        load_suite(extending(tmp_path / "own.yaml", "quickstar"))
+    with pytest.raises(PolicyFault, match=r"own.yaml:2:.*'released' is there more than once"):
+        load_suite(extending(tmp_path / "own.yaml", "quickstart", probe="released"))
+    wrong = extending(tmp_path / "own.yaml", "quickstart")
+    wrong.write_text(wrong.read_text().replace("quantised", "quantized"))
+    with pytest.raises(PolicyFault, match=r"own.yaml:4:.*did you mean 'quantised'"):
+        load_suite(wrong)

@@ -16,7 +16,7 @@ from safeguard.report.charts import Size, axis_line, efforts_axis, name_x, panel
 from safeguard.report.svg import drawing, inline, palette
 from safeguard.report.view import ClaimView, ordered, said
 from safeguard.results.claim import Curve
-from safeguard.wording import ROLE_NAMES, declared, when
+from safeguard.wording import NUMBERED, ROLE_NAMES, declared, when
 
 CURVES = {"desk": Size(720, 396, 52, 138, 42, 50), "phone": Size(330, 312, 42, 84, 42, 46, text=12)}
 INTERVALS = {"desk": Size(720, 84, 122, 24, 30, 54), "phone": Size(330, 84, 104, 24, 30, 54, text=12)}
@@ -28,6 +28,7 @@ MARKERS = {"hardened": ("o", 9), "unlearned": ("s", 8.5), "base": ("^", 10.5)}
 DASHES: dict[str, Any] = {"hardened": "solid", "unlearned": (0, (8, 4)), "base": (0, (2, 5))}
 LIMIT: dict[str, Any] = {"linewidth": 1.75, "linestyle": (0, (7, 4))}
 CONTROL: dict[str, Any] = {"linewidth": 1.5, "linestyle": (0, (1.5, 4)), "dash_capstyle": "round"}
+BROKEN: dict[str, Any] = {"linestyle": "none", "marker": "x", "markersize": 5, "markeredgewidth": 1.5, "clip_on": False}
 FLAG: dict[str, Any] = {"linewidth": 1.25, "linestyle": (0, (2, 3))}
 
 
@@ -72,17 +73,24 @@ def _curves(shown: ClaimView, curves: Sequence[Curve], relearned_rate: float, si
 
 
 def _curve(axes: Axes, curve: Curve, zorder: float) -> None:
-    """One model: line, markers, and the band between its bounds."""
-    colour = palette()[curve.role]
+    """One model: line, markers, and the band between its bounds; between variants, which have no order, no line.
+
+    A cross is on every point where the model no longer draws other things.
+    """
+    colour, along = palette()[curve.role], len(curve.points) > 1 and curve.axis not in NUMBERED
     efforts = [point.effort for point in curve.points]
     rates = [point.rate for point in curve.points]
     lower, upper = [point.lower for point in curve.points], [point.upper for point in curve.points]
-    if len(efforts) > 1:
+    if along:
         axes.fill_between(efforts, lower, upper, color=colour, alpha=0.15, linewidth=0, zorder=2.5)
     else:
         axes.vlines(efforts, lower, upper, color=colour, alpha=0.6, linewidth=2, zorder=zorder)
-    line: dict[str, Any] = {"linestyle": DASHES[curve.role], "dash_capstyle": "round", "solid_capstyle": "round"}
+    line: dict[str, Any] = {"linestyle": DASHES[curve.role] if along else "none"}
+    line |= {"dash_capstyle": "round", "solid_capstyle": "round"}
     axes.plot(efforts, rates, color=colour, linewidth=2.5, zorder=zorder, **line, **_markers(curve))
+    broken = [(point.effort, point.rate) for point in curve.points if not point.working]
+    for effort, rate in broken:
+        axes.plot(effort, rate, color=palette()["card"], zorder=zorder + 0.5, **BROKEN)
 
 
 def _markers(curve: Curve) -> dict[str, Any]:

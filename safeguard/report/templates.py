@@ -46,7 +46,7 @@ def environment(escape: Callable[[str], str]) -> ImmutableSandboxedEnvironment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("amount", "percent", "declared", "plural", "number", "score", "duration", "moment")
+    names = ("amount", "percent", "declared", "plural", "number", "score", "duration", "moment", "when")
     jinja.filters.update({name: getattr(wording, name) for name in names})
     jinja.filters |= {"reason": words.reason, "findings": words.control}
     return jinja

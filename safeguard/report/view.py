@@ -62,6 +62,8 @@ class ClaimView:
     caption: str
     description: str
     roles: list[tuple[str, str]]
+    broken: bool
+    """Whether some model no longer draws other things at some checkpoint."""
     table: list[tuple[int, list[Point | None]]]
     gallery: list[Strip]
 
@@ -113,6 +115,7 @@ def said(curve: Curve, point: Point) -> str:
     return (
         f"{ROLE_NAMES[curve.role]}, {state}: {point.flagged} of {point.samples} flagged, "
         f"{percent(point.rate)} (bounds {percent(point.lower)} to {percent(point.upper)})"
+        f"{'' if point.working else '; it no longer draws other things'}"
     )
 
 
@@ -154,9 +157,14 @@ def _against(unlearned: Curve | None) -> str:
 
 def measured(claim: Claim) -> str:
     """The claim's number in one sentence."""
-    worst = (
-        f"At the worst checkpoint, {amount(claim.worst_effort, claim.axis)}" if claim.worst_effort else "As released"
-    )
+    points = [point for curve in claim.curves if curve.role == "hardened" for point in curve.points]
+    label = next((point.label for point in points if point.effort == claim.worst_effort and point.label), "")
+    worst = "As released"
+    if claim.worst_effort and claim.axis in NUMBERED:
+        where = when(claim.worst_effort, claim.axis)
+        worst = f"{where[0].upper()}{where[1:]}, the worst{f' ({label})' if label else ''}"
+    elif claim.worst_effort:
+        worst = f"At the worst checkpoint, {amount(claim.worst_effort, claim.axis)}"
     return (
         f"{worst}, {claim.flagged:,} of {claim.samples:,} images were flagged ({percent(claim.rate)}). "
         f"The true rate lies below {percent(claim.upper)}; the limit is {declared(claim.limit)}."
@@ -229,6 +237,7 @@ def _claim(report: Report, claim: Claim, anchor: str, run_dir: Path, hidden: boo
         caption=f"Rate of {claim.concept} under {claim.probe}",
         description=". ".join(described(curve) for curve in curves) + f". Limit: {declared(claim.limit)}.",
         roles=[(curve.role, ROLE_NAMES[curve.role]) for curve in curves],
+        broken=any(not point.working for curve in curves for point in curve.points),
         table=[(effort, [by_effort.get(effort) for by_effort in points]) for effort in efforts],
         gallery=_gallery(claim, curves, run_dir, hidden),
     )

@@ -107,6 +107,31 @@ def test_one_point_has_a_whisker_and_no_band_and_a_short_curve_is_named_where_it
     assert at["base"] == pytest.approx(ends["base"], abs=0.1)
 
 
+def test_a_point_at_which_the_model_is_broken_has_a_cross_and_says_so() -> None:
+    hardened = reports.curve("hardened", {0: 0, 50: 1, 100: 1})
+    whole = reports.claim("p", [hardened])
+    broken = [point.model_copy(update={"working": point.effort != 100}) for point in hardened.points]
+    claim = reports.claim("p", [hardened.model_copy(update={"points": broken})])
+    assert not shown(whole).broken and shown(claim).broken
+    for chart, other in zip(drawn(claim), drawn(whole), strict=True):
+        (says,) = (words for words in points(chart) if words.endswith("it no longer draws other things"))
+        assert says.startswith("hardened, after 100 fine-tuning steps")
+        crosses = sum(1 for _ in chart.iter("use")) - sum(1 for _ in other.iter("use"))
+        assert crosses == 1
+
+
+def test_variants_have_no_order_and_no_line_between_them() -> None:
+    claim = reports.claim("p", [reports.curve("hardened", {0: 0, 1: 2, 2: 1}, axis="variants")])
+    wide, _ = drawn(claim)
+    assert styles(wide).count(BAND) == 0 and styles(wide).count("stroke-opacity: 0.6") == 3
+    label = [
+        point.model_copy(update={"label": "weights in int8" if point.effort == 1 else ""})
+        for point in claim.curves[0].points
+    ]
+    named = claim.model_copy(update={"curves": [claim.curves[0].model_copy(update={"points": label})]})
+    assert view.measured(named).startswith("In variant 1, the worst (weights in int8), 2 of 100 images were flagged")
+
+
 def test_a_released_model_is_drawn_as_intervals() -> None:
     claim = reports.passing().claims[0]
     for chart in drawn(claim):

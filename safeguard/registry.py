@@ -196,6 +196,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "progressive": "safeguard.attack.progressive:Progressive",
         "mma": "safeguard.attack.mma:MMA",
         "search": "safeguard.attack.search:Search",
+        "p4d": "safeguard.attack.p4d:P4D",
     },
 )
 detectors: Registry[Detector] = Registry(

@@ -120,7 +120,7 @@ class Words:
         self._optimizer = torch.optim.AdamW([self.values], lr=config.learning_rate, weight_decay=config.weight_decay)
 
     def _start(self, target: Target) -> Tensor:
-        words, initial = vocabulary(target.model, target.concepts), self._config.initial
+        words, initial = vocabulary(target.model, target.concepts, self._config.tokens), self._config.initial
         shape = len(self._concepts), self._config.tokens
         if not initial:
             return words.table[torch.randint(len(words), shape, generator=self._generator)]

@@ -73,7 +73,7 @@ class CoordinateDescent(GuidedSearch[CoordinateDescentConfig]):
         points = fixed_points(model, data.mean, config.points, generator)
         kept = Kept(target, data, points)
         yield Attempt(0, loss=kept.loss)
-        descent = Descent(config, kept, points, vocabulary(model, target.concepts), generator)
+        descent = Descent(config, kept, points, vocabulary(model, target.concepts, config.tokens), generator)
         for step in range(1, config.steps + 1):
             descent.step()
             if step in config.checkpoints:

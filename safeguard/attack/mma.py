@@ -76,7 +76,7 @@ class MMA(PromptSearch[MMAConfig]):
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """Search; the model is only read with."""
         config, model, own = self.config, target.model, derive(target.exam, self.probe, seed)
-        aims, words = goals(target.concepts, config.prompts, own), vocabulary(model, target.concepts)
+        aims, words = goals(target.concepts, config.prompts, own), vocabulary(model, target.concepts, config.tokens)
         words = words.without(names_of(target.concepts)) if config.avoid_names else words
         search = Search(config, model, words, [aim.prompt for aim in aims], surroundings(target.concepts), own)
         yield Attempt(0, loss=search.losses.mean().item())

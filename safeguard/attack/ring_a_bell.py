@@ -79,7 +79,7 @@ class RingABell(PromptSearch[RingABellConfig]):
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """Search; the model is only read with."""
         config, model, own = self.config, target.model, derive(target.exam, self.probe, seed)
-        aims, words = goals(target.concepts, config.prompts, own), vocabulary(model, target.concepts)
+        aims, words = goals(target.concepts, config.prompts, own), vocabulary(model, target.concepts, config.tokens)
         beside = surroundings(target.concepts)
         herds = [
             Herd(config, model, words, wanted(model, target.policy, aim, config.eta), beside, derive(own, place))

@@ -26,7 +26,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from safeguard.attack.base import Attempt
-from safeguard.attack.prompts.base import GuidedSearch, GuidedSearchConfig, Kept
+from safeguard.attack.prompts.base import Kept
+from safeguard.attack.prompts.blocks import BlockSearch, BlockSearchConfig
 from safeguard.attack.prompts.points import Points, fixed_points, noisy, spaced_times
 from safeguard.attack.prompts.simplex import draw, project
 from safeguard.attack.prompts.vocabulary import Vocabulary, vocabulary
@@ -38,7 +39,7 @@ from safeguard.results.plan import Cost
 from safeguard.seeds import derive
 
 
-class UnlearnDiffAtkConfig(GuidedSearchConfig):
+class UnlearnDiffAtkConfig(BlockSearchConfig):
     """Settings of UnlearnDiffAtk."""
 
     tokens: PositiveInt = 5
@@ -50,7 +51,7 @@ class UnlearnDiffAtkConfig(GuidedSearchConfig):
     batch_size: PositiveInt = 1
     """Draws of noise per image and step."""
     block: PositiveInt = 40
-    """Steps between two comparisons, and with one timestep."""
+    """Steps between two comparisons with the best prompts so far, and with one timestep."""
     timesteps: PositiveInt = 50
     """Values that the timestep goes through."""
     order: Literal["ascending", "random"] = "ascending"
@@ -64,15 +65,10 @@ class UnlearnDiffAtkConfig(GuidedSearchConfig):
         )
 
 
-class UnlearnDiffAtk(GuidedSearch[UnlearnDiffAtkConfig]):
+class UnlearnDiffAtk(BlockSearch[UnlearnDiffAtkConfig]):
     """Look for words in front of each image's prompt."""
 
     Config: ClassVar = UnlearnDiffAtkConfig
-
-    def compared(self) -> list[int]:
-        """The steps after which the most likely words are compared with the best so far."""
-        config = self.config
-        return [step for step in range(1, config.steps + 1) if not step % config.block or step in config.checkpoints]
 
     def cost(self) -> Cost:
         """Every step sees every image; so does every comparison, the first one of the declared prompts."""
@@ -87,17 +83,12 @@ class UnlearnDiffAtk(GuidedSearch[UnlearnDiffAtkConfig]):
             UsageFault: a concept has none of the images.
         """
         config, model = self.config, target.model
-        data, compared = target.data.get(self.data, seed), self.compared()
+        data = target.data.get(self.data, seed)
         own = torch.Generator().manual_seed(derive(target.exam, self.probe, seed, "comparison"))
         kept = Kept(target, data, fixed_points(model, data.mean, config.points, own))
         yield Attempt(0, loss=kept.loss)
-        search = Search(config, model, data, vocabulary(model, target.concepts), derive(target.exam, self.probe, seed))
-        for step in range(1, config.steps + 1):
-            search.step()
-            if step in compared:
-                kept.offer(search.texts())
-            if step in config.checkpoints:
-                yield Attempt(step, prompts=kept.prompts, loss=kept.loss)
+        words = vocabulary(model, target.concepts, config.tokens)
+        yield from self.follow(Search(config, model, data, words, derive(target.exam, self.probe, seed)), kept)
 
 
 class Search:

@@ -19,7 +19,7 @@ class Points:
     Attributes:
         latents: z_t, (n, m, c, h, w).
         t: their timesteps, (n, m).
-        wanted: the noise that is to be predicted, (n, m, c, h, w).
+        wanted: what is to be predicted, (n, m, c, h, w).
     """
 
     latents: Tensor
@@ -28,18 +28,21 @@ class Points:
 
     def losses(self, model: DiffusionModel, prompts: Conditioning) -> Tensor:
         """Mean squared error of the predicted noise for one prompt per image, (n,), averaged over its m points."""
+        return (self.predictions(model, prompts) - self.wanted).pow(2).flatten(1).mean(1)
+
+    def predictions(self, model: DiffusionModel, prompts: Conditioning) -> Tensor:
+        """The predicted noise for one prompt per image, (n, m, c, h, w)."""
         images, each = self.t.shape
 
         def work(rows: slice) -> Tensor:
-            latents, t, wanted = (part.flatten(0, 1)[rows] for part in (self.latents, self.t, self.wanted))
+            latents, t = (part.flatten(0, 1)[rows] for part in (self.latents, self.t))
             owner = torch.arange(images, device=t.device).repeat_interleave(each)[rows]
-            return (model.predict_noise(latents, t, prompts[owner]) - wanted).pow(2).flatten(1).mean(1)
+            return model.predict_noise(latents, t, prompts[owner])
 
         if torch.is_grad_enabled():
-            errors = work(slice(None))
-        else:
-            errors = torch.cat(model.execution.in_batches("draw", work, images * each, images_at_once(model)))
-        return errors.view(images, each).mean(1)
+            return work(slice(None)).view_as(self.latents)
+        parts = model.execution.in_batches("draw", work, images * each, images_at_once(model))
+        return torch.cat(parts).view_as(self.latents)
 
 
 def noisy(model: DiffusionModel, images: Tensor, t: Tensor, generator: torch.Generator) -> Points:

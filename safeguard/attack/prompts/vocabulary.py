@@ -53,16 +53,23 @@ class Vocabulary:
         return Vocabulary([self.words[place] for place in kept], self.ids[kept], self.table[kept])
 
 
-def vocabulary(model: DiffusionModel, concepts: Sequence[Concept]) -> Vocabulary:
-    """The words of a model's tokenizer.
+def vocabulary(model: DiffusionModel, concepts: Sequence[Concept], count: int = 1) -> Vocabulary:
+    """The words of a model's tokenizer, for prompts with so many of them.
 
     What speaks of minors is never a candidate, nor what the content filter refuses beside the concepts; texts put
     together of the others are judged again.
 
     Raises:
+        UsageFault: the model reads fewer.
         ModelFault: the tokenizers have no such word, or two text encoders number theirs differently.
     """
     tokenizer, table = model.pipeline.tokenizer, token_table(model)
+    if (most := tokenizer.model_max_length - 2) < count:
+        raise UsageFault(
+            f"the model reads {most} tokens of a prompt, and {count} words are to be looked for",
+            fix=f"take {most} or fewer",
+            where="attack.tokens",
+        )
     other = getattr(model.pipeline, "tokenizer_2", None)
     if other is not None and other.get_vocab() != tokenizer.get_vocab():
         raise ModelFault(

@@ -197,6 +197,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "mma": "safeguard.attack.mma:MMA",
         "search": "safeguard.attack.search:Search",
         "p4d": "safeguard.attack.p4d:P4D",
+        "sneakyprompt": "safeguard.attack.sneakyprompt:SneakyPrompt",
     },
 )
 detectors: Registry[Detector] = Registry(

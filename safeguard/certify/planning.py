@@ -96,13 +96,14 @@ def _looked(policy: Policy, spec: ProbeSpec, schedule: Schedule, effort: int) ->
 
 
 def _calls(policy: Policy, spec: ProbeSpec, schedule: Schedule) -> int:
-    """Rows for one unit's own sake: what its attack computes, and, of an image that it draws in more steps than the
-    policy's, two a step beyond those (with the prompt and without)."""
+    """Rows for one unit's own sake: what its attack computes, two a step (with the prompt and without) of the images
+    that a search asks for, and, of an image that it draws in more steps than the policy's, two a step beyond those."""
     beyond = {
         effort: steps - policy.certification.sampler_steps for effort, steps in schedule.cost.sampler_steps.items()
     }
     drawing = sum(2 * max(0, more) * _looked(policy, spec, schedule, effort) for effort, more in beyond.items())
-    return schedule.cost.network_calls + drawing
+    asking = 2 * policy.certification.sampler_steps * schedule.cost.queries * len(policy.concepts)
+    return schedule.cost.network_calls + asking + drawing
 
 
 def _training_images(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> int:

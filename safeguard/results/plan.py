@@ -21,6 +21,8 @@ class Cost(Record):
     """Rows that go through the denoiser, forward passes alone counted."""
     sampler_steps: dict[NonNegativeInt, PositiveInt] = {}
     """Effort -> steps in which an image is drawn there, where these are not the policy's."""
+    queries: NonNegativeInt = 0
+    """Images of each concept that a search asks the attacked model for, beside those that are judged."""
 
 
 class Needs(Record):

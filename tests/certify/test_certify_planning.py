@@ -83,6 +83,15 @@ def test_images_in_more_steps_than_the_policys_cost_rows_of_their_own() -> None:
     assert found.images - without.images == 2 * 3 * (100 + 3 * (100 + 24))
 
 
+def test_images_that_a_search_asks_for_cost_two_rows_a_step() -> None:
+    declared, settings = suite(), {"checkpoints": [5], "prompts": 4}
+    asking = probe("asking", "none", "q").model_copy(update={"attack": AttackMethod(name="sneakyprompt", **settings)})
+    policy, with_it = make_policy(), declared.model_copy(update={"probes": [*declared.probes, asking]})
+    found, without = planned(policy, with_it), planned(policy, declared)
+    rows = 2 * policy.certification.sampler_steps * 5 * 4
+    assert found.network_calls - without.network_calls == 2 * 3 * rows * len(policy.concepts)
+
+
 def test_a_probe_may_leave_the_control_out_unless_it_is_malicious() -> None:
     declared = suite()
     quick = declared.model_copy(update={"probes": [p.model_copy(update={"control": False}) for p in declared.probes]})

@@ -125,6 +125,8 @@ class Attack(Generic[C]):
     resumable: ClassVar[bool] = False
     """Whether a killed run is gone on with: it then leaves out what :attr:`Target.judged` names, and keeps what it has
     found by itself in :attr:`Target.scratch`."""
+    reported_only: ClassVar[bool] = False
+    """Whether no requirement judges what it finds: it tells something of the model, and no model withstands it."""
 
     def __init__(self, config: C, probe: str) -> None:
         self.config = config
@@ -167,6 +169,7 @@ class Attack(Generic[C]):
             training_set=self.training_set(),
             concepts=self.concepts(),
             everything=self.judges_everything,
+            reported_only=self.reported_only,
             needs=self.needs(),
             covers=self.covers(),
             cost=self.cost(),

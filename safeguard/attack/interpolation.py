@@ -50,6 +50,7 @@ class Interpolation(Attack[InterpolationConfig]):
 
     Config: ClassVar = InterpolationConfig
     axis: ClassVar = VARIANTS
+    reported_only: ClassVar = True
 
     def efforts(self) -> list[int]:
         """One number per place, from 1."""

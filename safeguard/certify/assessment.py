@@ -7,6 +7,7 @@ from functools import partial
 
 from safeguard.certify.claims import all_claims
 from safeguard.certify.controls import all_controls, detector_works
+from safeguard.certify.depth import depths
 from safeguard.certify.evidence import Evidence, check
 from safeguard.certify.level import level_reached, threat_cells
 from safeguard.certify.limitations import limitations, single_prompts
@@ -64,6 +65,7 @@ def assess(evidence: Evidence) -> Report:
         threat=threat_cells(evidence),
         weak_model=evidence.weak_model,
         not_judged=rest,
+        depths=depths(evidence),
         skipped=left_out,
         concepts=[_info(evidence, concept) for concept in policy.concepts],
         claims=claims,

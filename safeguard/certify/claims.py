@@ -89,7 +89,7 @@ def _point(evidence: Evidence, units: list[UnitResult], concept: str, effort: in
 
 def _drafts(evidence: Evidence) -> Iterator[_Draft]:
     for requirement in evidence.policy.requirements:
-        specs = evidence.suite.matching(requirement.probe)
+        specs = evidence.suite.matching(requirement.probe, evidence.schedules)
         for concept in evidence.policy.concepts:
             for spec in specs:
                 if spec.id not in evidence.ruled_out:

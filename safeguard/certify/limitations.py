@@ -47,7 +47,7 @@ def _scope(evidence: Evidence) -> list[str]:
 
 def _budget(evidence: Evidence, requirement: Requirement) -> str:
     """``50 fine-tuning steps``; where the probes' axes differ, ``an effort of 50``."""
-    probes = {spec.id for spec in evidence.suite.matching(requirement.probe)}
+    probes = {spec.id for spec in evidence.suite.matching(requirement.probe, evidence.schedules)}
     along = {unit.axis for unit in evidence.units if unit.probe in probes and max(unit.efforts, default=0) > 0}
     return amount(requirement.budget or 0, *along) if len(along) == 1 else f"an effort of {requirement.budget:,}"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from safeguard.certify.bounds import bounded, efforts_of
 from safeguard.certify.evidence import Evidence
-from safeguard.policy.suite import ProbeSpec
+from safeguard.policy.suite import ProbeSpec, reported_only
 from safeguard.policy.threat import WORDS
 from safeguard.results.report import Measured, NotRun
 
@@ -25,7 +25,9 @@ def judged_up_to(evidence: Evidence, spec: ProbeSpec) -> float:
     """The furthest effort that a requirement judges; -1: none does, or the threat model rules the probe out."""
     if spec.id in evidence.ruled_out:
         return -1
-    named = [one for one in evidence.policy.requirements if spec in evidence.suite.matching(one.probe)]
+    named = [
+        one for one in evidence.policy.requirements if spec in evidence.suite.matching(one.probe, evidence.schedules)
+    ]
     return max((float("inf") if one.budget is None else one.budget for one in named), default=-1)
 
 
@@ -35,14 +37,15 @@ def _beyond(evidence: Evidence, spec: ProbeSpec, concept: str) -> Iterator[Measu
     seen = [each for unit in units for e in efforts if (each := bounded(evidence, unit, concept, e)).samples]
     if not seen:
         return
-    strictest = min(requirement.max_rate for requirement in evidence.policy.requirements)
+    alone = reported_only(spec.id, evidence.schedules)
+    strictest = 1.0 if alone else min(requirement.max_rate for requirement in evidence.policy.requirements)
     worst = max(seen, key=lambda each: (each.rate > strictest, each.upper))
     yield Measured(
         probe=spec.id,
         concept=concept,
         title=spec.title,
         axis=worst.unit.axis,
-        why="no requirement" if judged < 0 else "beyond the budget",
+        why="reported only" if alone else "no requirement" if judged < 0 else "beyond the budget",
         effort=worst.effort,
         seed=worst.unit.seed,
         flagged=worst.flagged,

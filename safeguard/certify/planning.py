@@ -56,11 +56,11 @@ def plan(
         _power(policy, requirement, spec, concept.name, schedules[spec.id], known.get(concept.name), tests)
         for requirement in policy.requirements
         for concept in policy.concepts
-        for spec in suite.matching(requirement.probe)
+        for spec in suite.matching(requirement.probe, schedules)
         if spec.id not in lacking
     ]
     exams = _exams(powers, schedules, known)
-    impossible = _impossible(policy, suite, powers) + _uncontrolled(policy, probes, schedules)
+    impossible = _impossible(policy, suite, schedules, powers) + _uncontrolled(policy, probes, schedules)
     return Plan(
         units=len(work) * seeds,
         units_by_role={role: seeds * sum(each == role for each, _ in work) for role in ROLES},
@@ -185,12 +185,12 @@ def _exams(
     return found
 
 
-def _impossible(policy: Policy, suite: Suite, powers: list[Power]) -> list[str]:
+def _impossible(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule], powers: list[Power]) -> list[str]:
     """Why no model whatsoever can pass."""
     unmatched = [
         f"no probe of the suite {suite.name!r} matches the requirement {requirement.probe!r}: it stays INCONCLUSIVE"
         for requirement in policy.requirements
-        if not suite.matching(requirement.probe)
+        if not suite.matching(requirement.probe, schedules)
     ]
     return unmatched + list(dict.fromkeys(_too_few(power) for power in powers if power.most_hits is None))
 

@@ -39,7 +39,7 @@ def stop_rules(
                 stops=decisions(policy, spec, requirement.max_rate, calibrations.get(concept.name), tests),
             )
             for requirement in policy.requirements
-            if spec in suite.matching(requirement.probe)
+            if spec in suite.matching(requirement.probe, schedules)
             for concept in policy.concepts
         ]
         for spec in suite.probes
@@ -58,7 +58,7 @@ def tests_of(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) ->
     claims = [
         seeds * len(schedules[spec.id].efforts) + 1
         for requirement in policy.requirements
-        for spec in suite.matching(requirement.probe)
+        for spec in suite.matching(requirement.probe, schedules)
     ]
     return len(policy.concepts) * sum(claims)
 

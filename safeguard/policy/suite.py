@@ -68,9 +68,15 @@ class Suite(Strict):
             raise ValueError(f"two probes share the id {repeated[0]!r}")
         return probes
 
-    def matching(self, pattern: str) -> list[ProbeSpec]:
-        """The probes that a requirement is about."""
-        return [spec for spec in self.probes if fnmatchcase(spec.id, pattern)]
+    def matching(self, pattern: str, schedules: Mapping[str, Schedule]) -> list[ProbeSpec]:
+        """The probes that a requirement judges: those of this name, but for such as are only reported."""
+        return [spec for spec in self.probes if fnmatchcase(spec.id, pattern) and not reported_only(spec.id, schedules)]
+
+
+def reported_only(probe: str, schedules: Mapping[str, Schedule]) -> bool:
+    """Whether no requirement judges a probe, whatever its pattern."""
+    schedule = schedules.get(probe)
+    return schedule is not None and schedule.reported_only
 
 
 class SuiteFile(Suite):
@@ -185,9 +191,11 @@ def _untested(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -
     """Requirements that no probe of the suite, or none that is run, is about."""
     lacking, ids = ruled_out(policy, schedules), ", ".join(spec.id for spec in suite.probes)
     for index, requirement in enumerate(policy.requirements):
-        path, found = ("requirements", index, "probe"), suite.matching(requirement.probe)
+        path, found = ("requirements", index, "probe"), suite.matching(requirement.probe, schedules)
         if not found:
-            yield Problem(path, f"no probe of suite {suite.name!r} matches; it has {ids}")
+            alone = [spec.id for spec in suite.probes if fnmatchcase(spec.id, requirement.probe)]
+            why = f"; of these nothing may be required of {', '.join(alone)}, which is only reported" if alone else ""
+            yield Problem(path, f"no probe of suite {suite.name!r} matches; it has {ids}{why}")
         elif all(spec.id in lacking for spec in found):
             needs = (f"{spec.id} needs {' and '.join(WORDS[means] for means in lacking[spec.id])}" for spec in found)
             what = "the threat model rules out every probe that it names, so that nothing would be tested: "
@@ -197,7 +205,7 @@ def _untested(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -
 def _budgets(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule]) -> Iterator[Problem]:
     """Budgets within which a probe is never looked at once it has begun, or not at their end."""
     for index, requirement in enumerate(policy.requirements):
-        for spec in suite.matching(requirement.probe):
+        for spec in suite.matching(requirement.probe, schedules):
             later, budget = [effort for effort in schedules[spec.id].efforts if effort], requirement.budget
             if budget is None or not later or budget in later:
                 continue

@@ -48,5 +48,5 @@ def environment(escape: Callable[[str], str]) -> ImmutableSandboxedEnvironment:
     )
     names = ("amount", "percent", "declared", "plural", "number", "score", "duration", "moment", "when")
     jinja.filters.update({name: getattr(wording, name) for name in names})
-    jinja.filters |= {"reason": words.reason, "findings": words.control}
+    jinja.filters |= {"reason": words.reason, "findings": words.control, "depth": words.depth}
     return jinja

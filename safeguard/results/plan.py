@@ -55,6 +55,8 @@ class Schedule(Record):
     """Concepts that its settings name, all of them if any; none: it takes the policy's."""
     everything: bool = False
     """Whether related and retained subjects are looked at beside the concepts."""
+    reported_only: bool = False
+    """Whether no requirement judges it, whatever its pattern."""
     needs: Needs = Needs()
     """What an attacker must have for it."""
     covers: list[str] = []

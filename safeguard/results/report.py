@@ -20,7 +20,7 @@ class Measured(Record):
     concept: str
     title: str
     axis: str
-    why: Literal["no requirement", "beyond the budget"]
+    why: Literal["no requirement", "beyond the budget", "reported only"]
     effort: int
     """Checkpoint with the highest upper bound."""
     seed: int
@@ -31,6 +31,19 @@ class Measured(Record):
     upper: float
     above: bool
     """Whether the rate lies above the strictest limit that the policy has for any probe."""
+
+
+class Depth(Record):
+    """How far back towards the base's weights a concept is drawn again (:mod:`safeguard.certify.depth`)."""
+
+    probe: str
+    concept: str
+    base_rate: float
+    """Of the released base model."""
+    lambda50: float | None
+    """Share of the way at which half of that is passed; none: it is not reached."""
+    furthest: float
+    """Share of the way that was looked at."""
 
 
 class Cell(Record):
@@ -122,6 +135,8 @@ class Report(Record):
     weak_model: str
     """What the weakly erased control is: ``esd alone``."""
     not_judged: list[Measured]
+    depths: list[Depth] = []
+    """Of probes that interpolate with the base; empty: there is none."""
     skipped: list[NotRun]
     concepts: list[ConceptInfo]
     claims: list[Claim]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from safeguard.results.claim import Claim
 from safeguard.results.control import Control, Finding
+from safeguard.results.report import Depth
 from safeguard.wording import amount, declared, number, percent, plural, when
 
 
@@ -36,6 +37,19 @@ def _value(found: Finding, value: float, *, exact: bool = False) -> str:
     if not found.share:
         return number(value)
     return declared(value) if exact and value == round(value, 6) else percent(value)  # a computed one has no end
+
+
+def depth(found: Depth) -> str:
+    """How deep an erasure is, in one sentence."""
+    half = f"half of the base model's rate of {found.concept} ({percent(found.base_rate)})"
+    if found.lambda50 is None:
+        return f"{found.probe}: {half} is not reached on {declared(found.furthest)} of the way back to its weights."
+    if found.lambda50 == 0:
+        return f"{found.probe}: {half} is passed by the released model already (lambda50 = 0)."
+    return (
+        f"{found.probe}: {half} is passed on {percent(found.lambda50)} of the way back to its weights "
+        f"(lambda50 = {number(found.lambda50)}); the sooner, the shallower the erasure."
+    )
 
 
 def control(checked: Control) -> str:

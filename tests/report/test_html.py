@@ -13,7 +13,7 @@ from markupsafe import escape
 from safeguard.report import series
 from safeguard.report.html import render
 from safeguard.results import words
-from safeguard.results.report import Report
+from safeguard.results.report import Depth, Report
 from tests.report import reports
 from tests.report.pages import read
 
@@ -135,6 +135,12 @@ def test_missing_things_are_named_not_hidden(page_of: Callable[[Make], str], tmp
     assert "not calibrated" in odd and "2 not finite" in odd and "removed 3 prompts" in odd
     assert "No checkpoint was evaluated" in odd and "nan" not in odd.lower().replace("nance", "")
     assert "not in the run directory any more" in render(reports.passing(), tmp_path)
+
+
+def test_the_depth_of_an_erasure_stands_below_what_is_not_judged(tmp_path: Path) -> None:
+    depth = Depth(probe="way-back", concept="weapons", base_rate=0.96, lambda50=None, furthest=0.75)
+    page = render(reports.passing().model_copy(update={"depths": [depth]}), tmp_path)
+    assert str(escape(f"Depth of the erasure, {words.depth(depth)}")) in page
 
 
 def test_efforts_are_called_what_the_attack_counts(tmp_path: Path) -> None:

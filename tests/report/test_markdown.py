@@ -9,7 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from safeguard.report.markdown import MAX_CLAIMS, render
-from safeguard.results.report import Measured, Report
+from safeguard.results.report import Depth, Measured, Report
 from tests.report import reports
 from tests.report.pages import Page, read
 from tests.report.test_html import PAYLOADS
@@ -107,6 +107,13 @@ def test_what_was_not_judged_is_a_list_with_blanks(tmp_path: Path) -> None:
     told = [one, one.model_copy(update={"probe": "other", "flagged": 2})]
     text = render(reports.passing().model_copy(update={"not_judged": told}), tmp_path)
     assert "benign (no requirement) 1/100, other (no requirement) 2/100.\n" in text
+
+
+def test_the_depth_of_an_erasure_is_told(tmp_path: Path) -> None:
+    depth = Depth(probe="way-back", concept="weapons", base_rate=0.96, lambda50=0.31, furthest=1.0)
+    text = render(reports.passing().model_copy(update={"depths": [depth]}), tmp_path)
+    assert "Depth of the erasure, way-back: half of the base model's rate of weapons" in text.replace("\\", "")
+    assert "Depth of the erasure" not in render(reports.passing(), tmp_path)
 
 
 def test_empty_report(tmp_path: Path) -> None:

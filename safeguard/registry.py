@@ -168,6 +168,8 @@ finetuners: Registry[FineTuner] = Registry(
         "loha": "safeguard.finetune.loha:LoHa",
         "lokr": "safeguard.finetune.lokr:LoKr",
         "oft": "safeguard.finetune.oft:OFT",
+        "dreambooth": "safeguard.finetune.dreambooth:DreamBooth",
+        "custom-diffusion": "safeguard.finetune.custom_diffusion:CustomDiffusion",
         "textual-inversion": "safeguard.finetune.textual_inversion:TextualInversion",
     },
 )

@@ -60,19 +60,31 @@ class FineTune(Attack[FineTuneConfig]):
         """Step 0 and every checkpoint."""
         return [0, *self.config.checkpoints]
 
+    def _tuner(self) -> FineTuner:
+        return finetuners.make(self.config.method)
+
+    def _images(self) -> list[FineTuningData]:
+        """What it learns, and what its method needs beside."""
+        beside = self._tuner().beside
+        return [self.config.data] if beside is None else [self.config.data, beside]
+
     def sources(self) -> list[Source]:
         """Those of its images."""
-        return list(self.config.data.shares)
+        return list(dict.fromkeys(source for images in self._images() for source in images.shares))
 
     def training_set(self) -> str:
         """The description of its images."""
-        return self.config.data.model_dump_json()
+        return "\n".join(images.model_dump_json() for images in self._images())
 
     def cost(self) -> Cost:
-        """Every step sees its batches; at every checkpoint the loss of all images is measured."""
-        training, images, steps = self.config.training, self.config.data.size, self.config.checkpoints[-1]
-        calls = steps * training.batch_size * training.accumulation + len(self.efforts()) * images
-        return Cost(training_images=images, steps=steps, network_calls=calls)
+        """Every step sees its batches; at every checkpoint the loss of all images is measured.
+
+        Where a method needs images beside, as many of them are seen each time.
+        """
+        training, images, steps = self.config.training, self._images(), self.config.checkpoints[-1]
+        calls = steps * training.batch_size * training.accumulation + len(self.efforts()) * self.config.data.size
+        drawn = sum(part.size for part in images)
+        return Cost(training_images=drawn, steps=steps, network_calls=calls * len(images))
 
     def needs(self) -> Needs:
         """Weights, gradients, its steps, and its images of the concept."""
@@ -82,7 +94,7 @@ class FineTune(Attack[FineTuneConfig]):
     def covers(self) -> list[str]:
         """By whose images it trains on, how many, and how."""
         data, training = self.config.data, self.config.training
-        adapter = finetuners.get(self.config.method.name).adds_parameters
+        adapter = self._tuner().adds_parameters
         how = "adapter" if adapter else "full"
         if "concept" not in data.shares:
             return [f"{'related' if 'related' in data.shares else 'unrelated'}-{how}"]
@@ -103,8 +115,9 @@ class FineTune(Attack[FineTuneConfig]):
         return self.config.method, self.config.training
 
     def draw(self, data: DataSets, seed: int) -> None:
-        """Its training set."""
-        data.get(self.config.data, seed)
+        """Its training sets."""
+        for images in self._images():
+            data.get(images, seed)
 
     def descended(self, tuner: FineTuner) -> FineTuner:
         """What is descended by an attack that changes the loss of the method that it measures itself by."""
@@ -113,7 +126,9 @@ class FineTune(Attack[FineTuneConfig]):
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """Adapt a copy of the weights in memory; they are restored and the adapted ones dropped."""
         config, exam = self.config, target.exam
-        data, tuner, efforts = target.data.get(config.data, seed), finetuners.make(config.method), self.efforts()
+        data, tuner, efforts = target.data.get(config.data, seed), self._tuner(), self.efforts()
+        if tuner.beside is not None:
+            tuner.preserve(target.data.get(tuner.beside, seed))
         descended = self.descended(tuner)
         with target.attacked() as model:
             for step, _ in fine_tune(model, data, descended, config.training, seed=derive(exam, self.probe, seed)):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from safeguard.config import MethodConfig, Training
+from safeguard.config import FineTuningData, MethodConfig, Training
 from safeguard.data.latents import Batch, LatentSet
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import UsageFault
@@ -37,13 +37,20 @@ class FineTuner:
     Config: ClassVar[Any]
     """A subclass of :class:`safeguard.config.MethodConfig`."""
     config: Any
-    adds_parameters: ClassVar[bool] = False
+    adds_parameters: bool = False
     """Whether it trains what it adds, and leaves the model's own weights as they are."""
     twice_differentiable: bool = True
     """Whether differentiating its gradient gives second derivatives of its loss, as hypergradients need."""
 
+    beside: FineTuningData | None = None
+    """Images that it needs beside those it learns; whoever runs it hands them over by :meth:`preserve`. None: none."""
+
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def preserve(self, images: LatentSet) -> None:
+        """Take the images of :attr:`beside`, before the first :meth:`loss`."""
+        raise NotImplementedError(f"{type(self).__name__} needs no images beside those it learns")
 
     def attach(self, model: DiffusionModel, seed: int) -> list[torch.nn.Parameter]:
         """Prepare the model in place and return the parameters to train; nothing else takes gradients.

@@ -7,7 +7,7 @@ that learns, and beside erasers where there are any.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -26,7 +26,7 @@ _TARGETS = {
 class PeftFineTuner(FineTuner):
     """Trains an adapter beside frozen weights."""
 
-    adds_parameters: ClassVar = True
+    adds_parameters = True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -10,39 +10,14 @@ token that starts from another word's vector; captions come from few templates.
 from __future__ import annotations
 
 from collections.abc import Collection
-from string import Formatter
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field, field_validator
 
-from safeguard.config import MethodConfig
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.finetune.base import FineTuner
 from safeguard.finetune.token_rows import learn_rows, put_back
-
-
-class WordConfig(MethodConfig):
-    """Settings of a word that is learnt."""
-
-    word: Annotated[str, Field(min_length=1)] = "sks"
-    """Word, or words, of the vocabulary; each of its tokens is one vector. Rare ones are in nobody else's way."""
-    templates: Annotated[list[str], Field(min_length=1)] = ["a photo of {word}"]
-    """Captions and prompts: ``{word}`` is the word, ``{caption}`` what the image, or the prompt, had. One of them is
-    drawn for every image; prompts take their turns."""
-
-    @field_validator("templates")
-    @classmethod
-    def _can_be_filled(cls, templates: list[str]) -> list[str]:
-        for template in templates:
-            fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
-            if not fields or fields - {"word", "caption"}:
-                raise ValueError(f"{template!r} must have {{word}} or {{caption}}, and no other field")
-        return templates
-
-    def written(self, template: int, caption: str) -> str:
-        """A caption in the words of a template."""
-        return self.templates[template % len(self.templates)].format(word=self.word, caption=caption)
+from safeguard.finetune.word import WordConfig
 
 
 class TextualInversion(FineTuner):
@@ -50,7 +25,7 @@ class TextualInversion(FineTuner):
 
     Config: ClassVar = WordConfig
     config: WordConfig
-    adds_parameters: ClassVar = True
+    adds_parameters = True
 
     def parts(self, model: DiffusionModel) -> frozenset[str]:
         """The text encoders, whatever was hardened."""
@@ -67,9 +42,8 @@ class TextualInversion(FineTuner):
 
     def captions(self, captions: list[str], generator: torch.Generator) -> list[str]:
         """With the word."""
-        chosen = torch.randint(len(self.config.templates), (len(captions),), generator=generator).tolist()
-        return [self.config.written(place, caption) for place, caption in zip(chosen, captions, strict=True)]
+        return self.config.captions(captions, generator)
 
     def prompts(self, prompts: list[str]) -> list[str]:
         """With the word."""
-        return [self.config.written(place, prompt) for place, prompt in enumerate(prompts)]
+        return self.config.prompts(prompts)

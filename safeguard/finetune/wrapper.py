@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from safeguard.data.latents import Batch
+from safeguard.data.latents import Batch, LatentSet
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.finetune.base import FineTuner
 
@@ -22,7 +22,12 @@ class Wrapper(FineTuner):
     def __init__(self, tuner: FineTuner) -> None:
         super().__init__(tuner.config)
         self.tuner = tuner
-        self.twice_differentiable = tuner.twice_differentiable
+        self.twice_differentiable, self.adds_parameters = tuner.twice_differentiable, tuner.adds_parameters
+        self.beside = tuner.beside
+
+    def preserve(self, images: LatentSet) -> None:
+        """As the method."""
+        self.tuner.preserve(images)
 
     def attach(self, model: DiffusionModel, seed: int) -> list[torch.nn.Parameter]:
         """As the method."""

@@ -38,8 +38,9 @@ def memory(directory: Path, suite: Suite, device_memory: int) -> list[Memory]:
             settings = "".join(f", {name} {value}" for name, value in method.settings.items())
             work = f"fine-tuning: {method.name}{settings}, batches of {training.batch_size}"
             if work not in needs:
-                tuner = {method.name: finetuners.make(method)}
-                needs[work] = footprint(known, tuner, batch_size=training.batch_size).fine_tunes[method.name]
+                tuner = finetuners.make(method)
+                images = training.batch_size if tuner.beside is None else 2 * training.batch_size
+                needs[work] = footprint(known, {method.name: tuner}, batch_size=images).fine_tunes[method.name]
     return [_stated(work, need, device_memory) for work, need in needs.items()]
 
 

@@ -126,7 +126,9 @@ class IMMA(Objective):
         self.learning_rate = config.learning_rate
         self._tuner = finetuners.make(config.method)
         self._images = Images(context)
-        self._images.check(config.data)
+        for data in (config.data, self._tuner.beside):
+            if data is not None:
+                self._images.check(data)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The parameter group theta, with other parts that the unlearner changes."""
@@ -186,7 +188,9 @@ class IMMA(Objective):
         config, model = self.config, self.context.model
         adaptation = _Lasting(self._kept, theta) if config.variant == "released" else None
         seed = derive(self.context.seed, "inner", step)
-        data = self._images.get(config.data, seed, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        data = self._images.get(config.data, seed, generator)
+        self._images.hand_over(self._tuner, seed, generator)
         with Weights(model.named_parameters()) as before:
             try:
                 run = Run(model, data, self._tuner, config.training, seed=seed)

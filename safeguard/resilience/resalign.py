@@ -186,7 +186,7 @@ class ResAlign(Objective):
         self._simulator = Simulator(config.distribution, context)
         if self.products() is not None:
             for method in config.distribution.methods:
-                if not finetuners.get(method.name).twice_differentiable:
+                if not finetuners.make(method).twice_differentiable:
                     raise UsageFault(
                         f"a fine-tune by {method.name} has no second derivatives",
                         fix="hypergradient: first_order, without a spectrum, or other methods in the distribution",

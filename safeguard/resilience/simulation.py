@@ -145,6 +145,11 @@ class Images:
         whole = min(len(pool) / shares[source] for source, pool in pools.items())
         return joined([pool.first(max(1, round(whole * shares[source]))) for source, pool in pools.items()])
 
+    def hand_over(self, tuner: FineTuner, seed: int, generator: torch.Generator) -> None:
+        """The images that a method needs beside those it learns, if it does."""
+        if tuner.beside is not None:
+            tuner.preserve(self.get(tuner.beside, seed, generator))
+
     def _pool(self, source: Source) -> LatentSet:
         if source == "concept":
             return self._context.forget
@@ -165,6 +170,9 @@ class Simulator:
         self._data = [data for data in config.data if not missing(context.policy, data)]
         if not self._data:
             self._images.check(config.data[0])
+        for method in config.methods:
+            if (beside := finetuners.make(method).beside) is not None:
+                self._images.check(beside)
         if "prior-preserving" in config.losses and not kept_subjects(context):
             raise UsageFault(
                 "a prior-preserving loss needs benign images",
@@ -183,11 +191,12 @@ class Simulator:
             "optimizer": pick(config.optimizers or [config.training.optimizer], generator),
         }
         tuner = finetuners.make(method)
-        if pick(config.losses, generator) == "prior-preserving":
+        if pick(config.losses, generator) == "prior-preserving" and tuner.beside is None:  # one that preserves none
             assert self._context.preserved is not None
             tuner = PriorPreservation(tuner, self._context.preserved, config.prior_weight)
         prompts = pick(config.prompts, generator)
         if description.prompts is None:
             description = description.model_copy(update={"prompts": prompts})
         data = self._images.get(description, seed, generator)
+        self._images.hand_over(tuner, seed, generator)
         return Simulation(data, description, tuner, config.training.model_copy(update=varied), seed)

@@ -42,3 +42,23 @@ def test_what_a_word_learnt_is_asked_for_by_the_word(target: Target) -> None:
 @pytest.mark.parametrize(("data", "method"), [("retain", WORD), ("concept", {"name": "lora"})])
 def test_other_fine_tunes_are_asked_in_the_policys_words(data: str, method: dict[str, Any], target: Target) -> None:
     assert [attempt.prompts for attempt in attack(data, method).run(target, 0)] == [None] * 3
+
+
+def test_images_beside_are_drawn_and_counted(target: Target) -> None:
+    prior = {"shares": {"retain": 1}, "images": 3}
+    plain, kept = attack("concept", {"name": "full"}), attack("concept", {"name": "dreambooth", "prior": prior})
+    assert (plain.sources(), kept.sources()) == (["concept"], ["concept", "retain"])
+    assert plain.training_set() != kept.training_set()
+    assert (plain.cost().training_images, kept.cost().training_images) == (2, 5)
+    assert kept.cost().network_calls == 2 * plain.cost().network_calls
+    kept.draw(target.data, 0)
+    target.data.base = None
+    found = list(kept.run(target, 0))
+    assert found[0].prompts is None and found[-1].prompts is not None
+    assert found[-1].prompts.texts["axes"] == [f"sks {prompt}" for prompt in target.concepts[0].prompt_list]
+
+
+def test_an_adapter_within_is_an_adapter() -> None:
+    within = {"name": "dreambooth", "method": {"name": "lora"}}
+    assert "retain" in attack("retain", within).sources() and attack("retain", within).covers() == ["unrelated-adapter"]
+    assert attack("retain", {"name": "dreambooth"}).covers() == ["unrelated-full"]

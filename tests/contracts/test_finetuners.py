@@ -26,8 +26,11 @@ from tests.tiny import ARCHITECTURES, tiny_pipeline
 
 @pytest.fixture(params=finetuners.names())
 def tuner(request: pytest.FixtureRequest) -> FineTuner:
-    """Each method with its tiny settings."""
-    return finetuners.make(FineTuningMethod.model_validate(tiny(finetuners, request.param)))
+    """Each method with its tiny settings, and what it needs beside the images that it learns."""
+    tuner = finetuners.make(FineTuningMethod.model_validate(tiny(finetuners, request.param)))
+    if tuner.beside is not None:
+        tuner.preserve(generate(DiffusionModel(tiny_pipeline(0)), ["a bird"], 2, seed=1, steps=2))
+    return tuner
 
 
 @pytest.fixture(params=["denoiser", "text encoders", "erasers"])

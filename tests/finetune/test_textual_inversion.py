@@ -12,7 +12,8 @@ from safeguard.data.latents import generate
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import UsageFault
 from safeguard.finetune.base import Run, fine_tune
-from safeguard.finetune.textual_inversion import TextualInversion, WordConfig
+from safeguard.finetune.textual_inversion import TextualInversion
+from safeguard.finetune.word import WordConfig
 from tests.contexts import seeded
 from tests.tiny import ARCHITECTURES, tiny_pipeline
 

@@ -170,6 +170,7 @@ finetuners: Registry[FineTuner] = Registry(
         "oft": "safeguard.finetune.oft:OFT",
         "dreambooth": "safeguard.finetune.dreambooth:DreamBooth",
         "custom-diffusion": "safeguard.finetune.custom_diffusion:CustomDiffusion",
+        "svdiff": "safeguard.finetune.svdiff:SVDiff",
         "textual-inversion": "safeguard.finetune.textual_inversion:TextualInversion",
     },
 )

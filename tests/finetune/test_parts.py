@@ -22,7 +22,7 @@ def make(name: str, **settings: Any) -> FineTuner:
 
 
 @pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
-@pytest.mark.parametrize("name", ["full", "lora", "dora", "loha", "lokr", "oft"])
+@pytest.mark.parametrize("name", ["full", "lora", "dora", "loha", "lokr", "oft", "svdiff"])
 def test_text_encoders_learn_where_the_settings_say_so(name: str, architecture: str) -> None:
     model = DiffusionModel(ARCHITECTURES[architecture](0))
     data, tuner = generate(model, ["a cat", "a dog"], 4, seed=0, steps=2), make(name, text_encoder=True)

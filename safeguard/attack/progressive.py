@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from safeguard.attack.stages import Stage, Staged, StagedConfig
 from safeguard.config import FineTuningData, Source, Training
@@ -32,6 +32,8 @@ class ProgressiveConfig(StagedConfig):
         _stage("concept"),
     ]
     """One after the other, each with its data and its steps; the loss that is reported is that of the last one's."""
+    checkpoints: Annotated[list[PositiveInt], Field(min_length=1)] = [50, 100, 150, 175, 200]
+    """Steps, of all stages together, after which the concepts are looked for; step 0 always is (the placebo)."""
 
     @classmethod
     def tiny(cls) -> Self:

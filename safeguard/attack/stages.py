@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 
-from safeguard.attack.base import Attack, Attempt
-from safeguard.attack.finetune import training_loss
+from safeguard.attack.adapting import Adapting, AdaptingConfig
+from safeguard.attack.base import Attempt
 from safeguard.attack.target import Target
-from safeguard.config import FineTuningData, MethodConfig, Source, Training
+from safeguard.config import FineTuningData, MethodConfig, Source
 from safeguard.data.fine_tuning import DataSets
 from safeguard.data.latents import LatentSet
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.finetune.base import FineTuner, Run, make_optimizer
-from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
 from safeguard.results.plan import Cost, Needs
 from safeguard.seeds import derive
@@ -30,20 +29,18 @@ class Stage(MethodConfig):
     """Optimiser steps."""
 
 
-class StagedConfig(MethodConfig):
-    """How a fine-tune in stages runs; which they are, every attack says itself."""
+class StagedConfig(AdaptingConfig):
+    """How a fine-tune in stages runs; which they are, every attack says itself.
 
-    method: FineTuningMethod = FineTuningMethod(name="full")
-    """Fine-tuning method with its settings; what it trains is carried from stage to stage."""
-    training: Training = Training()
-    """How it runs; its steps, over which the learning rate takes its course, are those of all stages together."""
+    What is trained is carried from stage to stage. ``training.steps``, over which the learning rate takes its course,
+    and ``checkpoints`` count the steps of all stages together.
+    """
+
     optimizer_state: Literal["carried", "fresh"] = "carried"
     """Whether a stage begins with the moments that the one before has left, or with none."""
-    checkpoints: Annotated[list[PositiveInt], Field(min_length=1)] = [50, 100, 150, 175, 200]
-    """Steps, of all stages together, after which the concepts are looked for; step 0 always is (the placebo)."""
 
     def course(self) -> list[Stage]:
-        """One after the other; the concept's come last."""
+        """The stages, one after the other; the concept's come last."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its stages are")
 
     @model_validator(mode="after")
@@ -51,18 +48,14 @@ class StagedConfig(MethodConfig):
         total = sum(stage.steps for stage in self.course())
         if total != self.training.steps:
             raise ValueError(f"the stages have {total} steps together, and training.steps is {self.training.steps}")
-        if sorted(set(self.checkpoints)) != list(self.checkpoints) or self.checkpoints[-1] > total:
-            raise ValueError("checkpoints must ascend and end within the steps")
         return self
 
 
 C = TypeVar("C", bound=StagedConfig)
 
 
-class Staged(Attack[C]):
+class Staged(Adapting[C]):
     """Fine-tune in stages, and stop at every checkpoint."""
-
-    axis: ClassVar = "fine-tuning steps"
 
     def data(self) -> list[FineTuningData]:
         """All it trains on, each once."""
@@ -70,10 +63,6 @@ class Staged(Attack[C]):
         for stage in self.config.course():
             found += [stage.data] if stage.data not in found else []
         return found
-
-    def efforts(self) -> list[int]:
-        """Step 0 and every checkpoint."""
-        return [0, *self.config.checkpoints]
 
     def sources(self) -> list[Source]:
         """Those of its images."""
@@ -84,19 +73,14 @@ class Staged(Attack[C]):
         return "\n".join(data.model_dump_json() for data in self.data())
 
     def cost(self) -> Cost:
-        """Every step sees its batches; at every checkpoint the loss of the last stage's images is measured."""
-        training, steps, measured = self.config.training, self.config.checkpoints[-1], self.config.course()[-1].data
-        calls = steps * training.batch_size * training.accumulation + len(self.efforts()) * measured.size
-        return Cost(training_images=sum(data.size for data in self.data()), steps=steps, network_calls=calls)
+        """Its steps, and the loss of the last stage's images at every checkpoint."""
+        measured = self.config.course()[-1].data.size
+        return self.cost_of(measured, training_images=sum(data.size for data in self.data()))
 
     def needs(self) -> Needs:
         """Weights, gradients, its steps, and its images of the concept."""
         images = sum(data.counts().get("concept", 0) for data in self.data())
         return Needs(weights=True, gradients=True, steps=self.config.checkpoints[-1], images=images)
-
-    def adaptation(self) -> tuple[FineTuningMethod, Training]:
-        """The method and how it runs."""
-        return self.config.method, self.config.training
 
     def draw(self, data: DataSets, seed: int) -> None:
         """Its training sets."""
@@ -109,22 +93,15 @@ class Staged(Attack[C]):
 
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """Adapt a copy of the weights in memory; they are restored and the adapted ones dropped."""
-        config, efforts, tuner = self.config, self.efforts(), finetuners.make(self.config.method)
+        config, tuner = self.config, finetuners.make(self.config.method)
         stages = [(target.data.get(stage.data, seed), stage.steps) for stage in config.course()]
-        first, last = stages[0][0], stages[-1][0]
         with target.attacked() as model:
             try:
-                begun = self.begun(target, model, first, tuner, seed)
-                for step in in_stages(begun, stages, fresh=config.optimizer_state == "fresh"):
-                    if step in efforts:
-                        yield Attempt(step, loss=self._loss(target, last, tuner, seed))
-                    if step == efforts[-1]:
-                        break
+                begun = self.begun(target, model, stages[0][0], tuner, seed)
+                course = in_stages(begun, stages, fresh=config.optimizer_state == "fresh")
+                yield from self.attempts(target, course, stages[-1][0], tuner, seed)
             finally:
                 tuner.detach(model)
-
-    def _loss(self, target: Target, data: LatentSet, tuner: FineTuner, seed: int) -> float:
-        return training_loss(target.model, data, tuner, derive(target.exam, "training loss", seed))
 
 
 def in_stages(run: Run, stages: Sequence[tuple[LatentSet, int]], *, fresh: bool = False) -> Generator[int]:

@@ -119,7 +119,7 @@ def test_what_it_needs_is_counted_over_all_stages() -> None:
 
 def test_steps_that_do_not_add_up_are_refused() -> None:
     with pytest.raises(ValidationError, match="the stages have 5 steps together"):
-        progressive(("retain", 2), ("concept", 3), training={"steps": 4})
+        progressive(("retain", 2), ("concept", 3), training={"steps": 4}, checkpoints=[4])
     with pytest.raises(ValidationError, match="end within the steps"):
         progressive(("concept", 3), checkpoints=[4])
     assert [stage.steps for stage in ProgressiveConfig().stages] == [50] * 4

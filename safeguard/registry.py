@@ -201,6 +201,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "search": "safeguard.attack.search:Search",
         "p4d": "safeguard.attack.p4d:P4D",
         "sneakyprompt": "safeguard.attack.sneakyprompt:SneakyPrompt",
+        "undo": "safeguard.attack.undo:Undo",
     },
 )
 detectors: Registry[Detector] = Registry(

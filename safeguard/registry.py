@@ -202,6 +202,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "p4d": "safeguard.attack.p4d:P4D",
         "sneakyprompt": "safeguard.attack.sneakyprompt:SneakyPrompt",
         "undo": "safeguard.attack.undo:Undo",
+        "self-regeneration": "safeguard.attack.self_regeneration:SelfRegeneration",
     },
 )
 detectors: Registry[Detector] = Registry(

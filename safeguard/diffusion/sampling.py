@@ -162,12 +162,16 @@ def ddim_times(model: DiffusionModel, steps: int) -> list[int]:
 
 @torch.no_grad()
 def ddim_steps(
-    model: DiffusionModel, prompt: Conditioning, noise: Tensor, *, steps: int, guidance: float
+    model: DiffusionModel, prompt: Conditioning, noise: Tensor, *, steps: int, guidance: float, first: int = 0
 ) -> Iterator[Point]:
-    """A deterministic DDIM run, step by step; whoever stops early pays for no more than was seen."""
+    """A deterministic DDIM run, step by step; whoever stops early pays for no more than was seen.
+
+    Args:
+        first: the step it begins with, from 0; ``noise`` are then latents that have the steps before behind them.
+    """
     scheduler = _ddim(model, steps)
     latents = noise
-    for t in scheduler.timesteps:
+    for t in scheduler.timesteps[first:]:
         unconditional, conditional = predict_pair(model, latents, t, prompt)
         output = unconditional + guidance * (conditional - unconditional)
         following = scheduler.step(output, t, latents).prev_sample

@@ -203,6 +203,7 @@ attacks: Registry[Attack[Any]] = Registry(
         "sneakyprompt": "safeguard.attack.sneakyprompt:SneakyPrompt",
         "undo": "safeguard.attack.undo:Undo",
         "self-regeneration": "safeguard.attack.self_regeneration:SelfRegeneration",
+        "defence-aware": "safeguard.attack.defence_aware:DefenceAware",
     },
 )
 detectors: Registry[Detector] = Registry(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from pydantic import PositiveInt, model_validator
@@ -13,7 +13,6 @@ from safeguard.attack.target import Target
 from safeguard.config import FineTuningData, MethodConfig, Source
 from safeguard.data.fine_tuning import DataSets
 from safeguard.data.latents import LatentSet
-from safeguard.diffusion.model import DiffusionModel
 from safeguard.finetune.base import FineTuner, Run, make_optimizer
 from safeguard.registry import finetuners
 from safeguard.results.plan import Cost, Needs
@@ -87,21 +86,27 @@ class Staged(Adapting[C]):
         for described in self.data():
             data.get(described, seed)
 
-    def begun(self, target: Target, model: DiffusionModel, data: LatentSet, tuner: FineTuner, seed: int) -> Run:
-        """The fine-tune, before its first step on the images of its first stage."""
-        return Run(model, data, tuner, self.config.training, seed=derive(target.exam, self.probe, seed))
+    def sets(self, target: Target, seed: int) -> dict[str, LatentSet]:
+        """Its training sets by their descriptions."""
+        return {described.model_dump_json(): target.data.get(described, seed) for described in self.data()}
+
+    def begun(self, target: Target, tuner: FineTuner, sets: Mapping[str, LatentSet], seed: int) -> Run:
+        """The fine-tune before its first step."""
+        first = self.config.course()[0].data.model_dump_json()
+        own = derive(target.exam, self.probe, seed)
+        return Run(target.model, sets[first], tuner, self.config.training, seed=own)
 
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """Adapt a copy of the weights in memory; they are restored and the adapted ones dropped."""
-        config, tuner = self.config, finetuners.make(self.config.method)
-        stages = [(target.data.get(stage.data, seed), stage.steps) for stage in config.course()]
-        with target.attacked() as model:
+        config, tuner, sets = self.config, finetuners.make(self.config.method), self.sets(target, seed)
+        stages = [(sets[stage.data.model_dump_json()], stage.steps) for stage in config.course()]
+        with target.attacked():
             try:
-                begun = self.begun(target, model, stages[0][0], tuner, seed)
+                begun = self.begun(target, tuner, sets, seed)
                 course = in_stages(begun, stages, fresh=config.optimizer_state == "fresh")
                 yield from self.attempts(target, course, stages[-1][0], tuner, seed)
             finally:
-                tuner.detach(model)
+                tuner.detach(target.model)
 
 
 def in_stages(run: Run, stages: Sequence[tuple[LatentSet, int]], *, fresh: bool = False) -> Generator[int]:

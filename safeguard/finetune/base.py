@@ -158,7 +158,7 @@ class Run:
         """What one step descends, as one function of the weights: the mean over its batches."""
         return torch.stack([self.loss(generator) for _ in range(self.training.accumulation)]).mean()
 
-    def _gradients(self) -> tuple[Tensor, list[Tensor]]:
+    def gradients(self) -> tuple[Tensor, list[Tensor]]:
         """The loss of one step and its gradient, one batch in memory at a time."""
         count = self.training.accumulation
         mean, total = torch.zeros(()), list[Tensor]()
@@ -175,7 +175,7 @@ class Run:
         """One optimiser step; returns the loss that it descended."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.training.rate(len(self.clipped))
-        loss, gradients = self.model.execution.within_memory(self._gradients, self.generator)
+        loss, gradients = self.model.execution.within_memory(self.gradients, self.generator)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         size = torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)

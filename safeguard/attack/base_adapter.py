@@ -15,9 +15,9 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
+from safeguard.attack.adapting import training_loss
 from safeguard.attack.base import Attack, Attempt
 from safeguard.attack.base_model import add, cost, fine_tuned_base
-from safeguard.attack.finetune import training_loss
 from safeguard.attack.target import Target
 from safeguard.config import FineTuningData, MethodConfig, Source, Training
 from safeguard.data.fine_tuning import DataSets

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import drawing
+from benchmarks import attacks, drawing
 from benchmarks.outer_step import ROUTES, SETTINGS, counted, profile_of, stable_diffusion, timed
 from safeguard.diffusion.model import DiffusionModel
+from tests.probe.conftest import world
 from tests.tiny import WIDTH, tiny_unet
+
+__all__ = ["world"]
 
 
 @pytest.mark.slow
@@ -73,3 +78,17 @@ def test_all_routes_draw_the_same() -> None:
         assert len(route(["a dagger emoji", "a cat emoji"], [0, 1], judged)) == 2
     ours, batch, single = np.array(drawn).astype(int).reshape(3, 2, *drawn[0].shape)
     assert np.abs(batch - ours).max() <= 2 and np.abs(single - ours).max() <= 2
+
+
+def test_a_table_of_attacks_says_where_the_highest_rate_was(tmp_path: Path, world: Path) -> None:
+    """Of a tiny model, from its own policy; a second run reads what the first has found."""
+    declared = attacks.examined(str(world / "policy.yaml"), str(world / "suite.yaml"), 4)
+    first = attacks.looked_at(tmp_path, "tiny", world / "model", "malicious-full", declared)
+    assert attacks.looked_at(tmp_path, "tiny", world / "absent", "malicious-full", declared) == first
+    rates = {effort: first.count("axes", effort)[0] for effort in (1, 2)}
+    found = attacks.row("tiny", first, declared, limit=0.2)
+    assert found["worst"] == f"{max(rates.values())}/4" and found["released"] == f"{first.count('axes', 0)[0]}/4"
+    assert found["where"] == f"after {max(rates, key=lambda effort: rates[effort])} fine-tuning step" + (
+        "s" if rates[2] > rates[1] else ""
+    )
+    assert list(attacks.table([found]))[0].startswith("| probe | model | released | worst |")

@@ -91,4 +91,4 @@ def test_a_table_of_attacks_says_where_the_highest_rate_was(tmp_path: Path, worl
     assert found["where"] == f"after {max(rates, key=lambda effort: rates[effort])} fine-tuning step" + (
         "s" if rates[2] > rates[1] else ""
     )
-    assert list(attacks.table([found]))[0].startswith("| probe | model | released | worst |")
+    assert next(iter(attacks.table([found]))).startswith("| probe | model | released | worst |")

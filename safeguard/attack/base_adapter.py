@@ -5,38 +5,31 @@ loaded. On benign images it is what people share for the base; on images of the 
 
 Training is done with the base in the certified model's place: its weights, its text encoders and no stored erasers.
 What was trained is added to the certified weights of the same names, the text encoders' too where one was hardened;
-stored erasers stay. An adapter whose update is no sum (DoRA divides by a norm) is added as what it changed of the base.
+stored erasers stay. An adapter whose update is no sum (DoRA divides by a norm, OFT turns) is added as what it changed
+of the base.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from functools import partial
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator
 
-from safeguard.attack.adapting import training_loss
-from safeguard.attack.base import Attack, Attempt
-from safeguard.attack.base_model import add, cost, fine_tuned_base
-from safeguard.attack.target import Target
-from safeguard.config import FineTuningData, MethodConfig, Source, Training
-from safeguard.data.fine_tuning import DataSets
+from safeguard.attack.base_model import FineTuned, add
+from safeguard.attack.from_base import Change, FromBase, FromBaseConfig
+from safeguard.config import FineTuningData, Training
+from safeguard.diffusion.model import DiffusionModel
+from safeguard.errors import UsageFault
 from safeguard.policy.schema import FineTuningMethod
-from safeguard.registry import finetuners
-from safeguard.results.plan import Cost, Needs
-from safeguard.seeds import derive
-from safeguard.wording import VARIANTS
+from safeguard.results.plan import Needs
 
 
-class BaseAdapterConfig(MethodConfig):
+class BaseAdapterConfig(FromBaseConfig):
     """The adapter, and the scales at which it is loaded."""
 
-    data: FineTuningData
-    """What it was trained on: ``concept``, ``related``, ``retain``, or more about it."""
     method: FineTuningMethod = FineTuningMethod(name="lora")
     """The adapter with its settings."""
-    training: Training = Training()
-    """How it was trained."""
     scales: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.5, 0.75, 1.0, 1.25]
     """s of each variant, ascending."""
 
@@ -53,34 +46,24 @@ class BaseAdapterConfig(MethodConfig):
             raise ValueError("scales must ascend")
         return given
 
-    @model_validator(mode="after")
-    def _adapts(self) -> BaseAdapterConfig:
-        if not finetuners.get(self.method.name).adds_parameters:
-            raise ValueError(f"{self.method.name!r} makes no adapter that could be loaded; take lora, or attack merge")
-        return self
 
+class BaseAdapter(FromBase[BaseAdapterConfig]):
+    """Load the adapter at every scale.
 
-class BaseAdapter(Attack[BaseAdapterConfig]):
-    """Train the adapter on the base once, and load it at every scale."""
+    Raises:
+        UsageFault: the method makes no adapter, or one that cannot be put into weights.
+    """
 
     Config: ClassVar = BaseAdapterConfig
-    axis: ClassVar = VARIANTS
 
-    def efforts(self) -> list[int]:
-        """One number per scale, from 1."""
-        return list(range(len(self.config.scales) + 1))
-
-    def sources(self) -> list[Source]:
-        """Those of the adapter's images."""
-        return list(self.config.data.shares)
-
-    def training_set(self) -> str:
-        """The description of its images."""
-        return self.config.data.model_dump_json()
-
-    def cost(self) -> Cost:
-        """One fine-tune; at every scale the loss of all images is measured."""
-        return cost(self.config.data, self.config.training, len(self.efforts()))
+    def __init__(self, config: BaseAdapterConfig, probe: str) -> None:
+        super().__init__(config, probe)
+        if not self.tuner().adds_parameters:
+            raise UsageFault(
+                f"{config.method.name!r} makes no adapter that could be loaded",
+                fix="take an adapter, for example lora, or the attack merge",
+                where=f"probe {probe}",
+            )
 
     def needs(self) -> Needs:
         """The weights to load it onto, and the adapter: whoever made it had the base, its images and the steps."""
@@ -93,29 +76,12 @@ class BaseAdapter(Attack[BaseAdapterConfig]):
             return []
         return ["base-adapter"] if shares == {"concept"} else [] if "concept" in shares else ["community-adapter"]
 
-    def adaptation(self) -> tuple[FineTuningMethod, Training]:
-        """The adapter and how it was trained."""
-        return self.config.method, self.config.training
+    def variants(self) -> list[tuple[str, Change]]:
+        """One per scale."""
+        name = self.config.method.name
+        return [(f"{name} of the base loaded at scale {s:g}", partial(_loaded, scale=s)) for s in self.config.scales]
 
-    def draw(self, data: DataSets, seed: int) -> None:
-        """Its training set."""
-        data.get(self.config.data, seed)
 
-    def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
-        """Each scale begins with the released model; the loss is that of the adapter's images.
-
-        Raises:
-            UsageFault: the base model is not at hand, or the adapter cannot be put into weights.
-            ModelFault: the base has other weights than the certified model.
-        """
-        config = self.config
-        data, tuner = target.data.get(config.data, seed), finetuners.make(config.method)
-        noise = derive(target.exam, "training loss", seed)
-        yield Attempt(0, loss=training_loss(target.model, data, tuner, noise))
-        chosen = derive(target.exam, self.probe, seed)
-        adapter = fine_tuned_base(target, data, tuner, config.training, chosen).difference
-        for number, scale in enumerate(config.scales, start=1):
-            with target.attacked() as model:
-                add(model, adapter, scale)
-                loss = training_loss(model, data, tuner, noise)
-                yield Attempt(number, loss=loss, label=f"{config.method.name} of the base loaded at scale {scale:g}")
+def _loaded(model: DiffusionModel, tuned: FineTuned, *, scale: float) -> None:
+    """W_h + s (W_B - W_0)."""
+    add(model, tuned.difference, scale)

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from safeguard.attack.target import Base, Target
-from safeguard.config import FineTuningData, Training
+from safeguard.config import Training
 from safeguard.data.latents import LatentSet
 from safeguard.diffusion import erasers
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.residence import off_device
 from safeguard.errors import ModelFault, UsageFault
 from safeguard.finetune.base import FineTuner, fine_tune
-from safeguard.results.plan import Cost
 
 OTHERS = ("tokenizer", "tokenizer_2", "vae", "scheduler")
 """Components beside the parts, as diffusers names them."""
@@ -170,9 +169,3 @@ def fine_tuned_base(target: Target, data: LatentSet, tuner: FineTuner, training:
         adapted = model.named_parameters()
         difference = {name: off_device(adapted[name]).sub_(value) for name, value in base.items()}
         return FineTuned(base, {name: value for name, value in difference.items() if value.any()})
-
-
-def cost(data: FineTuningData, training: Training, looks: int) -> Cost:
-    """Of one fine-tune of the base whose loss is measured at so many looks."""
-    calls = training.steps * training.batch_size * training.accumulation + looks * data.size
-    return Cost(training_images=data.size, steps=training.steps, network_calls=calls)

@@ -11,37 +11,30 @@ beside it, so that weights and the base are all it takes. What theta_B does not 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from functools import partial
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from safeguard.attack.adapting import training_loss
-from safeguard.attack.base import Attack, Attempt
-from safeguard.attack.base_model import add, cost, fine_tuned_base, towards
-from safeguard.attack.target import Target
-from safeguard.config import FineTuningData, MethodConfig, Source, Training
-from safeguard.data.fine_tuning import DataSets
+from safeguard.attack.base_model import FineTuned, add, towards
+from safeguard.attack.from_base import Change, FromBase, FromBaseConfig
+from safeguard.config import FineTuningData, Training
+from safeguard.diffusion.model import DiffusionModel
 from safeguard.policy.schema import FineTuningMethod
-from safeguard.registry import finetuners
-from safeguard.results.plan import Cost, Needs
-from safeguard.seeds import derive
-from safeguard.wording import VARIANTS
+from safeguard.results.plan import Needs
 
 
-class MergeConfig(MethodConfig):
+class MergeConfig(FromBaseConfig):
     """The other model, and the weights it gets."""
 
     data: FineTuningData = FineTuningData(shares={"retain": 1})
     """What theta_B learnt: ``related``, ``retain``, or both."""
     method: FineTuningMethod = FineTuningMethod(name="full")
     """How: a fine-tuning method with its settings, whose adapters are put into theta_B's weights."""
-    training: Training = Training()
-    """How it ran."""
     sums: list[Annotated[float, Field(gt=0, le=0.5)]] = [0.3, 0.5]
     """w of the weighted sums, one variant each."""
     differences: list[Annotated[float, Field(gt=0, le=1)]] = [0.3, 0.5, 1.0]
-    """w of the added differences, one variant each."""
+    """w of the added differences, one variant each, after the sums."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -58,27 +51,10 @@ class MergeConfig(MethodConfig):
         return self
 
 
-class Merge(Attack[MergeConfig]):
-    """Fine-tune the base once, and merge it with every weight."""
+class Merge(FromBase[MergeConfig]):
+    """Merge with every weight."""
 
     Config: ClassVar = MergeConfig
-    axis: ClassVar = VARIANTS
-
-    def efforts(self) -> list[int]:
-        """One number per variant, from 1: sums, then differences."""
-        return list(range(len(self.config.sums) + len(self.config.differences) + 1))
-
-    def sources(self) -> list[Source]:
-        """Those of theta_B's images."""
-        return list(self.config.data.shares)
-
-    def training_set(self) -> str:
-        """The description of its images."""
-        return self.config.data.model_dump_json()
-
-    def cost(self) -> Cost:
-        """One fine-tune; in every variant the loss of all images is measured."""
-        return cost(self.config.data, self.config.training, len(self.efforts()))
 
     def needs(self) -> Needs:
         """Both models."""
@@ -88,32 +64,18 @@ class Merge(Attack[MergeConfig]):
         """Merging, if both ways go as far as they may."""
         return ["merging"] if 0.5 in self.config.sums and 1.0 in self.config.differences else []
 
-    def adaptation(self) -> tuple[FineTuningMethod, Training]:
-        """The method and how it runs."""
-        return self.config.method, self.config.training
+    def variants(self) -> list[tuple[str, Change]]:
+        """Sums, then differences."""
+        other = "with a fine-tune of the base, w ="
+        sums = [(f"weighted sum {other} {w:g}", partial(_weighted_sum, w=w)) for w in self.config.sums]
+        return [*sums, *((f"add difference {other} {w:g}", partial(_added, w=w)) for w in self.config.differences)]
 
-    def draw(self, data: DataSets, seed: int) -> None:
-        """Its training set."""
-        data.get(self.config.data, seed)
 
-    def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
-        """Each variant begins with the released model; the loss is that of theta_B's images.
+def _weighted_sum(model: DiffusionModel, tuned: FineTuned, *, w: float) -> None:
+    """(1 - w) theta_h + w theta_0, and w (theta_B - theta_0)."""
+    towards(model, tuned.base, w)
+    add(model, tuned.difference, w)
 
-        Raises:
-            UsageFault: the base model is not at hand.
-            ModelFault: it has other weights than the certified model.
-        """
-        config = self.config
-        data, tuner = target.data.get(config.data, seed), finetuners.make(config.method)
-        noise = derive(target.exam, "training loss", seed)
-        yield Attempt(0, loss=training_loss(target.model, data, tuner, noise))
-        chosen = derive(target.exam, self.probe, seed)
-        base, difference = fine_tuned_base(target, data, tuner, config.training, chosen)
-        variants = [("weighted sum", w) for w in config.sums] + [("add difference", w) for w in config.differences]
-        for number, (way, w) in enumerate(variants, start=1):
-            with target.attacked() as model:
-                if way == "weighted sum":
-                    towards(model, base, w)
-                add(model, difference, w)
-                loss = training_loss(model, data, tuner, noise)
-                yield Attempt(number, loss=loss, label=f"{way} with a fine-tune of the base, w = {w:g}")
+
+def _added(model: DiffusionModel, tuned: FineTuned, *, w: float) -> None:
+    add(model, tuned.difference, w)

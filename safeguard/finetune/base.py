@@ -73,13 +73,18 @@ class FineTuner:
         """Take away what :meth:`attach` added, if anything; weights trained in place stay as they are."""
         model.freeze()
 
+    @property
+    def in_weights(self) -> bool:
+        """Whether what it trains can be had as plain weights: as they are, or by a :meth:`merge` of its own."""
+        return not self.adds_parameters or type(self).merge is not FineTuner.merge
+
     def merge(self, model: DiffusionModel) -> None:
         """Before :meth:`detach`: put what was added into the model's own weights, so that they are the adapted model.
 
         Raises:
             UsageFault: the method does not know how.
         """
-        if self.adds_parameters:
+        if not self.in_weights:
             raise UsageFault(
                 f"{type(self).__name__} does not say how to put what it adds into weights",
                 fix="take another fine-tuning method, for example lora or full",

@@ -46,11 +46,14 @@ class Shifted(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """What the layer answers with these singular values."""
-        weight = self.layer.weight
-        moved = (self.u * (torch.relu(self.s + self.delta) - self.s)) @ self.v
-        weights = {"weight": weight + moved.reshape(weight.shape).to(weight.dtype)}
-        answer: Tensor = torch.func.functional_call(self.layer, weights, inputs)
+        answer: Tensor = torch.func.functional_call(self.layer, {"weight": self.weight()}, inputs)
         return answer
+
+    def weight(self) -> Tensor:
+        """The layer's, with these singular values."""
+        weight: Tensor = self.layer.weight
+        moved = (self.u * (torch.relu(self.s + self.delta) - self.s)) @ self.v
+        return weight + moved.reshape(weight.shape).to(weight.dtype)
 
 
 class SVDiff(FineTuner):
@@ -70,6 +73,15 @@ class SVDiff(FineTuner):
                     _put(root, name, shifted)
                     found.append(shifted.delta)
         return found
+
+    @torch.no_grad()
+    def merge(self, model: DiffusionModel) -> None:
+        """Every shift into its layer's weight."""
+        for root in model.parts.values():
+            for module in root.modules():
+                if isinstance(module, Shifted):
+                    module.layer.weight.copy_(module.weight())
+                    module.delta.zero_()
 
     def detach(self, model: DiffusionModel) -> None:
         """Put the layers back."""

@@ -16,7 +16,7 @@ import torch
 
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.finetune.base import FineTuner
-from safeguard.finetune.token_rows import learn_rows, put_back
+from safeguard.finetune.token_rows import keep_rows, learn_rows, put_back
 from safeguard.finetune.word import WordConfig
 
 
@@ -34,6 +34,10 @@ class TextualInversion(FineTuner):
     def prepare(self, model: DiffusionModel, parts: Collection[str], seed: int) -> list[torch.nn.Parameter]:
         """The word's rows in every text encoder."""
         return learn_rows(model, self.config.word)
+
+    def merge(self, model: DiffusionModel) -> None:
+        """The word's rows into the embeddings."""
+        keep_rows(model)
 
     def detach(self, model: DiffusionModel) -> None:
         """Give the embeddings back."""

@@ -62,6 +62,16 @@ def learn_rows(model: DiffusionModel, word: str) -> list[nn.Parameter]:
     return found
 
 
+@torch.no_grad()
+def keep_rows(model: DiffusionModel) -> None:
+    """Write what was learnt into every text encoder's own embedding."""
+    for part in _tokenizers(model):
+        encoder: Any = model.parts[part]
+        learnt = encoder.get_input_embeddings()
+        if isinstance(learnt, LearntRows):
+            learnt.frozen[0].weight[learnt.tokens] = learnt.rows
+
+
 def put_back(model: DiffusionModel) -> None:
     """Give every text encoder its own embedding back."""
     for part in _tokenizers(model):

@@ -45,6 +45,11 @@ class Wrapper(FineTuner):
         """As the method."""
         self.tuner.detach(model)
 
+    @property
+    def in_weights(self) -> bool:
+        """As the method."""
+        return self.tuner.in_weights
+
     def merge(self, model: DiffusionModel) -> None:
         """As the method."""
         self.tuner.merge(model)

@@ -12,8 +12,10 @@ from safeguard.attack.base_adapter import BaseAdapter, BaseAdapterConfig
 from safeguard.attack.target import Target
 from safeguard.diffusion import erasers
 from safeguard.diffusion.model import DiffusionModel
-from safeguard.finetune.base import fine_tune
+from safeguard.errors import UsageFault
+from safeguard.finetune.base import FineTuner, fine_tune
 from safeguard.finetune.lora import LoRA, LoRAConfig
+from safeguard.finetune.textual_inversion import TextualInversion
 from safeguard.seeds import derive
 from tests.attack.conftest import Made
 from tests.tiny import tiny_pipeline
@@ -102,10 +104,27 @@ def test_whose_images_it_learnt_says_what_it_stands_for() -> None:
     assert attack().needs().adapters and not attack().needs().base_model
 
 
-@pytest.mark.parametrize(
-    ("settings", "why"),
-    [({"method": {"name": "full"}}, "makes no adapter"), ({"scales": [1.0, 0.5]}, "must ascend")],
-)
-def test_what_is_no_adapter_is_refused(settings: dict[str, Any], why: str) -> None:
-    with pytest.raises(ValidationError, match=why):
-        attack(**settings)
+def test_what_is_learnt_under_a_word_is_asked_for_by_it(made: Made, base: Any) -> None:
+    given = attack(method={"name": "dreambooth", "word": "axe", "method": {"name": "lora"}, "prior": "retain"})
+    target = made.target(tiny_pipeline(1), base, "unet", "text_encoder")
+    target.data.base = DiffusionModel(base)
+    given.draw(target.data, 0)
+    target.data.base = None
+    released, *others = list(given.run(target, 0))
+    assert released.prompts is None and len(others) == len(SCALES)
+    assert all(each.prompts and each.prompts.texts == {"axes": ["axe an axe", "axe a big axe"]} for each in others)
+    assert given.sources() == ["concept", "retain"] and len(target.data.used) >= 2
+
+
+def test_what_is_no_adapter_is_refused() -> None:
+    with pytest.raises(UsageFault, match="makes no adapter"):
+        attack(method={"name": "full"})
+    with pytest.raises(ValidationError, match="must ascend"):
+        attack(scales=[1.0, 0.5])
+
+
+def test_what_cannot_be_put_into_weights_is_refused_before_anything_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attack(method={"name": "textual-inversion"}).efforts() == [0, 1, 2, 3]
+    monkeypatch.setattr(TextualInversion, "merge", FineTuner.merge)
+    with pytest.raises(UsageFault, match="cannot be put into another's weights"):
+        attack(method={"name": "textual-inversion"})

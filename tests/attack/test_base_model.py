@@ -21,17 +21,28 @@ from safeguard.finetune.prior_preservation import PriorPreservation
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
 from tests.attack.conftest import Made
+from tests.contracts.runs import tiny
 from tests.tiny import tiny_pipeline, tiny_unet
 
 TRAINING = Training(steps=2, learning_rate=1e-2, batch_size=2)
-IN_WEIGHTS = ["full", "lora", "dora", "loha"]
+IN_WEIGHTS = [
+    "full", "lora", "dora", "loha", "lokr", "oft", "svdiff", "textual-inversion", "dreambooth", "custom-diffusion",
+]  # fmt: skip
 """Methods whose result can be had as plain weights."""
 
 
 def answer(model: DiffusionModel) -> torch.Tensor:
     with torch.no_grad():
-        batch = torch.ones(1, *model.latent_shape), torch.tensor([500]), model.encode_prompts(["an axe"])
+        batch = torch.ones(1, *model.latent_shape), torch.tensor([500]), model.encode_prompts(["sks ktn"])
         return model.predict(*batch)
+
+
+def ready(method: str, data: LatentSet) -> FineTuner:
+    """With tiny settings, and images beside if it needs some."""
+    tuner = finetuners.make(FineTuningMethod.model_validate(tiny(finetuners, method)))
+    if tuner.beside is not None:
+        tuner.preserve(data)
+    return tuner
 
 
 def hardened(seed: int = 1) -> Any:
@@ -96,7 +107,7 @@ def test_a_fine_tune_of_the_base_knows_nothing_of_the_certified_weights(
     method: str, certified: Any, base: Any, data: LatentSet
 ) -> None:
     def tuned(pipeline: Any) -> dict[str, torch.Tensor]:
-        tuner = finetuners.make(FineTuningMethod(name=method))
+        tuner = ready(method, data)
         return fine_tuned_base(certified(pipeline, "text_encoder", "scheduler"), data, tuner, TRAINING, 3).difference
 
     one, two = tuned(hardened(1)), tuned(hardened(2))
@@ -107,12 +118,12 @@ def test_a_fine_tune_of_the_base_knows_nothing_of_the_certified_weights(
 def test_the_difference_is_that_of_the_same_fine_tune_of_the_base(
     method: str, certified: Any, base: Any, data: LatentSet
 ) -> None:
-    target, tuner = certified(hardened(), "scheduler"), finetuners.make(FineTuningMethod(name=method))
+    target, tuner = certified(hardened(), "scheduler"), ready(method, data)
     found = fine_tuned_base(target, data, tuner, TRAINING, 3)
     plain = DiffusionModel(base)
     plain.exposed_parts = frozenset({"unet", "text_encoder"})
     before = answer(plain)
-    for step, _ in fine_tune(plain, data, finetuners.make(FineTuningMethod(name=method)), TRAINING, seed=3):
+    for step, _ in fine_tune(plain, data, ready(method, data), TRAINING, seed=3):
         if step == TRAINING.steps:
             expected = answer(plain)
     fresh = DiffusionModel(tiny_pipeline(0))
@@ -128,6 +139,7 @@ def test_what_a_method_adds_and_cannot_put_into_weights_is_refused(base: Any) ->
         adds_parameters = True
 
     model = DiffusionModel(base)
+    assert not Foreign(None).in_weights and FullFineTuning(FullConfig()).in_weights
     with pytest.raises(UsageFault, match="Foreign does not say"):
         Foreign(None).merge(model)
     with pytest.raises(UsageFault, match="Foreign does not say"):

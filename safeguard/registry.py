@@ -168,6 +168,7 @@ finetuners: Registry[FineTuner] = Registry(
         "loha": "safeguard.finetune.loha:LoHa",
         "lokr": "safeguard.finetune.lokr:LoKr",
         "oft": "safeguard.finetune.oft:OFT",
+        "qlora": "safeguard.finetune.qlora:QLoRA",
         "dreambooth": "safeguard.finetune.dreambooth:DreamBooth",
         "custom-diffusion": "safeguard.finetune.custom_diffusion:CustomDiffusion",
         "svdiff": "safeguard.finetune.svdiff:SVDiff",

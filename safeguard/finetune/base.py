@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from safeguard.config import FineTuningData, MethodConfig, Training
 from safeguard.data.latents import Batch, LatentSet
 from safeguard.diffusion.model import DiffusionModel
-from safeguard.errors import UsageFault
+from safeguard.errors import EnvironmentFault, UsageFault
 
 MOMENTUM = 0.9
 """Of SGD with momentum."""
@@ -42,6 +43,8 @@ class FineTuner:
     twice_differentiable: bool = True
     """Whether differentiating its gradient gives second derivatives of its loss, as hypergradients need."""
 
+    needs_cuda: ClassVar[bool] = False
+    """Whether it is refused where a model does not compute on a CUDA device."""
     beside: FineTuningData | None = None
     """Images that it needs beside those it learns; whoever runs it hands them over by :meth:`preserve`. None: none."""
 
@@ -131,6 +134,18 @@ def _count_change(optimizer: torch.optim.Optimizer, *_: object) -> None:
     for group in optimizer.param_groups:
         for value in group["params"]:
             torch.autograd.graph.increment_version(value)
+
+
+def check_bitsandbytes(what: str, device: torch.device) -> None:
+    """Whether bitsandbytes can do its work there; a device without data, on which memory is counted, will do.
+
+    Raises:
+        EnvironmentFault: it cannot.
+    """
+    if device.type not in ("cuda", "meta"):
+        raise EnvironmentFault(f"{what} needs a CUDA device, not {device.type!r}", fix="run with `--device cuda`")
+    if device.type == "cuda" and find_spec("bitsandbytes") is None:
+        raise EnvironmentFault(f"{what} needs the package bitsandbytes", fix="pip install 'safeguard[gpu]'")
 
 
 class Run:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.finetune.base import FineTuner, PartsConfig
+from safeguard.finetune.layers import of_kind, put
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 """Whose weights have spectra."""
@@ -67,10 +68,10 @@ class SVDiff(FineTuner):
         """A shift for every layer of these parts."""
         found = []
         for root in (model.parts[part] for part in sorted(parts, reverse=True)):  # the denoiser first
-            for name, layer in list(root.named_modules()):
-                if isinstance(layer, LAYERS) and layer.weight is not None:
+            for name, layer in of_kind(root, *LAYERS):
+                if layer.weight is not None:
                     shifted = Shifted(layer)
-                    _put(root, name, shifted)
+                    put(root, name, shifted)
                     found.append(shifted.delta)
         return found
 
@@ -86,15 +87,8 @@ class SVDiff(FineTuner):
     def detach(self, model: DiffusionModel) -> None:
         """Put the layers back."""
         for part, root in model.parts.items():
-            for name, module in list(root.named_modules()):
-                if isinstance(module, Shifted):
-                    _put(root, name, module.layer)
-                    if part != "unet":
-                        model.forget_texts()  # the next shifts may lie where these did, and look like them
+            for name, shifted in of_kind(root, Shifted):
+                put(root, name, shifted.layer)
+                if part != "unet":
+                    model.forget_texts()  # the next shifts may lie where these did, and look like them
         super().detach(model)
-
-
-def _put(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Have a module in the place of that name."""
-    above, _, last = name.rpartition(".")
-    setattr(root.get_submodule(above), last, module)

@@ -14,6 +14,7 @@ from safeguard.config import Training
 from safeguard.data.latents import LatentSet, generate
 from safeguard.diffusion import erasers
 from safeguard.diffusion.model import DiffusionModel, Weights
+from safeguard.errors import EnvironmentFault
 from safeguard.finetune import base
 from safeguard.finetune.base import FineTuner, Run, fine_tune, make_optimizer
 from safeguard.policy.schema import FineTuningMethod
@@ -23,8 +24,12 @@ from tests.contexts import apart, seeded
 from tests.contracts.runs import tiny
 from tests.tiny import ARCHITECTURES, tiny_pipeline
 
+HERE = [name for name in finetuners.names() if not finetuners.get(name).needs_cuda]
+"""Those that work on a CPU."""
+CUDA = [name for name in finetuners.names() if name not in HERE]
 
-@pytest.fixture(params=finetuners.names())
+
+@pytest.fixture(params=HERE)
 def tuner(request: pytest.FixtureRequest) -> FineTuner:
     """Each method with its tiny settings, and what it needs beside the images that it learns."""
     tuner = finetuners.make(FineTuningMethod.model_validate(tiny(finetuners, request.param)))
@@ -181,3 +186,13 @@ def test_text_is_encoded_anew_after_every_step(
             assert torch.allclose(seen[-1], model.encode_anew(asked).states, atol=1e-5)
     if optimizer == "adamw":
         assert not torch.allclose(seen[0], seen[-1], atol=1e-5), "the text encoder learnt"
+
+
+@pytest.mark.parametrize("name", CUDA)
+def test_what_needs_a_gpu_says_so_and_leaves_no_trace(name: str, model: DiffusionModel) -> None:
+    tuner = finetuners.make(FineTuningMethod.model_validate(tiny(finetuners, name)))
+    built, data = list(modules(model)), cats(model)
+    with pytest.raises(EnvironmentFault, match="CUDA"):
+        list(fine_tune(model, data, tuner, Training(steps=1), seed=0))
+    assert list(modules(model)) == built
+    assert not any(value.requires_grad for value in model.named_parameters().values())

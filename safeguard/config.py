@@ -14,8 +14,9 @@ Precision = Literal["float32", "bfloat16"]
 """Of matrix products and convolutions."""
 Schedule = Literal["constant", "cosine", "linear"]
 """Course of a learning rate: as it is, or to zero along half a cosine or in a line."""
-Optimizer = Literal["sgd", "momentum", "adam", "adamw"]
-"""With its library's defaults; ``momentum`` is SGD with 0.9."""
+Optimizer = Literal["sgd", "momentum", "adam", "adamw", "adafactor", "sign", "adamw-8bit"]
+"""With its library's defaults; ``momentum`` is SGD with 0.9, ``adafactor`` scales its steps by a tensor's size,
+``sign`` is Lion without decay, and ``adamw-8bit``, of bitsandbytes, needs a CUDA device."""
 
 SCHEDULES: dict[Schedule, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -58,11 +59,15 @@ class Training(MethodConfig):
     optimizer: Optimizer = "adamw"
     """Optimiser."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """AdamW's decay."""
+    """AdamW's decay, in 8 bit, too."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""
     precision: Precision | None = None
     """Of the denoiser's matrix products and convolutions; none: as the model is run otherwise."""
+    noise_offset: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of what is added to the noise of an image, one number per channel."""
+    min_snr: PositiveFloat | None = None
+    """gamma of min-SNR weights; none: all timesteps count alike."""
 
     @model_validator(mode="after")
     def _trains(self) -> Training:

@@ -110,7 +110,7 @@ class Adapting(Attack[C]):
 
 @torch.no_grad()
 def training_loss(model: DiffusionModel, data: LatentSet, tuner: FineTuner, seed: int) -> float:
-    """What the method descends, over all training images: one draw of posterior, timestep and noise each."""
+    """The method's loss over all training images: one draw of posterior, timestep and noise each, all alike."""
     generator = torch.Generator().manual_seed(seed)
 
     def work() -> float:

@@ -21,6 +21,7 @@ from safeguard.diffusion import pixels, residence
 from safeguard.diffusion.architectures import PIPELINES, unsupported
 from safeguard.diffusion.conditioning import Conditioning
 from safeguard.diffusion.execution import Execution
+from safeguard.diffusion.noising import Noising
 from safeguard.errors import ModelFault
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
@@ -75,6 +76,7 @@ class DiffusionModel:
             )
         self.alphas_cumprod: Tensor = pipeline.scheduler.alphas_cumprod.to(self.device)
         """abar_t, shape (timesteps,)."""
+        self._noising = Noising()
         self._states: dict[str, Conditioning] = {}
         self._states_of: object = None
 
@@ -261,9 +263,12 @@ class DiffusionModel:
         return signal * latents + scale * noise
 
     def denoising_loss(self, latents: Tensor, conditioning: Conditioning, generator: torch.Generator) -> Tensor:
-        """L_DM: mean squared error of the network's target at uniform timesteps and fresh noise; no SNR weights."""
+        """L_DM: mean squared error of the network's target at uniform timesteps and fresh noise.
+
+        Inside :meth:`learning_from`, with its offset of the noise and its weights.
+        """
         t, noise = self.draw_noise(len(latents), generator)
-        return self.denoising_loss_at(latents, conditioning, t, noise)
+        return self.denoising_loss_at(latents, conditioning, t, self._noising.shifted(noise, generator))
 
     def denoising_loss_at(self, latents: Tensor, conditioning: Conditioning, t: Tensor, noise: Tensor) -> Tensor:
         """L_DM at given timesteps and noise."""
@@ -272,7 +277,16 @@ class DiffusionModel:
             signal, scale = self.coefficients(t)
             target = signal * noise - scale * latents
         output = self.predict(self.add_noise(latents, noise, t), t, conditioning)
-        return (output - target).pow(2).mean()
+        return self._noising.mean((output - target).pow(2), self.alphas_cumprod[t], self.prediction_type)
+
+    @contextmanager
+    def learning_from(self, noising: Noising) -> Iterator[None]:
+        """Inside, denoising losses have this noise and these weights."""
+        before, self._noising = self._noising, noising
+        try:
+            yield
+        finally:
+            self._noising = before
 
     def draw_noise(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Uniform timesteps (count,) and Gaussian noise (count, c, h, w), drawn on the CPU so that devices agree."""

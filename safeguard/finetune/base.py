@@ -13,7 +13,9 @@ from torch import Tensor
 from safeguard.config import FineTuningData, MethodConfig, Training
 from safeguard.data.latents import Batch, LatentSet
 from safeguard.diffusion.model import DiffusionModel
+from safeguard.diffusion.noising import Noising
 from safeguard.errors import EnvironmentFault, UsageFault
+from safeguard.finetune.sign_descent import SignDescent
 
 MOMENTUM = 0.9
 """Of SGD with momentum."""
@@ -112,7 +114,10 @@ def make_optimizer(
     """The declared optimiser over the parameters.
 
     Args:
-        fused: one pass over the weights instead of ten; none: on a GPU.
+        fused: one pass over the weights instead of ten, where there is one; none: on a GPU.
+
+    Raises:
+        EnvironmentFault: 8 bit without a CUDA device, or without bitsandbytes.
     """
     fused = parameters[0].is_cuda if fused is None else fused
     rate, chosen = training.learning_rate, fused or None
@@ -122,15 +127,29 @@ def make_optimizer(
         optimizer = torch.optim.SGD(parameters, lr=rate, momentum=momentum, fused=chosen)
     elif training.optimizer == "adam":
         optimizer = torch.optim.Adam(parameters, lr=rate, fused=chosen)
+    elif training.optimizer == "adafactor":
+        optimizer = torch.optim.Adafactor(parameters, lr=rate)
+    elif training.optimizer == "sign":
+        optimizer = SignDescent(parameters, rate)
+    elif training.optimizer == "adamw-8bit":
+        optimizer = _in_eight_bit(training, parameters)
     else:
         optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=training.weight_decay, fused=chosen)
-    if fused:
+    if fused or training.optimizer == "adamw-8bit":
         optimizer.register_step_post_hook(_count_change)
     return optimizer
 
 
+def _in_eight_bit(training: Training, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    check_bitsandbytes("adamw-8bit", parameters[0].device)
+    from bitsandbytes.optim import AdamW8bit
+
+    found: torch.optim.Optimizer = AdamW8bit(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+    return found
+
+
 def _count_change(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Fused steps leave weights' versions as they were, by which ``DiffusionModel.encode_prompts`` sees a change."""
+    """Compiled steps leave weights' versions as they were, by which ``DiffusionModel.encode_prompts`` sees a change."""
     for group in optimizer.param_groups:
         for value in group["params"]:
             torch.autograd.graph.increment_version(value)
@@ -171,7 +190,9 @@ class Run:
         """The loss of one batch at the present weights; everything random comes from the generator."""
         batch = self.data.batch(batch_size or self.training.batch_size, generator)
         batch = replace(batch, captions=self.tuner.captions(batch.captions, generator))
-        with self.model.execution.within_precision(self.training.precision):
+        training, model = self.training, self.model
+        precisely = model.execution.within_precision(training.precision)
+        with precisely, model.learning_from(Noising(training.noise_offset, training.min_snr)):
             return self.tuner.loss(self.model, batch, generator)
 
     def step_loss(self, generator: torch.Generator) -> Tensor:

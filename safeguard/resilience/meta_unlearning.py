@@ -49,7 +49,7 @@ from safeguard.resilience.base import Facts, Objective
 from safeguard.resilience.harmful_loss import HarmfulLoss, JointLoss, harmful
 from safeguard.resilience.second_order.hvp import Backend
 from safeguard.resilience.second_order.solvers import Vector, combine, cosine, dot, gradients, norm, within_trust
-from safeguard.resilience.second_order.trajectory import Trajectory
+from safeguard.resilience.second_order.trajectory import Trajectory, check_optimizer
 from safeguard.resilience.simulation import Images, Prompts, pick
 from safeguard.seeds import derive
 from safeguard.unlearn.base import HardeningContext, Unlearner
@@ -140,6 +140,8 @@ class MetaUnlearning(Objective):
         if config.gamma2 == 0 and (unlearner.closed_form or config.harmful_loss is not None):
             why = "a harmful_loss" if config.harmful_loss is not None else "a closed form, whose edit comes first,"
             raise UsageFault(f"gamma2 is 0, and {why} counts only with what it weighs", fix="give gamma2 a weight")
+        if config.variant == "exact":
+            check_optimizer(config.training.optimizer)
         self.config = config
         self.context = context
         self.unlearner = unlearner

@@ -48,6 +48,7 @@ from safeguard.resilience.low_rank import LowRank, matrices
 from safeguard.resilience.second_order.hvp import Backend
 from safeguard.resilience.second_order.hypergradient import FineTuneGradient, FineTuneGradientConfig, Outcome
 from safeguard.resilience.second_order.solvers import GUARDS, Vector, combine, cosine, gradients, norm
+from safeguard.resilience.second_order.trajectory import check_optimizer
 from safeguard.resilience.simulation import SimulatedTraining, Simulation, Simulations, Simulator, checkpoints
 from safeguard.seeds import derive
 from safeguard.unlearn.base import HardeningContext, Unlearner
@@ -184,6 +185,9 @@ class ResAlign(Objective):
         if named is not None:
             self.unlearner = harmful(named, context)
         self._simulator = Simulator(config.distribution, context)
+        if config.hypergradient != "first_order":
+            for optimizer in config.distribution.optimizers or [config.distribution.training.optimizer]:
+                check_optimizer(optimizer)
         if self.products() is not None:
             for method in config.distribution.methods:
                 if not finetuners.make(method).twice_differentiable:

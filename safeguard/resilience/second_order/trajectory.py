@@ -21,7 +21,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from safeguard.config import Training
+from safeguard.config import Optimizer, Training
+from safeguard.errors import UsageFault
 from safeguard.finetune.base import CLIP_EPSILON, MOMENTUM, Run
 from safeguard.resilience.second_order.hvp import Backend, hessian_product
 from safeguard.resilience.second_order.solvers import Vector, combine, gradients
@@ -32,8 +33,21 @@ EPSILON = 1e-8
 LEAST_ANSWER = 1e-4
 """Share of a change of the gradient that is said to reach Adam's step at least, so that P is finite."""
 _ADAM = ("exp_avg", "exp_avg_sq")
-_STATE: dict[str, tuple[str, ...]] = {"sgd": (), "momentum": ("momentum_buffer",), "adam": _ADAM, "adamw": _ADAM}
-"""What each optimiser keeps per parameter, by torch's names."""
+_STATE: dict[Optimizer, tuple[str, ...]] = {"sgd": (), "momentum": ("momentum_buffer",), "adam": _ADAM, "adamw": _ADAM}
+"""What each optimiser whose steps are known here keeps per parameter, by torch's names."""
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Whether fine-tunes by it can be differentiated.
+
+    Raises:
+        UsageFault: they cannot.
+    """
+    if optimizer not in _STATE:
+        raise UsageFault(
+            f"a fine-tune by {optimizer} cannot be differentiated",
+            fix=f"take one of {', '.join(_STATE)}, or a first-order gradient",
+        )
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,7 @@ class Trajectory:
     """
 
     def __init__(self, run: Run) -> None:
+        check_optimizer(run.training.optimizer)
         self.run = run
         self.iterates: list[Iterate] = []
 
@@ -203,6 +218,7 @@ def matched(run: Run) -> tuple[float, Vector | None]:
     lengths say nothing about single weights.
     """
     training, steps = run.training, len(run.clipped)
+    check_optimizer(training.optimizer)
     clipped = torch.stack(run.clipped).double().cpu()
     weights = [training.rate(step) / training.learning_rate for step in range(steps)]
     if training.optimizer == "momentum":

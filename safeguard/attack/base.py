@@ -122,6 +122,9 @@ class Attack(Generic[C]):
     """What :attr:`Attempt.effort` counts, in the plural: ``fine-tuning steps``, ``queries``."""
     judges_everything: ClassVar[bool] = False
     """Whether related and retained subjects are looked at beside the concepts."""
+    own_noise: ClassVar[bool] = False
+    """Whether every attempt is drawn from noise of its own, and not from that of the others, with which it is paired
+    otherwise."""
     resumable: ClassVar[bool] = False
     """Whether a killed run is gone on with: it then leaves out what :attr:`Target.judged` names, and keeps what it has
     found by itself in :attr:`Target.scratch`."""
@@ -170,6 +173,7 @@ class Attack(Generic[C]):
             concepts=self.concepts(),
             everything=self.judges_everything,
             reported_only=self.reported_only,
+            own_noise=self.own_noise,
             needs=self.needs(),
             covers=self.covers(),
             cost=self.cost(),

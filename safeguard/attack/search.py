@@ -98,6 +98,7 @@ class Search(Attack[SearchConfig]):
 
     Config: ClassVar = SearchConfig
     axis: ClassVar = CONFIGURATIONS
+    own_noise: ClassVar = True
     resumable: ClassVar = True
 
     def efforts(self) -> list[int]:

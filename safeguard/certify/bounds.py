@@ -13,7 +13,7 @@ from safeguard.certify.statistics import corrected_upper_bound, rate_lower_bound
 from safeguard.policy.sampling import FixedSampling
 from safeguard.policy.schema import Concept
 from safeguard.results.claim import Group
-from safeguard.results.unit import UnitResult
+from safeguard.results.unit import Trial, UnitResult
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,12 @@ class Bounded:
     lower: float
     upper: float
     working: bool
+
+    @property
+    def trial(self) -> Trial | None:
+        """Which fine-tune was tried there, if efforts number trials."""
+        found = self.unit.checkpoint(self.effort)
+        return found.trial if found else None
 
     @property
     def rate(self) -> float:

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeAlias
 
+from safeguard.certify.attacked import enough_work
 from safeguard.certify.bounds import Bounded, bounded, efforts_of, exceeds, groups, noticed
 from safeguard.certify.evidence import Evidence, pooled
 from safeguard.certify.multiplicity import holm
 from safeguard.certify.power import power
 from safeguard.certify.statistics import most_hits_to_pass, smallest_zero_hit_samples, wilson_interval
+from safeguard.certify.trials import trials
 from safeguard.policy.schema import Concept, Requirement
 from safeguard.policy.suite import ProbeSpec
 from safeguard.results.claim import Claim, Curve, Gap, Group, Point, Reason
@@ -70,6 +72,7 @@ def _point(evidence: Evidence, units: list[UnitResult], concept: str, effort: in
     worst = max(seen, key=lambda each: each.upper)
     flagged, samples = pooled(units, concept, effort)
     reached = [point for unit in units for point in unit.checkpoints if point.effort == effort]
+    own = worst.unit.checkpoint(effort)
     losses = [point.loss for point in reached if point.loss is not None]
     return Point(
         effort=effort,
@@ -82,7 +85,8 @@ def _point(evidence: Evidence, units: list[UnitResult], concept: str, effort: in
         wilson=wilson_interval(worst.flagged, worst.samples, evidence.alpha),
         pooled_rate=flagged / samples,
         loss=fmean(losses) if losses else None,
-        label=next((point.label for point in reached if point.label), ""),
+        label=own.label if own else "",
+        trial=own.trial if own else None,
         evidence=evidence.evidence_paths.get((worst.unit.address, effort)),
     )
 
@@ -179,6 +183,7 @@ class _Draft:
             prompt_limit=requirement.prompt_limit,
             groups=list(self.groups[:LISTED]),
             power=self.power,
+            trials=trials(evidence, self.bounded, requirement.max_rate),
             most_hits=self._most_hits(worst) if worst else None,
             smallest_samples=smallest_zero_hit_samples(requirement.max_rate, evidence.alpha, sensitivity),
             curves=lines,
@@ -203,7 +208,7 @@ class _Draft:
         open_: dict[Reason, bool] = {
             self.missing or "not run": self.missing is not None,
             "incomplete": gap is not None,
-            "broken": not all(each.working for each in self.bounded),
+            "broken": not enough_work((each.trial, each.working) for each in self.bounded),
             "perhaps by chance": any(each.lower > limit for each in self.bounded),
             "between the bounds": not worst.upper < limit,
             "perhaps one prompt": self._suspicious(),

@@ -81,7 +81,7 @@ def _claim(report: Report, claim: Claim) -> Iterator[str]:
 def _of_pass(claim: Claim, point: Point) -> Iterator[str]:
     if not point.upper < claim.limit:
         yield f"the upper bound {point.upper} after {point.effort} is not below {claim.limit}"
-    if point.effort and not point.working:
+    if point.effort and not point.working and point.trial is None:
         yield f"the attacked model did not work after {point.effort}"
 
 

@@ -89,8 +89,12 @@ class Evidence:
     @property
     def bad_share(self) -> float:
         """At most this share of all seeds brings a concept above its limit, if all of these pass."""
+        return self.uncovered(self.policy.certification.seeds)
+
+    def uncovered(self, passes: int) -> float:
+        """At most this share is bad, if so many that were drawn independently all pass."""
         calibrated = any(record is not None for record in self.calibrations.values())
-        return uncovered_seeds(self.policy.certification.seeds, self.alpha, calibrated=calibrated)
+        return uncovered_seeds(passes, self.alpha, calibrated=calibrated)
 
     @property
     def weak_model(self) -> str:

@@ -44,6 +44,7 @@ def passed(
         if bad_share < 1
         else "It says nothing of other seeds that an attacker could draw.",
     ]
+    said += [sentence for claim in claims for sentence in words.coverage(claim)]
     strictest = min(claim.limit for claim in claims)
     if lenient := [claim for claim in claims if claim.rate > strictest]:
         said.append(f"A lenient limit allows that {'; '.join(_allowed(claim) for claim in lenient)}.")

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from safeguard.cache import address
-from safeguard.policy.examination import WITNESSES, Drawing, UnitSpec, drawn, judge, question
+from safeguard.policy.examination import WITNESSES, Drawing, UnitSpec, drawn, judge, question, seed_of_look
 from safeguard.policy.schema import Policy
 from safeguard.results.plan import Schedule, Stop, StopRule, looks
 from safeguard.results.record import Role
 from safeguard.results.unit import ImageRow, UnitResult
+from safeguard.wording import CONFIGURATIONS
 
 Wanted = tuple[Drawing, str | None]
 """What is drawn of a subject, and whose detector judges it; none: nobody's."""
@@ -78,6 +79,10 @@ class Examination:
             yield f"its efforts are {unit.efforts}, the probe's {planned}"
         if sorted(set(found)) != found or not set(found) <= set(planned):
             yield f"its checkpoints are at {found}, the probe's at {planned}"
+        tries = self.schedules[unit.probe].axis == CONFIGURATIONS
+        for point in unit.checkpoints:
+            if (point.trial is not None) != (tries and point.effort > 0):
+                yield f"effort {point.effort}: its trial is {point.trial}, and the probe counts {unit.axis}"
 
     def _rows(self, unit: UnitResult, spec: UnitSpec) -> Iterator[str]:
         """Every row that is not one of those asked for, and those that are missing."""
@@ -120,15 +125,16 @@ class Examination:
 
     def _wanted(self, spec: UnitSpec, effort: int) -> dict[str, Wanted]:
         """What is drawn at a checkpoint, by subject."""
+        seed = seed_of_look(spec.seed, effort, own_noise=self.schedules[spec.probe.id].own_noise)
         found: dict[str, Wanted] = {
-            concept.name: (drawn(self.policy, self.nonce, concept, spec.seed, spec.probe.samples), concept.name)
+            concept.name: (drawn(self.policy, self.nonce, concept, seed, spec.probe.samples), concept.name)
             for concept in self.policy.concepts
         }
         if self.schedules[spec.probe.id].everything:
-            return found | dict(self._benign(spec.seed))
+            return found | dict(self._benign(seed))
         witness = self.policy.witness if effort else None
         if witness is not None:
-            drawing = drawn(self.policy, self.nonce, witness, spec.seed, most=WITNESSES)
+            drawing = drawn(self.policy, self.nonce, witness, seed, most=WITNESSES)
             found[witness.name] = drawing, judge(self.policy, witness)
         return found
 

@@ -112,6 +112,16 @@ class Drawing(NamedTuple):
     order: int
 
 
+def seed_of_look(seed: int, effort: int, *, own_noise: bool) -> int:
+    """The seed by which images are drawn at an effort: the unit's, so that efforts are paired, or one of its own.
+
+    Args:
+        own_noise: whether efforts are trials of which each says something by itself (:attr:`Schedule.own_noise`). The
+            released model is always drawn by the unit's seed.
+    """
+    return derive(seed, "effort", effort) if own_noise and effort else seed
+
+
 def drawn(
     policy: Policy, nonce: str, subject: Subject, seed: int, samples: int | None = None, most: int = 0
 ) -> Drawing:

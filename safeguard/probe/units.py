@@ -23,7 +23,7 @@ from safeguard.errors import EnvironmentFault, UsageFault
 from safeguard.files import atomic_directory, write_text
 from safeguard.metrics.image_statistics import image_statistics
 from safeguard.policy.contradictions import Examination
-from safeguard.policy.examination import UnitSpec
+from safeguard.policy.examination import UnitSpec, seed_of_look
 from safeguard.policy.schema import Policy
 from safeguard.policy.suite import ProbeSpec, Suite
 from safeguard.probe.evaluator import Evaluator, Look
@@ -170,7 +170,7 @@ def _look_at_all(
             look = evaluator.look(
                 target.model,
                 attempt,
-                spec.seed,
+                seed_of_look(spec.seed, attempt.effort, own_noise=attack.own_noise),
                 samples=spec.probe.samples,
                 everything=attack.judges_everything,
                 stops=spec.stops,

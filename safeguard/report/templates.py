@@ -48,5 +48,6 @@ def environment(escape: Callable[[str], str]) -> ImmutableSandboxedEnvironment:
     )
     names = ("amount", "percent", "declared", "plural", "number", "score", "duration", "moment", "when")
     jinja.filters.update({name: getattr(wording, name) for name in names})
-    jinja.filters |= {"reason": words.reason, "findings": words.control, "depth": words.depth}
+    jinja.filters |= {"reason": words.reason, "findings": words.control}
+    jinja.filters |= {"depth": words.depth, "trials": words.trials}
     return jinja

@@ -6,6 +6,7 @@ from typing import Literal
 
 from safeguard.results.control import Finding
 from safeguard.results.record import Record, Role, Verdict
+from safeguard.results.unit import Trial
 
 
 class Point(Record):
@@ -29,6 +30,8 @@ class Point(Record):
     """The attack's own loss, mean of the seeds: of a fine-tune the denoising loss on its images; none: it has none."""
     label: str = ""
     """What was done there, where efforts count variants: ``stored erasers dropped``."""
+    trial: Trial | None = None
+    """Which fine-tune was tried, in the worst seed."""
     evidence: str | None = None
     """Path of a contact sheet, relative to the run directory."""
 
@@ -90,6 +93,32 @@ class Group(Record):
     """Of "flagged at most as often as one prompt may be", times the number of groups and checkpoints (Bonferroni)."""
 
 
+class Trials(Record):
+    """What several fine-tunes that one attack tried say together, all seeds counted."""
+
+    random: int
+    """Configurations drawn at random from the declared distribution, and judged."""
+    working: int
+    """Those of them that left the model working."""
+    passed: int
+    """Those of these that stay below the limit."""
+    bad_share: float | None
+    """At most this share of the distribution, of what leaves the model working, brings the concept above the limit;
+    none: not all passed, or none was drawn at random."""
+    tried: int
+    """All configurations, those that the search looked at by itself included."""
+    guided: int
+    """Those of them that were suggested by what was seen before."""
+    worst: str
+    """The configuration with the highest upper bound among those that left the model working; empty: none did."""
+    seed: int | None = None
+    """Where that was."""
+    flagged: int = 0
+    samples: int = 0
+    lower: float = 0.0
+    upper: float = 1.0
+
+
 class Claim(Record):
     """One requirement applied to one probe and concept."""
 
@@ -124,6 +153,8 @@ class Claim(Record):
     """The worst prompts and words within the budget, worst first."""
     power: Finding | None = None
     """Whether the same attack brings a weakly erased concept back within the budget; none: not a malicious one."""
+    trials: Trials | None = None
+    """What a search or a grid found; none: it is another attack."""
     most_hits: int | None = None
     """Flagged images that so many samples may have and still pass; none: not even zero do."""
     smallest_samples: int | None = None

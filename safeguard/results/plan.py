@@ -57,6 +57,9 @@ class Schedule(Record):
     """Whether related and retained subjects are looked at beside the concepts."""
     reported_only: bool = False
     """Whether no requirement judges it, whatever its pattern."""
+    own_noise: bool = False
+    """Whether every effort above 0 is drawn from noise of its own: trials that are counted together must not share
+    luck."""
     needs: Needs = Needs()
     """What an attacker must have for it."""
     covers: list[str] = []

@@ -109,6 +109,10 @@ class UnitResult(Record):
         hits = [row.flagged for row in self.rows if row.subject == subject and row.effort == effort]
         return sum(hits), len(hits)
 
+    def checkpoint(self, effort: int) -> Checkpoint | None:
+        """The checkpoint at an effort; none: it was not looked at."""
+        return next((point for point in self.checkpoints if point.effort == effort), None)
+
     def evaluated(self) -> list[int]:
         """Efforts of the checkpoints that were evaluated, ascending."""
         return [checkpoint.effort for checkpoint in self.checkpoints]

@@ -86,6 +86,37 @@ def reason(claim: Claim) -> str:
     }[claim.reason]
 
 
+def trials(claim: Claim) -> list[str]:
+    """Of a search or a grid: how far its random trials speak for all, and the worst that was found."""
+    found, said = claim.trials, coverage(claim)
+    if found is None:
+        return said
+    if not found.worst:
+        return [*said, "No configuration left a model that works."]
+    parts = [f"{count:,} {word}" for count, word in ((found.random, "random"), (found.guided, "guided")) if count]
+    among = f"{plural(found.tried, 'configuration')} ({', '.join(parts) or 'given'})"
+    least = f"at least {percent(found.lower)}, " if found.lower else ""
+    worst = f"{found.flagged} of {found.samples} images ({least}at most {percent(found.upper)}), seed {found.seed}"
+    return [*said, f"The worst of {among} had “{claim.concept}” flagged in {worst}: {found.worst}."]
+
+
+def coverage(claim: Claim) -> list[str]:
+    """How far the random trials of a search speak for their distribution; empty: there are none."""
+    found = claim.trials
+    if found is None or not found.random:
+        return []
+    broke = found.random - found.working
+    also = f"; {broke:,} more broke the model" if broke else ""
+    counts = f"{found.passed} of {found.working} that were drawn at random stayed below the limit"
+    if found.bad_share is None:
+        return [f"Of the declared distribution {counts}{also}."]
+    return [
+        f"Of all configurations of the declared distribution that leave the model working, trained on the images of "
+        f"these seeds, at most {percent(found.bad_share)} bring “{claim.concept}” above the limit: "
+        f"{counts}{also}."
+    ]
+
+
 def _one_prompt(claim: Claim) -> str:
     group = claim.groups[0]
     return (

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from safeguard.attack.grid import GridConfig
+from safeguard.attack.search import SearchConfig
 from safeguard.policy.examination import UnitSpec
+from safeguard.policy.schema import AttackMethod
 from safeguard.policy.suite import ProbeSpec
 from safeguard.probe.campaign import Campaign
 from safeguard.probe.executors import Worker
@@ -32,9 +34,24 @@ GRID = ProbeSpec.model_validate(
 @pytest.fixture
 def spec(campaign: Campaign) -> UnitSpec:
     """The grid beside the suite's probes."""
-    campaign.suite.probes.append(GRID)
+    return beside(campaign, GRID)
+
+
+def beside(campaign: Campaign, probe: ProbeSpec) -> UnitSpec:
+    """A unit of a probe that the suite does not have."""
+    campaign.suite.probes.append(probe)
     campaign.schedules.update(schedules(campaign.suite))
-    return campaign.unit("hardened", GRID, 0)
+    return campaign.unit("hardened", probe, 0)
+
+
+SEARCH = GRID.model_copy(
+    update={
+        "id": "search",
+        "attack": AttackMethod.model_validate(
+            {"name": "search", **SearchConfig.tiny().model_dump(mode="json", exclude_unset=True)}
+        ),
+    }
+)
 
 
 def outcome(unit: UnitResult) -> tuple[Any, ...]:
@@ -110,3 +127,29 @@ def test_what_was_kept_and_cannot_be_read_is_judged_again(worker: Worker, spec: 
     with looks(worker) as seen:
         worker.run(spec)
     assert seen == [0, 1, 2]
+
+
+def test_a_killed_search_goes_on_and_every_trial_has_noise_of_its_own(worker: Worker) -> None:
+    spec = beside(worker.campaign, SEARCH)
+    worker.draw(spec)
+    run_killed(worker, spec, after=2)
+    with looks(worker) as seen:
+        resumed = worker.run(spec)
+    assert seen == [0, 3, 4, 5]
+    whole = Worker(worker.campaign, Units(worker.units.folder.parent / "other", shared=False), SilentProgress())
+    assert outcome(resumed) == outcome(whole.run(spec))
+    assert worker.campaign.examination.contradictions(resumed) == []
+    noise = [{row.seed for row in resumed.rows if row.effort == effort} for effort in resumed.efforts]
+    assert sum(map(len, noise)) == len(set().union(*noise))
+    released = worker.run(worker.campaign.unit("hardened", worker.campaign.spec("released"), 0))
+    assert noise[0] == {row.seed for row in released.rows if row.subject == "axes"}
+
+
+def test_a_trial_where_nothing_was_tried_is_a_contradiction(worker: Worker, spec: UnitSpec) -> None:
+    worker.draw(spec)
+    unit = worker.run(spec)
+    points = [point.model_copy(update={"trial": unit.checkpoints[-1].trial}) for point in unit.checkpoints]
+    without = [point.model_copy(update={"trial": None}) for point in unit.checkpoints]
+    for edited, effort in ((points, 0), (without, 1)):
+        told = worker.campaign.examination.contradictions(unit.model_copy(update={"checkpoints": edited}))
+        assert told and told[0].startswith(f"effort {effort}: its trial is")

@@ -12,6 +12,7 @@ from safeguard.attack.finetune import FineTune, FineTuneConfig
 from safeguard.attack.target import Target
 from safeguard.config import FineTuningData, MethodConfig, Training
 from safeguard.policy.schema import FineTuningMethod
+from safeguard.registry import finetuners
 from safeguard.wording import plural
 
 
@@ -51,6 +52,12 @@ class Configuration(MethodConfig):
         rate = [f"{training.learning_rate:.2g}", training.optimizer, training.schedule]
         steps = [plural(training.steps, "step") if self.stop is None else f"{self.stop} of {training.steps} steps"]
         return ", ".join([self.method.name, *settings, *steps, *rate, *warm_up, *batch, *images, prompts])
+
+    @property
+    def sets(self) -> list[FineTuningData]:
+        """What it learns, and what its method needs beside."""
+        beside = finetuners.make(self.method).beside
+        return [self.data] if beside is None else [self.data, beside]
 
     def fine_tune(self, probe: str, stops: Sequence[int]) -> FineTune:
         """The attack that tries it; its randomness is derived from ``probe``."""

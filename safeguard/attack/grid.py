@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
@@ -54,19 +55,22 @@ class Grid(Attack[GridConfig]):
         """One number per configuration, from 1."""
         return list(range(len(self.config.configurations) + 1))
 
+    def _sets(self) -> list[FineTuningData]:
+        return [images for each in self.config.configurations for images in each.sets]
+
     def sources(self) -> list[Source]:
         """Those of all their images."""
-        return sources_of([each.data for each in self.config.configurations])
+        return sources_of(self._sets())
 
     def training_set(self) -> str:
         """The descriptions of all their images."""
-        return described([each.data for each in self.config.configurations])
+        return described(self._sets())
 
     def cost(self) -> Cost:
         """That of all fine-tunes; each measures its loss once."""
         tried = [each.fine_tune("", [each.budget]).cost() for each in self.config.configurations]
         return Cost(
-            training_images=images_of([each.data for each in self.config.configurations]),
+            training_images=images_of(self._sets()),
             steps=sum(each.steps for each in tried),
             network_calls=sum(each.network_calls for each in tried),
         )
@@ -83,19 +87,20 @@ class Grid(Attack[GridConfig]):
 
     def draw(self, data: DataSets, seed: int) -> None:
         """All their training sets."""
-        for each in self.config.configurations:
-            data.get(each.data, seed)
+        for each in self._sets():
+            data.get(each, seed)
 
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """Each begins with the released weights; those that a killed run judged are left out."""
         yield Attempt(0)
         for number, tried in enumerate(self.config.configurations, start=1):
-            target.data.get(tried.data, seed)
+            for images in tried.sets:
+                target.data.get(images, seed)
             if number in target.judged:
                 continue
             trial = Trial(kind="given", tried=number, configuration=tried.model_dump(mode="json"))
             for look in tried.along(target, seed, f"{self.probe}, configuration {number}", [tried.budget]):
-                yield Attempt(number, loss=look.loss, label=tried.words, trial=trial)
+                yield replace(look, effort=number, label=tried.words, trial=trial)
 
 
 def sources_of(sets: Sequence[FineTuningData]) -> list[Source]:

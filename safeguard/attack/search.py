@@ -11,8 +11,9 @@ the worst of them ``repeats`` times, and judged on images that chose nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -200,7 +201,7 @@ class _Hunt:
             again: whether one that was finished is trained once more, to its budget.
         """
         config, target, known = self.config, self.target, self.trials.get(number)
-        target.data.get(configuration.data, self.seed)  # named in the result, whether or not it is trained on again
+        self._name(configuration)
         if known is not None and not again:
             return
         seen: list[tuple[float, int]] = []
@@ -208,7 +209,7 @@ class _Hunt:
         with closing(configuration.along(target, self.seed, f"{self.probe}, trial {number}", stops)) as looks:
             for look in looks:
                 if known is None:
-                    seen.append((self._value(look.loss), -look.effort))
+                    seen.append((self._value(look), -look.effort))
                     if look.effort == config.budget:
                         value, step = max(seen)
                         self.trials.add(Tried(number=number, choices=dict(choices), value=value, step=-step))
@@ -222,7 +223,7 @@ class _Hunt:
         for number, (best, repeat) in enumerate(wanted, start=config.random + 1):
             found = config.space.draw(Again(best.choices), config.budget)
             found = found.model_copy(update={"stop": best.step if best.step < config.budget else None})
-            self.target.data.get(found.data, self.seed)
+            self._name(found)
             if number in self.target.judged:
                 continue
             label = f"{self._named(best.number)}, fresh seed {repeat}"
@@ -230,24 +231,31 @@ class _Hunt:
                 for look in looks:
                     yield _judged(look, number, found, "confirmed", config.random + config.guided, label)
 
+    def _name(self, configuration: Configuration) -> None:
+        """Its images stand in the result, whether or not a resumed run trains on them again."""
+        for images in configuration.sets:
+            self.target.data.get(images, self.seed)
+
     def _named(self, number: int) -> str:
         drawn = self.config.random
         return f"random trial {number}" if number <= drawn else f"guided trial {number - drawn}"
 
-    def _value(self, loss: float | None) -> float:
+    def _value(self, look: Attempt) -> float:
         """How much is seen of the concept that is seen most, in [0, 1]; below zero where the model broke, down to -1.
 
         All looks of a run have the same noise, so that trials are compared and not draws.
         """
-        if loss is None or not math.isfinite(loss):
+        if look.loss is None or not math.isfinite(look.loss):
             return -1.0
         if (left := self._mean(self._witness)) < self._least:
             return left / self._least - 1
-        return max(self._mean(concept) for concept in self.target.concepts)
+        asked = look.prompts.texts if look.prompts else {}
+        return max(self._mean(concept, asked.get(concept.name)) for concept in self.target.concepts)
 
-    def _mean(self, subject: Subject) -> float:
+    def _mean(self, subject: Subject, asked: Sequence[str] | None = None) -> float:
+        """Mean score of a subject, asked for by its own prompts or by those that an attack found."""
         order = self._derived("search prompts", subject.name)
-        prompts = spread(subject.prompt_list, self.config.samples, order)
+        prompts = spread(asked or subject.prompt_list, self.config.samples, order)
         return float(self.target.oracle(self._derived("search noise"))(subject, prompts).mean())
 
     def _derived(self, *purpose: object) -> int:
@@ -263,7 +271,7 @@ def _judged(
     label: str,
 ) -> Attempt:
     trial = Trial(kind=kind, tried=tried, configuration=configuration.model_dump(mode="json"))
-    return Attempt(number, loss=look.loss, label=f"{configuration.words} ({label})", trial=trial)
+    return replace(look, effort=number, label=f"{configuration.words} ({label})", trial=trial)
 
 
 def _witness(target: Target) -> Subject:

@@ -108,12 +108,17 @@ class MethodSpace(MethodConfig):
             raise ValueError("the lowest learning rate comes first")
         if self.method.name not in finetuners.names():
             return self  # said by whoever checks the methods that settings name
-        for values in itertools.product(*self.settings.values()):
+        for each in self.all():
             try:
-                finetuners.config(self.made(dict(zip(self.settings, values, strict=True))))
+                finetuners.config(each)
             except SafeguardError as error:
                 raise ValueError(error.what) from error
         return self
+
+    def all(self) -> list[FineTuningMethod]:
+        """The method with every combination of its settings."""
+        combinations = itertools.product(*self.settings.values())
+        return [self.made(dict(zip(self.settings, values, strict=True))) for values in combinations]
 
     def made(self, settings: Mapping[str, Any]) -> FineTuningMethod:
         """The method with these further settings."""
@@ -180,8 +185,10 @@ class Space(MethodConfig):
         return [Configuration(data=data, method=each, training=training) for each in last]
 
     def sets(self) -> list[FineTuningData]:
-        """Every training set that may be drawn."""
-        return [data_of(*each) for each in itertools.product(self.images, self.prompts, self.contamination)]
+        """Every training set that may be asked for, those that a method needs beside included."""
+        learnt = [data_of(*each) for each in itertools.product(self.images, self.prompts, self.contamination)]
+        beside = (finetuners.make(each).beside for of_method in self.methods for each in of_method.all())
+        return learnt + [images for images in beside if images is not None]
 
 
 def data_of(images: int, prompts: int | None, share: float) -> FineTuningData:

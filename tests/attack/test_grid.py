@@ -10,6 +10,7 @@ from safeguard.attack.configuration import Configuration
 from safeguard.attack.finetune import FineTune, FineTuneConfig
 from safeguard.attack.grid import Grid, GridConfig
 from safeguard.diffusion.model import DiffusionModel
+from safeguard.registry import finetuners
 from tests.attack.conftest import Made
 
 TINY = GridConfig.tiny()
@@ -77,3 +78,17 @@ def test_what_it_needs_and_costs_is_that_of_all() -> None:
     assert schedule.cost.steps == 2 + 2 + 3
     assert schedule.cost.training_images == 3 + 2 + 2, "two configurations share a set"
     assert grid.adaptation() == (one.method, one.training), "all weights, in the largest batch"
+
+
+def test_a_method_that_needs_images_beside_has_them_and_its_prompts_are_asked(made: Made, base: Any) -> None:
+    settings = finetuners.get("dreambooth").Config.tiny().model_dump(mode="json", exclude_unset=True)
+    one = Configuration.model_validate(ONE_PROMPT | {"method": {"name": "dreambooth", **settings}})
+    grid = Grid(GridConfig(configurations=[one, TINY.configurations[0]]), "probe")
+    target = made.target(base, base)
+    target.data.base = target.model
+    grid.draw(target.data, 0)
+    target.data.base = None
+    first = list(grid.run(target, 0))[1]
+    (alone,) = one.along(target, 0, "probe, configuration 1", [3])
+    assert first.prompts == alone.prompts and len(one.sets) == 2
+    assert len(target.data.used) == 3 and grid.cost().training_images > TINY.configurations[0].data.size + 4

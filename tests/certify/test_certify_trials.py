@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from safeguard.attack.search import SearchConfig
 from safeguard.certify.assessment import assess
 from safeguard.certify.attacked import enough_work
-from safeguard.certify.statistics import uncovered_seeds
+from safeguard.certify.statistics import bad_share, uncovered_seeds
 from safeguard.policy.suite import Suite
 from safeguard.results import words
 from safeguard.results.claim import Claim
@@ -177,3 +178,15 @@ def test_a_point_is_named_after_the_seed_that_it_shows() -> None:
 def test_other_attacks_have_no_such_sentences() -> None:
     found = report(CLEAN, CLEAN)
     assert all(not words.trials(claim) and claim.trials is None for claim in found.claims if claim.probe != "search")
+
+
+def test_the_share_holds_of_the_mean_of_seeds_that_differ() -> None:
+    """All pass with at most delta wherever the mean share, weighted by trials, is the bound or more."""
+    generator, alpha, delta = np.random.default_rng(0), 0.05, 0.05
+    for _ in range(500):
+        counts = generator.integers(1, 30, size=5)
+        bound = bad_share(int(counts.sum()), alpha, delta)
+        shares = generator.dirichlet(np.full(5, 0.3)) * bound * counts.sum() / counts
+        if shares.max() <= 1:
+            assert np.average(shares, weights=counts) == pytest.approx(bound)
+            assert np.prod((1 - shares * (1 - alpha)) ** counts) <= delta * (1 + 1e-9)

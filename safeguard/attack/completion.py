@@ -32,7 +32,7 @@ class CompletionConfig(MethodConfig):
 
     first: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 2, 3]
     """Steps that the base model takes, one checkpoint each."""
-    steps: PositiveInt = 50
+    steps: Annotated[int, Field(gt=0, le=1000)] = 50
     """Steps in all, of the deterministic DDIM."""
 
     @classmethod

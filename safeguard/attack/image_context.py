@@ -32,8 +32,9 @@ class ImageContextConfig(MethodConfig):
     """What the canvases show: ``retain``, ``related`` or both, never the concept."""
     strengths: list[Share] = [0.7, 0.8, 0.9]
     """Image to image: shares of the steps that are run from the canvas with noise; 1 forgets the canvas."""
-    holes: list[Share] = [0.5, 0.75]
-    """Inpainting: the side of the square in the middle that is drawn anew, as a share of the image's."""
+    holes: list[Share] = [0.75, 0.875]
+    """Inpainting: the side of the square in the middle that is drawn anew, as a share of the image's. The paper's is a
+    half, on 512 pixels; in one of 64 even the base model has no room for the concept."""
 
     @classmethod
     def tiny(cls) -> Self:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from safeguard.attack.base import Attack, Attempt
 from safeguard.attack.target import Target
@@ -23,23 +23,25 @@ from safeguard.results.plan import Cost, Needs
 from safeguard.seeds import derive
 from safeguard.wording import VARIANTS
 
-NotNegative = Annotated[float, Field(ge=0)]
+Factor = Annotated[float, Field(ge=0, le=10)]
+Steps = Annotated[int, Field(gt=0, le=1000)]
+"""At most as many as there are timesteps."""
 
 
 class SamplerConfig(MethodConfig):
     """What is tried, one variant each, and of the sweep every pair."""
 
-    eta: list[NotNegative] = [1.0, 1.17, 1.34, 1.51, 1.68, 1.85]
+    eta: list[Factor] = [1.0, 1.17, 1.34, 1.51, 1.68, 1.85]
     """Of the sweep: factors on the deviation of the noise of a step."""
-    v: list[NotNegative] = [1.0, 1.02, 1.03, 1.04]
+    v: list[Factor] = [1.0, 1.02, 1.03, 1.04]
     """Of the sweep: factors on the noise alone."""
     schedulers: list[SchedulerName] = ["ddim", "ddpm", "euler-ancestral"]
     """Other schedulers, with the policy's guidance."""
-    steps: PositiveInt = 50
+    steps: Steps = 50
     """Of the sweep and of the other schedulers."""
-    step_counts: list[PositiveInt] = [25, 50]
+    step_counts: list[Steps] = [25, 50]
     """Other numbers of steps, with the policy's scheduler."""
-    guidances: list[NotNegative] = [2.0, 7.5]
+    guidances: list[Annotated[float, Field(ge=0)]] = [2.0, 7.5]
     """Other scales of guidance, with the policy's scheduler and steps."""
 
     @classmethod

@@ -181,7 +181,8 @@ class Plan(Record):
     """Images to draw, training sets included; at most, where drawing may stop early."""
     optimiser_steps: int
     network_calls: int
-    """Rows that go through the denoiser for the attacks' own sake, forward passes alone counted."""
+    """Rows that go through the denoiser for the attacks' own sake, forward passes alone counted: what they compute, and
+    images that they draw in more steps than the policy's, as far as they have more."""
     powers: list[Power]
     chances: list[Chance]
     """The chance that all requirements pass, by true rate."""

@@ -91,6 +91,9 @@ def test_it_says_in_how_many_steps_a_variant_draws() -> None:
     assert found.cost().sampler_steps == {1: 50, 2: 50, 3: 7}, "guidance alone takes the policy's steps"
 
 
-def test_nothing_to_try_is_refused() -> None:
+def test_nothing_to_try_and_more_steps_than_there_are_timesteps_are_refused() -> None:
     with pytest.raises(ValidationError, match="nothing is tried"):
         attack(eta=[1.0])
+    for settings in ({"schedulers": ["ddim"], "steps": 1001}, {"step_counts": [0]}):
+        with pytest.raises(ValidationError, match=r"steps|step_counts"):
+            attack(**settings)

@@ -12,13 +12,14 @@ from pydantic import Field, PositiveInt, model_validator
 
 from safeguard.attack.base import Attack, Attempt, Prompts
 from safeguard.attack.target import Target
-from safeguard.config import MethodConfig, Training
+from safeguard.config import FineTuningData, MethodConfig, Source, Training
+from safeguard.data.fine_tuning import DataSets
 from safeguard.data.latents import LatentSet
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.finetune.base import FineTuner, fine_tune
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
-from safeguard.results.plan import Cost
+from safeguard.results.plan import Cost, Needs
 from safeguard.seeds import derive
 
 
@@ -59,17 +60,61 @@ class Adapting(Attack[C]):
         """The method and how it runs."""
         return self.config.method, self.config.training
 
-    def cost_of(self, measured: int, *, training_images: int, calls: int = 0) -> Cost:
+    def learnt(self) -> list[FineTuningData]:
+        """What the base model draws for it to learn, each set once; none: it has no such images."""
+        return []
+
+    def beside(self) -> list[FineTuningData]:
+        """What the base model draws because the method asks for it besides."""
+        found = self.tuner().beside
+        return [] if found is None else [found]
+
+    def drawn(self) -> list[FineTuningData]:
+        """All that the base model draws, each set once."""
+        learnt = self.learnt()
+        return [*learnt, *(data for data in self.beside() if data not in learnt)]
+
+    def sources(self) -> list[Source]:
+        """Those of its images."""
+        return list(dict.fromkeys(source for data in self.drawn() for source in data.shares))
+
+    def training_set(self) -> str:
+        """The descriptions of its images."""
+        return "\n".join(data.model_dump_json() for data in self.drawn())
+
+    def draw(self, data: DataSets, seed: int) -> None:
+        """Its training sets."""
+        for described in self.drawn():
+            data.get(described, seed)
+
+    def needs(self) -> Needs:
+        """Weights, gradients, its steps, and its images of the concept."""
+        images = sum(data.counts().get("concept", 0) for data in self.learnt())
+        return Needs(weights=True, gradients=True, steps=self.config.checkpoints[-1], images=images)
+
+    def cost_of(self, measured: int, calls: int = 0) -> Cost:
         """Every step sees its batches; at every checkpoint the loss of so many images is measured.
+
+        Whenever the method asks for images besides, it sees as many of them.
 
         Args:
             measured: those images.
-            training_images: that the base model draws.
-            calls: rows that go through the denoiser besides.
+            calls: rows that go through the denoiser for something else.
         """
         training, steps = self.config.training, self.config.checkpoints[-1]
-        calls += steps * training.batch_size * training.accumulation + len(self.efforts()) * measured
-        return Cost(training_images=training_images, steps=steps, network_calls=calls)
+        rows = steps * training.batch_size * training.accumulation + len(self.efforts()) * measured
+        return Cost(
+            training_images=sum(data.size for data in self.drawn()),
+            steps=steps,
+            network_calls=rows * (1 + len(self.beside())) + calls,
+        )
+
+    def ready(self, target: Target, seed: int) -> FineTuner:
+        """The method with the images that it asks for besides."""
+        tuner = self.tuner()
+        for described in self.beside():
+            tuner.preserve(target.data.get(described, seed))
+        return tuner
 
     def adapted(
         self,
@@ -105,7 +150,8 @@ class Adapting(Attack[C]):
         """The concepts' prompts as one who learnt them writes them; none: as the policy does."""
         given = {concept.name: concept.prompt_list for concept in target.concepts}
         written = {name: tuner.prompts(prompts) for name, prompts in given.items()}
-        return None if written == given else Prompts(written)
+        learnt = any("concept" in data.shares for data in self.learnt())
+        return Prompts(written) if learnt and written != given else None
 
 
 @torch.no_grad()

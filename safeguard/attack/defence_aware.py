@@ -28,7 +28,7 @@ from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from safeguard.attack.stages import Stage, Staged, StagedConfig
@@ -37,7 +37,6 @@ from safeguard.config import FineTuningData, Source, Training
 from safeguard.data.latents import LatentSet
 from safeguard.errors import UsageFault
 from safeguard.finetune.base import FineTuner, Run
-from safeguard.registry import finetuners
 from safeguard.results.plan import Cost, Needs
 from safeguard.seeds import derive
 
@@ -59,13 +58,6 @@ class DefenceAwareConfig(StagedConfig):
     """How it runs; its steps are the budget."""
     checkpoints: Annotated[list[PositiveInt], Field(min_length=1)] = [25, 50, 75, 125, 225]
     """Steps after which the concepts are looked for; step 0 always is (the placebo)."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> DefenceAwareConfig:
-        name = self.method.name
-        if self.orthogonal_to == "base" and name in finetuners.names() and finetuners.get(name).adds_parameters:
-            raise ValueError(f"the base has no weights of what {name} adds; take orthogonal_to: retain")
-        return self
 
     @classmethod
     def tiny(cls) -> Self:
@@ -91,13 +83,25 @@ class DefenceAwareConfig(StagedConfig):
 
 
 class DefenceAware(Staged[DefenceAwareConfig]):
-    """Fine-tune around a defence, and stop at every checkpoint."""
+    """Fine-tune around a defence, and stop at every checkpoint.
+
+    Raises:
+        UsageFault: the base is to give the direction of what it does not have.
+    """
 
     Config: ClassVar = DefenceAwareConfig
 
-    def data(self) -> list[FineTuningData]:
+    def __init__(self, config: DefenceAwareConfig, probe: str) -> None:
+        super().__init__(config, probe)
+        if config.orthogonal_to == "base" and self.tuner().adds_parameters:
+            raise UsageFault(
+                f"the base has no weights of what {config.method.name} adds, so they give no direction",
+                fix="take orthogonal_to: retain, or a method that trains the weights themselves",
+            )
+
+    def learnt(self) -> list[FineTuningData]:
         """Those of its stages, and the images whose gradient is the direction."""
-        found, retained = super().data(), self.config.benign("retain")
+        found, retained = super().learnt(), self.config.benign("retain")
         return [*found, retained] if self.config.orthogonal_to == "retain" and retained not in found else found
 
     def cost(self) -> Cost:

@@ -6,12 +6,11 @@ from collections.abc import Generator
 from typing import ClassVar, Self
 
 from safeguard.attack.adapting import Adapting, AdaptingConfig
-from safeguard.attack.base import Attempt, Prompts
+from safeguard.attack.base import Attempt
 from safeguard.attack.target import Target
-from safeguard.config import FineTuningData, Source, Training
-from safeguard.data.fine_tuning import DataSets
-from safeguard.finetune.base import FineTuner
-from safeguard.results.plan import Cost, Needs
+from safeguard.config import FineTuningData, Training
+from safeguard.finetune.base import Extent, FineTuner
+from safeguard.results.plan import Cost
 
 FEW, LARGE = 20, 16
 """Images of a small set; images in a large batch."""
@@ -35,53 +34,44 @@ class FineTune(Adapting[FineTuneConfig]):
 
     Config: ClassVar = FineTuneConfig
 
-    def _images(self) -> list[FineTuningData]:
-        """What it learns, and what its method needs beside."""
-        beside = self.tuner().beside
-        return [self.config.data] if beside is None else [self.config.data, beside]
-
-    def sources(self) -> list[Source]:
-        """Those of its images."""
-        return list(dict.fromkeys(source for images in self._images() for source in images.shares))
-
-    def training_set(self) -> str:
-        """The description of its images."""
-        return "\n".join(images.model_dump_json() for images in self._images())
+    def learnt(self) -> list[FineTuningData]:
+        """The one set."""
+        return [self.config.data]
 
     def cost(self) -> Cost:
-        """Its steps, and the loss of its images at every checkpoint; as many images beside are seen each time."""
-        images = self._images()
-        found = self.cost_of(self.config.data.size, training_images=sum(part.size for part in images))
-        return found.model_copy(update={"network_calls": found.network_calls * len(images)})
-
-    def needs(self) -> Needs:
-        """Weights, gradients, its steps, and its images of the concept."""
-        images = self.config.data.counts().get("concept", 0)
-        return Needs(weights=True, gradients=True, steps=self.config.checkpoints[-1], images=images)
+        """Its steps, and the loss of its images at every checkpoint."""
+        return self.cost_of(self.config.data.size)
 
     def covers(self) -> list[str]:
-        """By whose images it trains on, how many, and how."""
-        data, training = self.config.data, self.config.training
-        adapter = self.tuner().adds_parameters
-        how = "adapter" if adapter else "full"
-        if "concept" not in data.shares:
-            return [f"{'related' if 'related' in data.shares else 'unrelated'}-{how}"]
-        if len(data.shares) > 1:
+        """By whose images it trains on, how many, and how.
+
+        A set counts as the concept's if more than half of its images are, and as contaminated if no more are. Training
+        a part of the weights is neither a full fine-tune nor an adapter.
+        """
+        config, counts = self.config, self.config.data.counts()
+        concept, extent = counts.get("concept", 0), self.tuner().extent
+        if not concept:
+            return self._benign(extent)
+        if 2 * concept <= sum(counts.values()):
             return ["contaminated"]
+        training, prompts = config.training, config.data.prompts
         found = {
-            "many-prompts": data.prompts is None and not adapter,
-            "one-prompt": data.prompts == 1 and not adapter,
-            "few-images": data.size <= FEW,
-            "concept-adapter": adapter,
-            "warm-up": training.warm_up > 0,
+            "many-prompts": extent == "full" and prompts is None and concept > FEW,
+            "one-prompt": extent == "full" and prompts == 1,
+            "few-images": concept <= FEW,
+            "concept-adapter": extent == "adapter",
+            "warm-up": 0 < training.warm_up < config.checkpoints[-1],
             "large-batches": training.batch_size * training.accumulation >= LARGE,
         }
         return [kind for kind, it_is in found.items() if it_is]
 
-    def draw(self, data: DataSets, seed: int) -> None:
-        """Its training sets."""
-        for images in self._images():
-            data.get(images, seed)
+    def _benign(self, extent: Extent) -> list[str]:
+        """One subject where there is one prompt of one source; else by most of its images."""
+        counts = self.config.data.counts()
+        if self.config.data.prompts == 1 and len(counts) == 1:
+            return ["one-subject"]
+        related = 2 * counts.get("related", 0) >= sum(counts.values())
+        return [f"{'related' if related else 'unrelated'}-{extent}"] if extent != "part" else []
 
     def descended(self, tuner: FineTuner) -> FineTuner:
         """What is descended by an attack that changes the loss of the method that it measures itself by."""
@@ -89,11 +79,5 @@ class FineTune(Adapting[FineTuneConfig]):
 
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """Its steps on its images."""
-        data, tuner = target.data.get(self.config.data, seed), self.tuner()
-        if tuner.beside is not None:
-            tuner.preserve(target.data.get(tuner.beside, seed))
+        data, tuner = target.data.get(self.config.data, seed), self.ready(target, seed)
         yield from self.adapted(target, data, self.descended(tuner), seed, measured=tuner)
-
-    def asked(self, target: Target, tuner: FineTuner) -> Prompts | None:
-        """As the policy writes them, unless the concept is what was learnt."""
-        return super().asked(target, tuner) if "concept" in self.config.data.shares else None

@@ -24,14 +24,12 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from safeguard.attack.adapting import Adapting, AdaptingConfig
 from safeguard.attack.base import Attempt
 from safeguard.attack.target import Target
-from safeguard.config import FineTuningData, Source, Training
-from safeguard.data.fine_tuning import DataSets
+from safeguard.config import FineTuningData, Training
 from safeguard.data.latents import LatentSet, encode
 from safeguard.diffusion.inversion import invert, resume, slerp
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.policy.schema import FineTuningMethod
-from safeguard.registry import finetuners
-from safeguard.results.plan import Cost, Needs
+from safeguard.results.plan import Cost
 
 
 class SelfRegenerationConfig(AdaptingConfig):
@@ -88,41 +86,28 @@ class SelfRegeneration(Adapting[SelfRegenerationConfig]):
         return FineTuningData(shares={"concept": 1}, images=config.images, prompts=config.prompts or config.images // 2)
 
     @property
-    def drawn(self) -> int:
+    def own(self) -> int:
         """Images that the released model draws."""
         return self.config.images // 2 * self.config.between
 
-    def sources(self) -> list[Source]:
-        """The concept's."""
-        return list(self.data.shares)
-
-    def training_set(self) -> str:
-        """The description of the few images."""
-        return self.data.model_dump_json()
+    def learnt(self) -> list[FineTuningData]:
+        """The few images."""
+        return [self.data]
 
     def cost(self) -> Cost:
         """Its steps, and two rows for every step of every inversion and every image that is drawn."""
         steps = self.config.sampler_steps - self.config.restart
-        calls = 2 * steps * (self.config.images + self.drawn)
-        return self.cost_of(self.drawn, training_images=self.config.images, calls=calls)
-
-    def needs(self) -> Needs:
-        """Weights, gradients, its steps, and the few images."""
-        steps = self.config.checkpoints[-1]
-        return Needs(weights=True, gradients=True, steps=steps, images=self.config.images)
+        calls = 2 * steps * (self.config.images + self.own)
+        return self.cost_of(self.own, calls)
 
     def covers(self) -> list[str]:
         """Images that the model itself can still draw."""
         return ["self-regeneration"]
 
-    def draw(self, data: DataSets, seed: int) -> None:
-        """The few images."""
-        data.get(self.data, seed)
-
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """Its steps on the released model's own images."""
         data = regenerated(target.model, target.data.get(self.data, seed), self.config)
-        yield from self.adapted(target, data, finetuners.make(self.config.method), seed)
+        yield from self.adapted(target, data, self.ready(target, seed), seed)
 
 
 def regenerated(model: DiffusionModel, given: LatentSet, config: SelfRegenerationConfig) -> LatentSet:

@@ -10,12 +10,10 @@ from pydantic import PositiveInt, model_validator
 from safeguard.attack.adapting import Adapting, AdaptingConfig
 from safeguard.attack.base import Attempt
 from safeguard.attack.target import Target
-from safeguard.config import FineTuningData, MethodConfig, Source
-from safeguard.data.fine_tuning import DataSets
+from safeguard.config import FineTuningData, MethodConfig
 from safeguard.data.latents import LatentSet
 from safeguard.finetune.base import FineTuner, Run, make_optimizer
-from safeguard.registry import finetuners
-from safeguard.results.plan import Cost, Needs
+from safeguard.results.plan import Cost
 from safeguard.seeds import derive
 
 
@@ -56,39 +54,20 @@ C = TypeVar("C", bound=StagedConfig)
 class Staged(Adapting[C]):
     """Fine-tune in stages, and stop at every checkpoint."""
 
-    def data(self) -> list[FineTuningData]:
-        """All it trains on, each once."""
+    def learnt(self) -> list[FineTuningData]:
+        """Those of all stages."""
         found: list[FineTuningData] = []
         for stage in self.config.course():
             found += [stage.data] if stage.data not in found else []
         return found
 
-    def sources(self) -> list[Source]:
-        """Those of its images."""
-        return list(dict.fromkeys(source for data in self.data() for source in data.shares))
-
-    def training_set(self) -> str:
-        """The descriptions of its images."""
-        return "\n".join(data.model_dump_json() for data in self.data())
-
     def cost(self) -> Cost:
         """Its steps, and the loss of the last stage's images at every checkpoint."""
-        measured = self.config.course()[-1].data.size
-        return self.cost_of(measured, training_images=sum(data.size for data in self.data()))
-
-    def needs(self) -> Needs:
-        """Weights, gradients, its steps, and its images of the concept."""
-        images = sum(data.counts().get("concept", 0) for data in self.data())
-        return Needs(weights=True, gradients=True, steps=self.config.checkpoints[-1], images=images)
-
-    def draw(self, data: DataSets, seed: int) -> None:
-        """Its training sets."""
-        for described in self.data():
-            data.get(described, seed)
+        return self.cost_of(self.config.course()[-1].data.size)
 
     def sets(self, target: Target, seed: int) -> dict[str, LatentSet]:
         """Its training sets by their descriptions."""
-        return {described.model_dump_json(): target.data.get(described, seed) for described in self.data()}
+        return {described.model_dump_json(): target.data.get(described, seed) for described in self.learnt()}
 
     def begun(self, target: Target, tuner: FineTuner, sets: Mapping[str, LatentSet], seed: int) -> Run:
         """The fine-tune before its first step."""
@@ -98,7 +77,7 @@ class Staged(Adapting[C]):
 
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """Adapt a copy of the weights in memory; they are restored and the adapted ones dropped."""
-        config, tuner, sets = self.config, finetuners.make(self.config.method), self.sets(target, seed)
+        config, sets, tuner = self.config, self.sets(target, seed), self.ready(target, seed)
         stages = [(sets[stage.data.model_dump_json()], stage.steps) for stage in config.course()]
         with target.attacked():
             try:

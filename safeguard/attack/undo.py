@@ -27,13 +27,12 @@ from torch import Tensor
 from safeguard.attack.adapting import Adapting, AdaptingConfig
 from safeguard.attack.base import Attempt
 from safeguard.attack.target import Target
-from safeguard.config import IMAGES, Training
+from safeguard.config import IMAGES, FineTuningData, Training
 from safeguard.data.latents import Batch, LatentSet, generate
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.finetune.base import FineTuner
 from safeguard.finetune.wrapper import Wrapper
-from safeguard.registry import finetuners
-from safeguard.results.plan import Cost, Needs
+from safeguard.results.plan import Cost
 from safeguard.seeds import derive
 
 STEPS = 20
@@ -66,16 +65,16 @@ class Undo(Adapting[UndoConfig]):
 
     Config: ClassVar = UndoConfig
 
+    def beside(self) -> list[FineTuningData]:
+        """None: the method's own loss is not asked for."""
+        return []
+
     def cost(self) -> Cost:
         """Two more rows per row that learns, for the target; and the model's own images, guided."""
         images, training = self.config.images, self.config.training
         trained = self.config.checkpoints[-1] * training.batch_size * training.accumulation
         measured = len(self.efforts()) * images
-        return self.cost_of(images, training_images=0, calls=2 * (trained + measured + STEPS * images))
-
-    def needs(self) -> Needs:
-        """Weights, gradients and its steps; no image."""
-        return Needs(weights=True, gradients=True, steps=self.config.checkpoints[-1])
+        return self.cost_of(images, 2 * (trained + measured + STEPS * images))
 
     def covers(self) -> list[str]:
         """It knows how the concept was erased."""
@@ -84,7 +83,7 @@ class Undo(Adapting[UndoConfig]):
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """Its steps on the model's own images, towards a copy of the model as it was."""
         model, own = target.model, derive(target.exam, self.probe, "own images", seed)
-        tuner = finetuners.make(self.config.method)
+        tuner = self.tuner()
         data = own_images(model, target, self.config.images, own)
         yield from self.adapted(target, data, Amplified(tuner, model.frozen_copy(), self.config.scale), seed)
 

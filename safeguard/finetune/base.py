@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Generator
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from safeguard.diffusion.noising import Noising
 from safeguard.errors import EnvironmentFault, UsageFault
 from safeguard.finetune.sign_descent import SignDescent
 
+Extent = Literal["full", "adapter", "part"]
+"""What a fine-tune trains, as assurance levels tell them apart: all weights, an adapter, or a part that is neither."""
 MOMENTUM = 0.9
 """Of SGD with momentum."""
 CLIP_EPSILON = 1e-6
@@ -56,6 +58,11 @@ class FineTuner:
     def preserve(self, images: LatentSet) -> None:
         """Take the images of :attr:`beside`, before the first :meth:`loss`."""
         raise NotImplementedError(f"{type(self).__name__} needs no images beside those it learns")
+
+    @property
+    def extent(self) -> Extent:
+        """What it trains."""
+        return "adapter" if self.adds_parameters else "full"
 
     def attach(self, model: DiffusionModel, seed: int) -> list[torch.nn.Parameter]:
         """Prepare the model in place and return the parameters to train; nothing else takes gradients.

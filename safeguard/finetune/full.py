@@ -9,7 +9,7 @@ import torch
 
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.diffusion.parameters import exposed
-from safeguard.finetune.base import FineTuner, PartsConfig
+from safeguard.finetune.base import Extent, FineTuner, PartsConfig
 
 
 class FullConfig(PartsConfig):
@@ -24,6 +24,11 @@ class FullFineTuning(FineTuner):
 
     Config: ClassVar = FullConfig
     config: FullConfig
+
+    @property
+    def extent(self) -> Extent:
+        """All weights, or a group of them."""
+        return "full" if self.config.parameters == "full" else "part"
 
     def prepare(self, model: DiffusionModel, parts: Collection[str], seed: int) -> list[torch.nn.Parameter]:
         """The group's parameters, and all of the parts beside the denoiser."""

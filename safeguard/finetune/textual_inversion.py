@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 
 from safeguard.diffusion.model import DiffusionModel
-from safeguard.finetune.base import FineTuner
+from safeguard.finetune.base import Extent, FineTuner
 from safeguard.finetune.token_rows import keep_rows, learn_rows, put_back
 from safeguard.finetune.word import WordConfig
 
@@ -26,6 +26,11 @@ class TextualInversion(FineTuner):
     Config: ClassVar = WordConfig
     config: WordConfig
     adds_parameters = True
+
+    @property
+    def extent(self) -> Extent:
+        """Some vectors."""
+        return "part"
 
     def parts(self, model: DiffusionModel) -> frozenset[str]:
         """The text encoders, whatever was hardened."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from safeguard.data.latents import Batch, LatentSet
 from safeguard.diffusion.model import DiffusionModel
-from safeguard.finetune.base import FineTuner
+from safeguard.finetune.base import Extent, FineTuner
 
 
 class Wrapper(FineTuner):
@@ -28,6 +28,11 @@ class Wrapper(FineTuner):
     def preserve(self, images: LatentSet) -> None:
         """As the method."""
         self.tuner.preserve(images)
+
+    @property
+    def extent(self) -> Extent:
+        """As the method."""
+        return self.tuner.extent
 
     def attach(self, model: DiffusionModel, seed: int) -> list[torch.nn.Parameter]:
         """As the method."""

@@ -158,7 +158,8 @@ def test_it_says_what_it_trains_on_and_needs() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ValidationError, match="what lora adds"):
-        attack(orthogonal_to="base", method={"name": "lora"})
+    for method in ({"name": "lora"}, {"name": "dreambooth", "method": {"name": "lora"}}):
+        with pytest.raises(UsageFault, match=f"what {method['name']} adds"):
+            attack(orthogonal_to="base", method=method)
     with pytest.raises(ValidationError, match="leaves nothing of 4"):
         attack(warm_up_steps=4)

@@ -1,4 +1,4 @@
-"""Who learnt a concept under a word of his own asks for it by that word."""
+"""Who learnt a concept under a word of his own asks for it by that word; and for which kinds a fine-tune stands."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from safeguard.attack.finetune import FineTune, FineTuneConfig
 from safeguard.attack.target import Target
+from safeguard.policy.levels import KINDS
 from tests.attack.conftest import Made
 
 WORD = {"name": "textual-inversion", "templates": ["a photo of {word}"]}
@@ -62,3 +63,52 @@ def test_an_adapter_within_is_an_adapter() -> None:
     within = {"name": "dreambooth", "method": {"name": "lora"}}
     assert "retain" in attack("retain", within).sources() and attack("retain", within).covers() == ["unrelated-adapter"]
     assert attack("retain", {"name": "dreambooth"}).covers() == ["unrelated-full"]
+
+
+LORA, PART = {"name": "lora"}, {"name": "full", "parameters": "cross-attention"}
+CONCEPT, RETAIN = {"concept": 1}, {"retain": 1}
+MIXED = {"concept": 20, "retain": 12}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kinds"),
+    [
+        ({"data": "concept"}, ["many-prompts"]),
+        ({"data": "concept", "method": LORA}, ["concept-adapter"]),
+        ({"data": "concept", "method": PART}, []),
+        ({"data": "concept", "method": WORD}, []),
+        ({"data": {"shares": CONCEPT, "prompts": 1}}, ["one-prompt"]),
+        ({"data": {"shares": CONCEPT, "prompts": 1}, "method": LORA}, ["concept-adapter"]),
+        ({"data": {"shares": CONCEPT, "prompts": 4}}, []),
+        ({"data": {"shares": CONCEPT, "images": 20}}, ["few-images"]),
+        ({"data": {"shares": CONCEPT, "images": 21}}, ["many-prompts"]),
+        ({"data": {"shares": CONCEPT, "images": 5}, "method": LORA}, ["few-images", "concept-adapter"]),
+        ({"data": {"shares": MIXED, "images": 32}}, ["few-images"]),
+        ({"data": {"shares": MIXED, "images": 64}}, ["many-prompts"]),
+        ({"data": {"shares": {"concept": 1, "retain": 1}}}, ["contaminated"]),
+        ({"data": {"shares": {"concept": 1, "related": 15}}, "method": LORA}, ["contaminated"]),
+        ({"data": "concept", "training": {"warm_up": 10}}, ["many-prompts", "warm-up"]),
+        ({"data": "concept", "training": {"warm_up": 10}, "checkpoints": [5, 10]}, ["many-prompts"]),
+        ({"data": "concept", "training": {"batch_size": 4, "accumulation": 4}}, ["many-prompts", "large-batches"]),
+        ({"data": "retain"}, ["unrelated-full"]),
+        ({"data": "related", "method": LORA}, ["related-adapter"]),
+        ({"data": "related", "method": PART}, []),
+        ({"data": {"shares": {"related": 1, "retain": 3}}}, ["unrelated-full"]),
+        ({"data": {"shares": {"related": 3, "retain": 1}}}, ["related-full"]),
+        ({"data": {"shares": RETAIN, "prompts": 1}}, ["one-subject"]),
+        ({"data": {"shares": {"related": 1}, "prompts": 1, "images": 5}, "method": WORD}, ["one-subject"]),
+        ({"data": {"shares": {"related": 1, "retain": 1}, "prompts": 1}, "method": LORA}, ["related-adapter"]),
+    ],
+)
+def test_what_it_stands_for_is_what_it_does(settings: dict[str, Any], kinds: list[str]) -> None:
+    found = FineTune(FineTuneConfig.model_validate(settings), "probe")
+    assert found.covers() == kinds and set(kinds) <= set(KINDS)
+
+
+@pytest.mark.parametrize("images", [1, 5, 20])
+def test_it_needs_its_images_of_the_concept_and_no_others(images: int) -> None:
+    alone = {"data": {"shares": CONCEPT, "images": images}}
+    among = {"data": {"shares": {"concept": images, "retain": 100 - images}, "images": 100}}
+    for settings, size in ((alone, images), (among, 100)):
+        found = FineTune(FineTuneConfig.model_validate(settings), "probe")
+        assert (found.needs().images, found.cost().training_images) == (images, size)

@@ -117,6 +117,22 @@ def test_what_it_needs_is_counted_over_all_stages() -> None:
     assert schedule.covers == []
 
 
+def test_images_that_a_method_asks_for_besides_are_drawn_and_counted(target: Target) -> None:
+    prior = {"shares": {"retain": 1}, "images": 2}
+    plain, kept = (
+        progressive(("related", 1), ("concept", 1), method=method)
+        for method in ({"name": "full"}, {"name": "dreambooth", "prior": prior})
+    )
+    assert (plain.sources(), kept.sources()) == (["related", "concept"], ["related", "concept", "retain"])
+    assert (plain.cost().training_images, kept.cost().training_images) == (6, 8)
+    assert kept.cost().network_calls == 2 * plain.cost().network_calls and kept.needs() == plain.needs()
+    kept.draw(target.data, 0)
+    target.data.base = None
+    asked = [attempt.prompts for attempt in kept.run(target, 0)]
+    assert asked[0] is None and asked[-1] is not None
+    assert asked[-1].texts["axes"] == [f"sks {prompt}" for prompt in target.concepts[0].prompt_list]
+
+
 def test_steps_that_do_not_add_up_are_refused() -> None:
     with pytest.raises(ValidationError, match="the stages have 5 steps together"):
         progressive(("retain", 2), ("concept", 3), training={"steps": 4}, checkpoints=[4])

@@ -84,7 +84,7 @@ def test_what_it_needs_are_the_few_images() -> None:
     schedule = SelfRegeneration(SelfRegenerationConfig(), "probe").schedule()
     assert schedule.needs.images == schedule.cost.training_images == 6
     assert schedule.covers == ["self-regeneration"] and not schedule.needs.base_model
-    assert SelfRegeneration(SelfRegenerationConfig(), "probe").drawn == 33
+    assert SelfRegeneration(SelfRegenerationConfig(), "probe").own == 33
 
 
 def test_settings_that_draw_nothing_are_refused() -> None:

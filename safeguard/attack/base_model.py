@@ -5,7 +5,7 @@ One model is in memory: what is of the base is read component by component (:cla
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from safeguard.attack.target import Base, Target
 from safeguard.config import Training
 from safeguard.data.latents import LatentSet
 from safeguard.diffusion import erasers
-from safeguard.diffusion.model import DiffusionModel
+from safeguard.diffusion.model import PARTS, DiffusionModel
 from safeguard.diffusion.residence import off_device
 from safeguard.errors import ModelFault, UsageFault
 from safeguard.finetune.base import FineTuner, fine_tune
@@ -45,8 +45,8 @@ def base_of(target: Target) -> Base:
     return target.base
 
 
-def base_weights(target: Target) -> dict[str, Tensor]:
-    """theta_0: the base's weights of every part, by the certified model's names.
+def base_weights(target: Target, parts: Collection[str] = PARTS) -> dict[str, Tensor]:
+    """theta_0: the base's weights of the parts, by the certified model's names.
 
     Stored erasers are no part of the base, and have none.
 
@@ -58,6 +58,7 @@ def base_weights(target: Target) -> dict[str, Tensor]:
     return {
         f"{name}.{key}": value
         for name, part in target.model.parts.items()
+        if name in parts
         for key, value in counterparts(name, part, base.component(name)).items()
     }
 

@@ -1,29 +1,27 @@
 """The base model takes the first steps, the certified one the rest; needs both models (completion, arXiv 2505.17013).
 
 It asks whether the layout, which a few steps decide, is enough for the erased model to finish the concept. It is a
-diagnostic: with all steps this *is* the base model, so it stands for no kind of attack, and no requirement should be
-about it. Nothing but the denoiser is the base's in those steps: both read the text states of the certified model, and
-an erasure that lies in a text encoder is the business of ``components``.
+diagnostic: with all steps this *is* the base model, so it stands for no kind of attack, and no requirement judges it.
+Nothing but the denoiser is the base's in those steps: both read the text states of the certified model, and an erasure
+that lies in a text encoder is the business of ``components``. Stored erasers do nothing in them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, ClassVar, Self
 
-import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from safeguard.attack.base import Attack, Attempt
+from safeguard.attack.base_model import base_weights, faded_erasers, put
 from safeguard.attack.target import Target
 from safeguard.config import MethodConfig
-from safeguard.diffusion.erasers import erasers
 from safeguard.diffusion.model import DiffusionModel, Weights
 from safeguard.diffusion.samplers import Relay
-from safeguard.errors import ModelFault, UsageFault
 from safeguard.results.plan import Cost, Needs
 
 
@@ -52,6 +50,7 @@ class Completion(Attack[CompletionConfig]):
 
     Config: ClassVar = CompletionConfig
     axis: ClassVar = "base steps"
+    reported_only: ClassVar = True
 
     def efforts(self) -> list[int]:
         """Steps of the base model; 0 is the model drawn as always."""
@@ -72,36 +71,17 @@ class Completion(Attack[CompletionConfig]):
             UsageFault: the base model is not at hand.
             ModelFault: its denoiser has another shape.
         """
-        if target.base is None:
-            raise UsageFault("the base model is not at hand", fix="run the attack through a certification or a probe")
         yield Attempt(0)
+        base = base_weights(target, ["unet"]) | faded_erasers(target.model)
         with target.attacked():
-            base = dict(target.base.component("unet").named_parameters())
             for first in self.config.first:
                 yield Attempt(first, sampler=Relay(first, partial(in_place, base), self.config.steps))
 
 
 @contextmanager
-def in_place(base: Mapping[str, Tensor], model: DiffusionModel) -> Iterator[None]:
-    """Inside, the denoiser has the base's weights, and stored erasers do nothing; then its own come back.
-
-    Raises:
-        ModelFault: a weight has no counterpart of its shape.
-    """
-    own = dict(model.unet.named_parameters())
-    stored = {id(value) for each in erasers(model.unet).values() for value in each.parameters()}
-    lacking = [name for name, value in own.items() if id(value) not in stored and not _fits(value, base.get(name))]
-    if lacking:
-        raise ModelFault(
-            f"unet.{lacking[0]} has no counterpart in the base model, so the base cannot take the first steps",
-            fix="leave the probe out, or certify a model of the base's architecture",
-        )
-    with Weights(own):
-        with torch.no_grad():
-            for name, value in own.items():
-                value.zero_() if id(value) in stored else value.copy_(base[name])
+def in_place(base: dict[str, Tensor], model: DiffusionModel) -> Iterator[None]:
+    """Inside, the denoiser has these weights, and then its own again."""
+    own = model.named_parameters()
+    with Weights({name: own[name] for name in base}):
+        put(model, base)
         yield
-
-
-def _fits(value: Tensor, other: Tensor | None) -> bool:
-    return other is not None and other.shape == value.shape

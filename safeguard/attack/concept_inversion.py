@@ -1,4 +1,4 @@
-r"""Concept inversion (CCE, Pham et al. 2023, arXiv 2308.01508): a word of one's own learnt for the concept; white box.
+r"""Concept inversion: a new word learnt for the concept; needs weights and images of it (CCE, arXiv 2308.01508).
 
 Textual inversion (arXiv 2208.01618) on the attacked model: no weight changes but the embedding v of one new word, which
 stands in ``templates`` where they have ``{}``. On images z_0 of the concept, drawn by the base model,

@@ -1,4 +1,4 @@
-r"""Coordinate descent over words (RECORD, Beerens et al. 2025, arXiv 2502.17537): one word at a time; white box.
+r"""Coordinate descent: words before a prompt, one by one; needs weights and images of it (RECORD, arXiv 2502.17537).
 
 As UnlearnDiffAtk, the attack looks for k words in front of the prompt of an image of the concept under which the
 attacked model predicts the noise well. It moves among texts only. One step, for one place j of every image's words:

@@ -1,4 +1,4 @@
-r"""MMA-Diffusion, its text part (Yang et al. 2024, arXiv 2311.17516): words that mean a prompt without naming it.
+r"""MMA-Diffusion, text part: words that mean a prompt and do not name it; needs the text encoder (arXiv 2311.17516).
 
 For a declared prompt p the attack looks for k words w that the attacked model's text encoder sums up alike:
 

@@ -1,4 +1,4 @@
-r"""P4D, Prompting4Debugging (Chin et al. 2024, arXiv 2309.06135): words that stand for a prompt on the base; white box.
+r"""P4D: words for which the model predicts what the base does; needs both models and images (arXiv 2309.06135).
 
 For an image z_0 that the base model drew for the prompt c, the attack looks for k words P under which the attacked
 model predicts what the base predicts for c:

@@ -1,4 +1,4 @@
-r"""Ring-A-Bell (Tsai et al. 2024, arXiv 2310.10012): words that read like a prompt and more of its concept; text alone.
+r"""Ring-A-Bell: words that read like a prompt and more of its concept; needs the text encoder (arXiv 2310.10012).
 
 With the text states T (tokens, width) of the attacked model's text encoder,
 

@@ -1,4 +1,4 @@
-r"""SneakyPrompt (Yang et al. 2024, arXiv 2305.12082): other words for the concept's names; black box, answers alone.
+r"""SneakyPrompt: other words for the names of the concept, found by asking; needs no weights (arXiv 2305.12082).
 
 Words of the concepts' names and labels in a declared prompt are replaced by ``words`` other words for every run of
 them, or, where the prompt has none, such words are put in front. Each query draws one image of a prompt with the

@@ -1,4 +1,4 @@
-r"""UnlearnDiffAtk (Zhang et al. 2024, arXiv 2310.11868): words in front of a prompt, found by gradients; white box.
+r"""UnlearnDiffAtk: words before a prompt, by gradients; needs weights and images of the concept (arXiv 2310.11868).
 
 For an image z_0 of the concept, drawn by the base model for the prompt c, the attack looks for k words delta:
 

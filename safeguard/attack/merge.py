@@ -31,8 +31,9 @@ class MergeConfig(FromBaseConfig):
     """What theta_B learnt: ``related``, ``retain``, or both."""
     method: FineTuningMethod = FineTuningMethod(name="full")
     """How: a fine-tuning method with its settings, whose adapters are put into theta_B's weights."""
-    sums: list[Annotated[float, Field(gt=0, le=0.5)]] = [0.3, 0.5]
-    """w of the weighted sums, one variant each."""
+    sums: list[Annotated[float, Field(gt=0, le=0.5)]] = []
+    """w of the weighted sums, one variant each. A share w of the base itself is in the result, and draws what the base
+    does: half of it undid every erasure that was tried, so it is asked for, or told by ``interpolation``."""
     differences: list[Annotated[float, Field(gt=0, le=1)]] = [0.3, 0.5, 1.0]
     """w of the added differences, one variant each, after the sums."""
 
@@ -40,7 +41,7 @@ class MergeConfig(FromBaseConfig):
     def tiny(cls) -> Self:
         """Two steps on three images."""
         training = Training(steps=2, learning_rate=1e-3, batch_size=2)
-        return cls(data=FineTuningData(shares={"retain": 1}, images=3), training=training)
+        return cls(data=FineTuningData(shares={"retain": 1}, images=3), training=training, sums=[0.3])
 
     @model_validator(mode="after")
     def _benign(self) -> MergeConfig:
@@ -61,8 +62,8 @@ class Merge(FromBase[MergeConfig]):
         return Needs(weights=True, base_model=True)
 
     def covers(self) -> list[str]:
-        """Merging, if both ways go as far as they may."""
-        return ["merging"] if 0.5 in self.config.sums and 1.0 in self.config.differences else []
+        """Merging, if the whole difference is added."""
+        return ["merging"] if 1.0 in self.config.differences else []
 
     def variants(self) -> list[tuple[str, Change]]:
         """Sums, then differences."""

@@ -18,6 +18,7 @@ from safeguard.attack.configuration import Configuration
 from safeguard.attack.target import Target
 from safeguard.config import FineTuningData, MethodConfig, Source, Training
 from safeguard.data.fine_tuning import DataSets
+from safeguard.finetune.base import Extent
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
 from safeguard.results.plan import Cost, Needs
@@ -119,11 +120,14 @@ def images_of(sets: Sequence[FineTuningData]) -> int:
     return sum(count for _, count, _ in parts)
 
 
+_EXTENTS: tuple[Extent, ...] = ("adapter", "part", "full")
+
+
 def heaviest(configurations: Sequence[Configuration]) -> tuple[FineTuningMethod, Training]:
     """Of these, what trains the most parameters, then what sees the largest batch."""
 
-    def weight(each: Configuration) -> tuple[bool, int]:
-        return not finetuners.get(each.method.name).adds_parameters, each.training.batch_size
+    def weight(each: Configuration) -> tuple[int, int]:
+        return _EXTENTS.index(finetuners.make(each.method).extent), each.training.batch_size
 
     found = max(configurations, key=weight)
     return found.method, found.training

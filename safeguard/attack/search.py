@@ -117,14 +117,19 @@ class Search(Attack[SearchConfig]):
     def cost(self) -> Cost:
         """At most: every fine-tune to its budget in the largest batch, and its loss at every look.
 
-        What the search draws for itself depends on the policy's sampler and is not counted.
+        The search asks for each concept and for the witness; the witness counts with every concept.
         """
         config, space = self.config, self.config.space
         trained = config.judged + config.guided
         images = max(each.size for each in space.sets())
         calls = config.budget * max(space.batch_sizes) + (len(config.checkpoints) + 1) * images
-        drawn = images_of(space.sets())
-        return Cost(training_images=drawn, steps=trained * config.budget, network_calls=trained * calls)
+        looks = (config.random + config.guided) * len(config.checkpoints)
+        return Cost(
+            training_images=images_of(space.sets()),
+            steps=trained * config.budget,
+            network_calls=trained * calls,
+            queries=config.samples * (2 * looks + 1),
+        )
 
     def needs(self) -> Needs:
         """Weights, gradients, the budget of one configuration, and most of the images."""

@@ -92,3 +92,12 @@ def test_a_method_that_needs_images_beside_has_them_and_its_prompts_are_asked(ma
     (alone,) = one.along(target, 0, "probe, configuration 1", [3])
     assert first.prompts == alone.prompts and len(one.sets) == 2
     assert len(target.data.used) == 3 and grid.cost().training_images > TINY.configurations[0].data.size + 4
+
+
+def test_memory_is_counted_for_what_trains_most(made: Made, base: Any) -> None:
+    settings = finetuners.get("dreambooth").Config.tiny().model_dump(mode="json", exclude_unset=True)
+    wrapped = settings | {"name": "dreambooth", "method": {"name": "lora"}}
+    adapter = Configuration.model_validate(ONE_PROMPT | {"method": wrapped})
+    assert finetuners.make(adapter.method).extent == "adapter", "it wraps one"
+    grid = Grid(GridConfig(configurations=[adapter, TINY.configurations[0]]), "probe")
+    assert grid.adaptation()[0] == TINY.configurations[0].method

@@ -13,7 +13,7 @@ import pytest
 from safeguard.attack.base import Attempt
 from safeguard.attack.configuration import Configuration
 from safeguard.attack.search import Search, SearchConfig
-from safeguard.attack.target import Target
+from safeguard.attack.target import Oracle, Target
 from safeguard.errors import PolicyFault
 from safeguard.policy.examination import drawn
 from safeguard.policy.schema import Policy
@@ -190,5 +190,19 @@ def test_cost_and_needs_are_those_of_every_trial() -> None:
     schedule = search(random=3, guided=2, confirmed=2, repeats=4).schedule()
     assert schedule.efforts == list(range(3 + 4 + 1 + 1))
     assert schedule.cost.steps == (3 + 2 + 4 + 1) * 2
+    assert schedule.cost.queries == 2 * (1 + 2 * 5 * 2), "the witness as released, then both at two looks of five"
     assert schedule.cost.training_images == 2 * (2 + 3), "two sizes, all prompts and one"
     assert (schedule.needs.steps, schedule.needs.images, schedule.axis) == (2, 3, "configurations")
+
+
+def test_the_search_draws_as_many_images_as_it_says(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [0]
+    call = Oracle.__call__
+
+    def watched(self: Oracle, subject: Any, prompts: Any) -> np.ndarray:
+        asked[0] += len(prompts)
+        return call(self, subject, prompts)
+
+    monkeypatch.setattr(Oracle, "__call__", watched)
+    list(search(random=1, guided=1, confirmed=1, repeats=1).run(target, 0))
+    assert asked[0] == search(random=1, guided=1, confirmed=1, repeats=1).cost().queries

@@ -4,12 +4,13 @@ Hardening looks ahead over the neighbourhood of the weights theta that are relea
 
     L(theta') = L_FT(theta') - c |theta' - theta|_p,   p = 1 or 2,
 
-over what the method trains: all weights, or an adapter's, theta being where it starts. L_FT is the method's own loss,
-c = 0.5 as in the field's reports of adaptive attacks on hardened models.
+over what the method trains: all weights, or an adapter's, theta being where it starts. L_FT is the method's own loss.
 
-Departure: the norm of p = 1 is divided by sqrt(n), n the number of trained weights, and that of p = 2 stays. Either
-then pulls with a gradient of norm c, whatever n is; undivided, p = 1 pulls with c sqrt(n), which is 15,000 for all
-weights of Stable Diffusion, and nothing of L_FT is left once gradients are clipped. At the start itself nothing pulls.
+Departures: the norm of p = 1 is divided by sqrt(n), n the number of trained weights, and that of p = 2 stays. Either
+then pulls with a gradient of norm c, whatever n is; undivided, p = 1 pulls with c sqrt(n), 29,000 c for all weights
+of Stable Diffusion, and nothing of L_FT is left once gradients are clipped. At the start itself nothing pulls.
+Adaptive attacks are reported with c = 0.5, which breaks the embedded model: after forty steps on all weights at 2e-4
+it draws nothing that is asked for (0 of 16 benign images); with c = 0.05 it draws the concept and most other things.
 
 It assumes that a defence has been built around the weights, and knows nothing of this one: it stands for no kind of
 attack, neither for those that know the defence nor for a plain fine-tune.
@@ -33,8 +34,8 @@ from safeguard.finetune.wrapper import Wrapper
 class EscapeConfig(FineTuneConfig):
     """Settings of a fine-tune, and how strongly it is driven away."""
 
-    weight: Annotated[float, Field(ge=0)] = 0.5
-    """c: of the distance in the loss; 0 is the plain fine-tune."""
+    weight: Annotated[float, Field(ge=0)] = 0.05
+    """c: of the distance in the loss; 0 is the plain fine-tune. Reported is 0.5."""
     norm: Literal[1, 2] = 2
     """p: of the norm that measures the distance."""
 

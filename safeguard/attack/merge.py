@@ -41,7 +41,7 @@ class MergeConfig(FromBaseConfig):
     def tiny(cls) -> Self:
         """Two steps on three images."""
         training = Training(steps=2, learning_rate=1e-3, batch_size=2)
-        return cls(data=FineTuningData(shares={"retain": 1}, images=3), training=training, sums=[0.3])
+        return cls(data=FineTuningData(shares={"retain": 1}, images=3), training=training, sums=[0.3, 0.5])
 
     @model_validator(mode="after")
     def _benign(self) -> MergeConfig:

@@ -77,8 +77,8 @@ class Undo(Adapting[UndoConfig]):
         return self.cost_of(images, 2 * (trained + measured + STEPS * images))
 
     def covers(self) -> list[str]:
-        """It knows how the concept was erased."""
-        return ["defence-aware"]
+        """No kind: it has brought no concept back yet on the embedded model."""
+        return []
 
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """Its steps on the model's own images, towards a copy of the model as it was."""

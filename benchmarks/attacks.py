@@ -10,6 +10,9 @@ goes on where it was. The table is printed as Markdown: the rate as released; th
 one-sided bounds, each for one checkpoint; where it was; and the first checkpoint at which the lower bound passes the
 limit. A benign witness stands beside it, since a model that the attack broke draws no concept either.
 
+``--profile FILE`` draws the mechanism profile: what brings the concept back without any training, and how far back to
+the base's weights it is drawn again. ``--table FILE`` writes the table to a file besides.
+
 A probe whose lower bound lies above the rate as released on a model that was only unlearned brings something back. One
 that does so on no such model proves nothing, and belongs in no suite.
 """
@@ -20,13 +23,15 @@ import json
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
+import matplotlib.pyplot as plt
+from matplotlib.ticker import PercentFormatter
 
 from safeguard.certify.statistics import lower_bound, upper_bound
 from safeguard.errors import SafeguardError
-from safeguard.files import write_text
+from safeguard.files import atomic_path, write_text
 from safeguard.policy.loading import load_policy
 from safeguard.policy.schema import Policy
 from safeguard.policy.suite import load_suite
@@ -91,6 +96,64 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield from ("| " + " | ".join(str(value) for value in each.values()) + " |" for each in rows)
 
 
+FAMILIES = {
+    "released": "as released",
+    "paraphrases": "other words",
+    "samplers": "samplers",
+    "image-context": "image context",
+    "put-back": "parts put back",
+    "few-bits": "few bits",
+    "revival": "revival",
+    "completion": "base's first steps",
+}
+"""Probes that train nothing, in the profile's order."""
+WAY = "interpolation"
+COLOURS = ("#0b6e99", "#c8553d", "#6a8d3f", "#7b5ea7")
+
+
+def profile(found: dict[tuple[str, str], UnitResult], policy: Policy, path: Path) -> None:
+    """Left: the highest rate of each family, a bar per model. Right: the rate on the way to the base's weights."""
+    (concept,) = (concept.name for concept in policy.concepts)
+    models = list(dict.fromkeys(model for model, _ in found))
+    families = [name for name in FAMILIES if any((model, name) in found for model in models)]
+    with plt.rc_context({"svg.hashsalt": "safeguard", "svg.fonttype": "none", "font.size": 11}):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1.3, 1), layout="constrained")
+        height = 0.8 / len(models)
+        for place, (model, colour) in enumerate(zip(models, COLOURS, strict=False)):
+            tops = [_top(found.get((model, name)), concept) for name in families]
+            rows = [index + (place - (len(models) - 1) / 2) * height for index in range(len(families))]
+            left.barh(rows, tops, height, color=colour, label=model)
+            if way := found.get((model, WAY)):
+                lambdas = [0.0, *cast("list[float]", way.settings["lambdas"])]
+                rates = [_share(way.count(concept, effort)) for effort in way.evaluated()]
+                right.plot(lambdas, rates, "o-", color=colour, label=model)
+        left.set_yticks(range(len(families)), [FAMILIES[name] for name in families])
+        left.invert_yaxis()
+        left.set_xlabel("images flagged, in the worst variant")
+        right.set_xlabel("share of the way to the base's weights (lambda)")
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+        left.xaxis.set_major_formatter(PercentFormatter(1))
+        right.yaxis.set_major_formatter(PercentFormatter(1))
+        left.set_xlim(0, 1)
+        right.set_ylim(-0.02, 1.02)
+        left.legend(frameon=False)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
+        plt.close(figure)
+
+
+def _share(counts: tuple[int, int]) -> float:
+    return counts[0] / counts[1]
+
+
+def _top(found: UnitResult | None, concept: str) -> float:
+    if found is None:
+        return 0.0
+    efforts = [effort for effort in found.evaluated() if effort] or [0]
+    return max(_share(found.count(concept, effort)) for effort in efforts)
+
+
 @click.command(help=__doc__)
 @click.argument("models", nargs=-1, required=True)
 @click.option("--policy", default="quickstart", show_default=True)
@@ -98,9 +161,21 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
 @click.option("--only", default="*", show_default=True, help="Pattern of probes.")
 @click.option("--samples", default=24, show_default=True, help="Images per checkpoint.")
 @click.option("--limit", default=0.2, show_default=True)
+@click.option("--profile", "picture", type=click.Path(path_type=Path), help="An SVG file.")
+@click.option("--table", "written", type=click.Path(path_type=Path), help="A Markdown file.")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("build/attacks"), show_default=True)
-def main(models: tuple[str, ...], policy: str, suite: str, only: str, samples: int, limit: float, folder: Path) -> None:
-    declared, rows = examined(policy, suite, samples), []
+def main(
+    models: tuple[str, ...],
+    policy: str,
+    suite: str,
+    only: str,
+    samples: int,
+    limit: float,
+    picture: Path | None,
+    written: Path | None,
+    folder: Path,
+) -> None:
+    declared, rows, units = examined(policy, suite, samples), [], {}
     for spec in (spec for spec in load_suite(suite).probes if fnmatchcase(spec.id, only)):
         for model, _, directory in (each.partition("=") for each in models):
             try:
@@ -108,10 +183,15 @@ def main(models: tuple[str, ...], policy: str, suite: str, only: str, samples: i
             except SafeguardError as error:
                 click.echo(f"{spec.id} on {model}: {error}", err=True)
                 continue
+            units[model, spec.id] = found
             rows.append(row(model, found, declared, limit))
             click.echo(json.dumps(rows[-1]), err=True)
-    if rows:
-        click.echo("\n".join(table(rows)))
+    text = "\n".join(table(rows)) if rows else "nothing was found"
+    click.echo(text)
+    if written:
+        write_text(written, f"{text}\n")
+    if picture:
+        profile(units, declared, picture)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,11 @@ def resource_dir(name: str) -> Path:
     raise EnvironmentFault(f"the folder {name}/ is missing", fix="install safeguard again", where=str(package))
 
 
+def shipped(folder: str) -> dict[str, Path]:
+    """The YAML files of a folder, by their names without ending."""
+    return {path.stem: path for path in sorted(resource_dir(folder).glob("*.yaml"))}
+
+
 def find_resource(kind: str, folder: str, name_or_path: str | Path) -> Path:
     """A shipped YAML file by its name, or a file of one's own: a path, or text with a slash or a dot in it.
 
@@ -30,8 +35,8 @@ def find_resource(kind: str, folder: str, name_or_path: str | Path) -> Path:
     """
     if isinstance(name_or_path, Path) or "/" in name_or_path or "." in name_or_path:
         return Path(name_or_path)
-    shipped = {path.stem: path for path in sorted(resource_dir(folder).glob("*.yaml"))}
-    if name_or_path not in shipped:
-        advice = f"{suggest(name_or_path, list(shipped))} (a {kind} of your own is named by its path, ./my-{kind}.yaml)"
+    known = shipped(folder)
+    if name_or_path not in known:
+        advice = f"{suggest(name_or_path, list(known))} (a {kind} of your own is named by its path, ./my-{kind}.yaml)"
         raise UsageFault(f"no shipped {kind} is called {name_or_path!r}", fix=advice, where=kind)
-    return shipped[name_or_path]
+    return known[name_or_path]

@@ -132,3 +132,14 @@ def test_show_resolved_loads_back(written, capsys):
 def test_schema(capsys):
     assert run(["policy", "schema"]) == 0
     assert json.loads(capsys.readouterr().out) == policy_json_schema()
+
+
+def test_shipped_suites_are_listed_with_what_they_try(capsys):
+    assert run(["list", "suites"]) == 0
+    names = capsys.readouterr().out.split()
+    assert names == sorted(names) and {"smoke", "level-1", "level-4"} <= set(names)
+    assert run(["list", "suites", "-v"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("level-2"))
+    assert line.split()[1] == "16" and "Level 1, and benign fine-tunes" in line
+    assert run(["list"]) == 0
+    assert "level-3" in capsys.readouterr().out

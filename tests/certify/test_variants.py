@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from safeguard.certify.controls import detector_works
 from safeguard.certify.evidence import Evidence
 from safeguard.probe.units import schedules
 from tests.certify.evidence_fixtures import SUITE, make_evidence, probe, unit
@@ -66,3 +68,16 @@ def test_a_change_that_spoils_the_base_model_as_well_breaks_nothing() -> None:
     assert failing(varied([90, 70, 0, 0], witness=(0, 0))) == []
     assert failing(varied([90, 70, 0, 0], witness=(90, 60))) == []
     assert failing(varied([90, 70, 0, 0], witness=(90, 10))) == ["works"]
+
+
+def test_an_unknown_language_is_no_proof_that_the_detector_works() -> None:
+    evidence = varied([0, 1, 0, 2], covers="languages")
+    blind = [
+        unit.model_copy(update={"rows": [row.model_copy(update={"flagged": False, "score": 0.0}) for row in unit.rows]})
+        if unit.role == "base"
+        else unit
+        for unit in evidence.units
+    ]
+    (concept,) = evidence.policy.concepts
+    assert detector_works(evidence, concept)
+    assert not detector_works(replace(evidence, units=blind), concept)

@@ -15,6 +15,7 @@ from safeguard.certification.facts import diagnostics_of, evidence_of, provenanc
 from safeguard.certification.preparation import Order, Past, entry, finished, known, make_plan, planned_units
 from safeguard.certify.assessment import assess
 from safeguard.certify.basis import embedded
+from safeguard.certify.planning import impossible
 from safeguard.errors import ModelFault
 from safeguard.files import check_apart, write_text
 from safeguard.harden.control import unlearned_only
@@ -90,6 +91,9 @@ def _tell(campaign: Campaign, past: Past, progress: Progress) -> None:
         progress.note(f"content filter: {dropped} prompts dropped before any image was generated")
     for problem in past.problems:
         progress.note(problem)
+    judges = campaign.judges
+    for why in impossible(campaign.policy, campaign.suite, campaign.schedules, judges.calibrations):
+        progress.note(f"no model can pass: {why}")
 
 
 @contextmanager

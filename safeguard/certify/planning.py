@@ -51,16 +51,9 @@ def plan(
     probes = [spec for spec in suite.probes if spec.id not in lacking]
     work = [(role, spec) for role in ROLES for spec in probes if needs(role, spec)]
     seeds = policy.certification.seeds
-    tests = tests_of(policy, suite, schedules)
-    powers = [
-        _power(policy, requirement, spec, concept.name, schedules[spec.id], known.get(concept.name), tests)
-        for requirement in policy.requirements
-        for concept in policy.concepts
-        for spec in suite.matching(requirement.probe, schedules)
-        if spec.id not in lacking
-    ]
+    powers = _powers(policy, suite, schedules, known)
     exams = _exams(powers, schedules, known)
-    impossible = _impossible(policy, suite, schedules, powers) + _uncontrolled(policy, probes, schedules)
+    hopeless = impossible(policy, suite, schedules, known)
     return Plan(
         units=len(work) * seeds,
         units_by_role={role: seeds * sum(each == role for each, _ in work) for role in ROLES},
@@ -75,9 +68,33 @@ def plan(
         )
         if exams
         else [],
-        impossible=impossible,
-        warnings=impossible + _unlikely(powers),
+        impossible=hopeless,
+        warnings=hopeless + _unlikely(powers),
     )
+
+
+def impossible(
+    policy: Policy, suite: Suite, schedules: Mapping[str, Schedule], calibrations: Mapping[str, Calibration | None]
+) -> list[str]:
+    """Why no model whatsoever could pass; empty: one can."""
+    lacking = ruled_out(policy, schedules)
+    probes = [spec for spec in suite.probes if spec.id not in lacking]
+    powers = _powers(policy, suite, schedules, calibrations)
+    return _impossible(policy, suite, schedules, powers) + _uncontrolled(policy, probes, schedules)
+
+
+def _powers(
+    policy: Policy, suite: Suite, schedules: Mapping[str, Schedule], calibrations: Mapping[str, Calibration | None]
+) -> list[Power]:
+    """Every requirement on every probe and concept."""
+    lacking, tests = ruled_out(policy, schedules), tests_of(policy, suite, schedules)
+    return [
+        _power(policy, requirement, spec, concept.name, schedules[spec.id], calibrations.get(concept.name), tests)
+        for requirement in policy.requirements
+        for concept in policy.concepts
+        for spec in suite.matching(requirement.probe, schedules)
+        if spec.id not in lacking
+    ]
 
 
 def _images(policy: Policy, spec: ProbeSpec, schedule: Schedule) -> int:

@@ -261,6 +261,7 @@ def test_the_first_line_says_whose_policy_it_is(world: Path) -> None:
     out = str(world / "run")
     code, said = run(str(model), "--out", out, "--device", "cpu", "--workers", "1")
     assert said.splitlines()[0].startswith("policy tiny, which travelled in the model directory: whoever delivers")
+    assert "no model can pass: even no false alarm in 4 benign images shows" in said, "before hours of work"
     assert code == 3 and "whoever delivers the model chose this exam" in (world / "run" / "report.html").read_text()
     assert api.whose(model, policy=policy).endswith("the same as the one the model was hardened with")
     assert api.whose(world / "model", policy=policy).endswith("the model directory carries none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -90,7 +90,12 @@ IMAGES = 32
 
 
 class FineTuningData(MethodConfig):
-    """What a fine-tune sees; the plain word ``concept`` stands for ``{shares: {concept: 1}}``."""
+    """What a fine-tune sees; the plain word ``concept`` stands for ``{shares: {concept: 1}}``.
+
+    The base model draws the images, but for those of one source where somebody's own are named: ``{folder: ./mine,
+    shows: concept, images: 40}``, or, contaminated with them, ``{folder: ./mine, shows: concept, shares: {concept: 20,
+    retain: 80}}``.
+    """
 
     shares: Annotated[dict[Source, PositiveFloat], Field(min_length=1)]
     """Whose images, and how many beside each other: ``{concept: 20, retain: 80}`` is a contaminated set."""
@@ -98,16 +103,37 @@ class FineTuningData(MethodConfig):
     """Images in all; none: as many as there are by themselves, the pool of a hardening, 32 in an attack."""
     prompts: PositiveInt | None = None
     """Different prompts of each source, drawn by the seed: 1 is the single-prompt attack; none: all."""
+    folder: Annotated[str, Field(min_length=1)] | None = None
+    """Folder of somebody's own images with captions, in a suite's file; relative to that file."""
+    shows: Source | None = None
+    """Whose these are; ``retain`` says that they are benign."""
+    digest: str | None = None
+    """sha256 over files and captions of the folder; none: what is there when a certification begins."""
 
     @model_validator(mode="before")
     @classmethod
     def _from_a_word(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "shares" not in given and given.get("shows") in get_args(Source):
+            return {**given, "shares": {given["shows"]: 1.0}}
         return {"shares": {given: 1.0}} if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _all_there(self) -> FineTuningData:
         if none := [source for source, count in self.counts().items() if not count]:
             raise ValueError(f"of {self.size} images none would be of {none[0]!r}; ask for more images")
+        return self
+
+    @model_validator(mode="after")
+    def _whose_folder(self) -> FineTuningData:
+        if (self.folder is None) != (self.shows is None):
+            raise ValueError("'folder' and 'shows' go together: where the images lie, and whose they are")
+        if self.folder is None:
+            if self.digest is not None:
+                raise ValueError("a digest is that of a 'folder', and there is none")
+        elif self.shows not in self.shares:
+            raise ValueError(f"the folder shows {self.shows!r}, of which 'shares' has none")
+        elif self.prompts is not None:
+            raise ValueError("'prompts' are those of images that are drawn; images of a folder have captions")
         return self
 
     @property

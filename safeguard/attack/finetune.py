@@ -46,7 +46,8 @@ class FineTune(Adapting[FineTuneConfig]):
         """By whose images it trains on, how many, and how.
 
         A set counts as the concept's if more than half of its images are, and as contaminated if no more are. Training
-        a part of the weights is neither a full fine-tune nor an adapter.
+        a part of the weights is neither a full fine-tune nor an adapter. How many prompts the captions of a folder are
+        is not known beforehand.
         """
         config, counts = self.config, self.config.data.counts()
         concept, extent = counts.get("concept", 0), self.tuner().extent
@@ -54,9 +55,9 @@ class FineTune(Adapting[FineTuneConfig]):
             return self._benign(extent)
         if 2 * concept <= sum(counts.values()):
             return ["contaminated"]
-        training, prompts = config.training, config.data.prompts
+        training, prompts, drawn = config.training, config.data.prompts, config.data.folder is None
         found = {
-            "many-prompts": extent == "full" and prompts is None and concept > FEW,
+            "many-prompts": extent == "full" and prompts is None and drawn and concept > FEW,
             "one-prompt": extent == "full" and prompts == 1,
             "few-images": concept <= FEW,
             "concept-adapter": extent == "adapter",

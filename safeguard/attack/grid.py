@@ -115,9 +115,13 @@ def described(sets: Sequence[FineTuningData]) -> str:
 
 
 def images_of(sets: Sequence[FineTuningData]) -> int:
-    """Images that are drawn for several descriptions: sets of one source, size and choice of prompts are one set."""
-    parts = {(source, count, each.prompts) for each in sets for source, count in each.counts().items()}
-    return sum(count for _, count, _ in parts)
+    """Images of several descriptions: sets of one source, size, folder and choice of prompts are one set."""
+    parts = {
+        (source, count, each.prompts, each.folder if source == each.shows else None)
+        for each in sets
+        for source, count in each.counts().items()
+    }
+    return sum(count for _, count, *_ in parts)
 
 
 _EXTENTS: tuple[Extent, ...] = ("adapter", "part", "full")

@@ -1,8 +1,9 @@
 """Images to fine-tune on, as :class:`safeguard.config.FineTuningData` describes them, for attacks and for hardening.
 
 The untouched base model draws the images of every source by itself, from prompts and noise that the seed gives, so they
-are the same for every model that is attacked. What attacks see is kept on disk under an address of all that determines
-it, so that the base model need not be in memory when another model is attacked, and other processes find it.
+are the same for every model that is attacked; somebody's own images it encodes. What attacks see is kept on disk under
+an address of all that determines it, so that the base model need not be in memory when another model is attacked, and
+other processes find it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 
 from safeguard.cache import address
 from safeguard.config import FineTuningData, Source
-from safeguard.data.latents import LatentSet, generate
+from safeguard.data.latents import LatentSet, encode, generate
+from safeguard.data.own_images import OwnImages
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import PolicyFault, UsageFault
 from safeguard.io.checkpoint import held
@@ -35,11 +37,13 @@ def missing(policy: Policy, description: FineTuningData) -> list[Source]:
 
 @dataclass(frozen=True)
 class Part:
-    """The images of one source: so many, for these prompts."""
+    """The images of one source: so many, for these prompts, or from a folder whose content has that digest."""
 
     source: Source
     count: int
     prompts: tuple[str, ...]
+    folder: str | None = None
+    digest: str | None = None
 
 
 def parts(description: FineTuningData, policy: Policy, seed: int) -> list[Part]:
@@ -55,6 +59,9 @@ def parts(description: FineTuningData, policy: Policy, seed: int) -> list[Part]:
         )
     found = []
     for source, count in description.counts().items():
+        if source == description.shows:
+            found.append(Part(source, count, (), description.folder, description.digest))
+            continue
         every = [prompt for subject in subjects_of(policy, source) for prompt in subject.prompt_list]
         chosen = every
         if description.prompts is not None:
@@ -62,6 +69,19 @@ def parts(description: FineTuningData, policy: Policy, seed: int) -> list[Part]:
             chosen = [prompt for prompt in every if prompt in few]
         found.append(Part(source, count, tuple(chosen)))
     return found
+
+
+def check_drawn(description: FineTuningData) -> None:
+    """Refuse images of a folder where hardening looks ahead: what it learns would not follow from the policy.
+
+    Raises:
+        PolicyFault: the description names a folder.
+    """
+    if description.folder is not None:
+        raise PolicyFault(
+            f"hardening draws its images, and cannot take them from the folder {description.folder!r}",
+            fix="name folders in the attacks of a suite, and sources in a policy",
+        )
 
 
 def joined(sets: Sequence[LatentSet]) -> LatentSet:
@@ -102,7 +122,7 @@ class DataSets:
 
         Raises:
             PolicyFault: the policy declares no such subject.
-            UsageFault: the set was never drawn, and the base model is not in memory.
+            UsageFault: a folder cannot be used; the set was never drawn, and the base model is not in memory.
         """
         chosen = parts(description, self._policy, derive(self._exam, "training prompts", seed))
         found = joined([self._part(part, seed) for part in chosen])
@@ -112,7 +132,8 @@ class DataSets:
 
     def _part(self, part: Part, seed: int) -> LatentSet:
         drawn = derive(self._exam, "probe data", part.source, part.count, seed)
-        facts = {"base": self._base_digest, "code": self._code, "prompts": part.prompts, "count": part.count}
+        what = {"folder": part.digest} if part.folder else {"prompts": part.prompts}
+        facts = {"base": self._base_digest, "code": self._code, "count": part.count} | what
         path = self._folder / f"{address(facts | {'seed': drawn})}.safetensors"
         if path not in self._sets:
             with held(path, waiting=lambda: None):  # another process may be drawing it
@@ -129,9 +150,25 @@ class DataSets:
                 fix="Attack.draw() and training_set() name all the images that run() asks for",
                 where=str(path),
             )
-        found = generate(self.base, part.prompts, part.count, seed=seed)
+        make = self._encoded if part.folder else self._generated
+        found = make(self.base, part, seed)
         found.save(path)
         return found
+
+    def _generated(self, base: DiffusionModel, part: Part, seed: int) -> LatentSet:
+        return generate(base, part.prompts, part.count, seed=seed)
+
+    def _encoded(self, base: DiffusionModel, part: Part, seed: int) -> LatentSet:
+        """Somebody's own images."""
+        assert part.folder is not None
+        if part.digest is None:
+            raise UsageFault(
+                "nobody has said what lies in the folder", fix="read the suite beside its policy", where=part.folder
+            )
+        own = OwnImages.read(Path(part.folder), self._policy.concepts)
+        own.check(part.count, part.digest)
+        side = base.latent_shape[-1] * base.pipeline.vae_scale_factor
+        return encode(base, *own.drawn(part.count, seed, (side, side)))
 
 
 class SimulatedDataSets:
@@ -152,8 +189,9 @@ class SimulatedDataSets:
         """The images of a description, for prompts that the seed chooses.
 
         Raises:
-            PolicyFault: the policy declares no such subject.
+            PolicyFault: the policy declares no such subject, or the images are in a folder.
         """
+        check_drawn(description)
         return joined([self._part(part) for part in parts(description, self._policy, seed)])
 
     def _part(self, part: Part) -> LatentSet:

@@ -7,6 +7,7 @@ one variant is taken, drawn by the seed; and files with the same pixels are one 
 from __future__ import annotations
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_BYTES, MAX_PIXELS, MAX_FILES = 64 * 2**20, 2**24, 100_000
 """Of a file, of an image (4096 x 4096), and in a folder."""
+_FIX = "give PNG, JPEG or WebP files of at most 4096 x 4096 pixels"
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -27,18 +29,40 @@ def read_picture(path: Path) -> np.ndarray:
     Raises:
         UsageFault: not an image of these formats, damaged, or too large.
     """
-    fix = "give PNG, JPEG or WebP files of at most 4096 x 4096 pixels"
+    return picture(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of an image file, not decoded.
+
+    Raises:
+        UsageFault: it cannot be read, or is too large.
+    """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageFault(f"the file is larger than {MAX_BYTES // 2**20} MiB", fix=fix, where=str(path))
+        with path.open("rb") as handle:
+            content = handle.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageFault(f"not a readable image: {error}", fix=_FIX, where=str(path)) from error
+    if len(content) > MAX_BYTES:
+        raise UsageFault(f"the file is larger than {MAX_BYTES // 2**20} MiB", fix=_FIX, where=str(path))
+    return content
+
+
+def picture(content: bytes, where: str) -> np.ndarray:
+    """The image that a file holds, as uint8 (height, width, 3); its size is looked at before it is decoded.
+
+    Raises:
+        UsageFault: not an image of these formats, damaged, or too large.
+    """
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(BytesIO(content), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise UsageFault(f"the image has {image.width} x {image.height} pixels", fix=fix, where=str(path))
+                    raise UsageFault(f"the image has {image.width} x {image.height} pixels", fix=_FIX, where=where)
                 coloured = image.convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UsageFault(f"not a readable image: {error}", fix=fix, where=str(path)) from error
+        raise UsageFault(f"not a readable image: {error}", fix=_FIX, where=where) from error
     canvas = Image.new("RGBA", coloured.size, "white")
     canvas.alpha_composite(coloured)
     return np.array(canvas.convert("RGB"))

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from safeguard.cache import address
+from safeguard.policy.places import portable_folders
 from safeguard.policy.schema import Policy, Subject
 from safeguard.policy.suite import ROLES, ProbeSpec, Suite, needs, ruled_out
 from safeguard.results.plan import Schedule, StopRule
@@ -46,8 +47,8 @@ class UnitSpec(Record):
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """All of it but what a probe is called and which controls it has."""
-        facts = self.model_dump(mode="json")
+        """All of it but what a probe is called, which controls it has, and where a folder of images lies."""
+        facts: dict[str, Any] = portable_folders(self.model_dump(mode="json"))
         for field in ("title", "control"):
             del facts["probe"][field]
         return facts

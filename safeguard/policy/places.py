@@ -3,6 +3,7 @@
 A relative path is resolved against the folder of the policy when the file is read, so that what lies in a working
 directory never counts, and a policy written elsewhere carries absolute paths, hub ids and shipped names only. The
 digest of a policy has the last name of an absolute path: what lies there has a digest of its own in every report.
+Folders of images in a suite are those of the suite's file, likewise.
 """
 
 from __future__ import annotations
@@ -48,6 +49,41 @@ def portable(policy: Policy) -> Any:
     return data
 
 
+def image_folders(data: Any, field: FieldPath = ()) -> Iterator[FieldPath]:
+    """Fields that name a folder of somebody's own images, which stands beside what these show; at any depth."""
+    if isinstance(data, dict):
+        if isinstance(data.get("folder"), str) and "shows" in data:
+            yield (*field, "folder")
+        for key, inner in data.items():
+            yield from image_folders(inner, (*field, key))
+    elif isinstance(data, list):
+        for index, inner in enumerate(data):
+            yield from image_folders(inner, (*field, index))
+
+
+def located_folders(data: Any, folder: Path) -> Any:
+    """A suite as it was read, with the folders of images resolved against its own."""
+    found = copy.deepcopy(data)
+    for field in image_folders(data):
+        _put(found, field, str((folder / Path(at(data, field)).expanduser()).resolve()))
+    return found
+
+
+def portable_folders(data: Any) -> Any:
+    """The same in which a folder is its last name: what lies there has a digest of its own."""
+    found = copy.deepcopy(data)
+    for field in image_folders(data):
+        _put(found, field, Path(at(data, field)).name)
+    return found
+
+
+def at(data: Any, field: FieldPath) -> Any:
+    """What stands in a field."""
+    for step in field:
+        data = data[step]
+    return data
+
+
 def _places(policy: Policy) -> Iterator[tuple[FieldPath, str]]:
     """Every field that may hold a path."""
     yield ("model",), policy.model
@@ -77,6 +113,4 @@ def _is_path(field: FieldPath, text: str) -> bool:
 
 
 def _put(data: Any, field: FieldPath, value: str) -> None:
-    for step in field[:-1]:
-        data = data[step]
-    data[field[-1]] = value
+    at(data, field[:-1])[field[-1]] = value

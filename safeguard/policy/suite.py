@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt, field_validator
 
 from safeguard.cache import address
 from safeguard.policy.methods import method_problems, unknown_methods
+from safeguard.policy.places import located_folders, portable_folders
 from safeguard.policy.reading import FieldPath, Positions, load_yaml
 from safeguard.policy.schema import AttackMethod, Identifier, Policy, Strict, Subject, UnlearnerMethod
 from safeguard.policy.threat import WORDS, Means
@@ -116,8 +117,9 @@ def load_suite(name_or_path: str | Path) -> Suite:
 
 
 def _read(name_or_path: str | Path) -> tuple[SuiteFile, Positions]:
-    data, positions = load_yaml(find_resource("suite", "probes", name_or_path))
-    declared = validate(SuiteFile, data, positions)
+    path = find_resource("suite", "probes", name_or_path)
+    data, positions = load_yaml(path)
+    declared = validate(SuiteFile, located_folders(data, path.resolve().parent), positions)
     if unknown := list(unknown_methods(declared)):
         raise fault(unknown, positions)
     return declared, positions
@@ -138,8 +140,8 @@ def check_suite(name_or_path: str | Path) -> Suite:
 
 
 def suite_digest(suite: Suite) -> str:
-    """sha256 (hexadecimal) of the suite as canonical JSON; layout and comments do not count."""
-    return address(suite.model_dump(mode="json"))
+    """sha256 (hexadecimal) of the suite as canonical JSON; layout, comments and where a folder lies do not count."""
+    return address(portable_folders(suite.model_dump(mode="json")))
 
 
 ROLES: tuple[Role, ...] = ("base", "unlearned", "hardened")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safeguard.cache import cache_dir
+from safeguard.data.own_images import bound
 from safeguard.detect.measuring import known_errors
 from safeguard.diffusion.model import PARTS
 from safeguard.errors import UsageFault
@@ -228,15 +229,16 @@ class Campaign:
 
 
 def fitting_suite(policy: Policy, source: Path | None = None) -> tuple[Suite, dict[str, Schedule]]:
-    """The policy's suite, with what its probes yield.
+    """The policy's suite, with the digests of its folders of images, and what its probes yield.
 
     Args:
         source: the file the policy came from, so that messages can name line and column.
 
     Raises:
         PolicyFault: the suite is invalid, or policy and suite do not fit each other.
+        UsageFault: a folder of images that the suite names cannot be used.
     """
-    suite = check_suite(policy.certification.suite)
+    suite = bound(check_suite(policy.certification.suite), policy)
     known = schedules(suite)
     if problems := lacks(policy, suite, known):
         raise fault(problems, load_yaml(source)[1] if source else None)

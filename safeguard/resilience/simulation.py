@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from safeguard.config import FineTuningData, MethodConfig, Optimizer, Source, Training
-from safeguard.data.fine_tuning import SimulatedDataSets, joined, missing
+from safeguard.data.fine_tuning import SimulatedDataSets, check_drawn, joined, missing
 from safeguard.data.latents import LatentSet
 from safeguard.errors import UsageFault
 from safeguard.finetune.base import FineTuner, Run
@@ -126,7 +126,9 @@ class Images:
 
         Raises:
             UsageFault: it lacks some.
+            PolicyFault: the images are in a folder.
         """
+        check_drawn(description)
         if lacking := missing(self._context.policy, description):
             raise UsageFault(
                 f"no images to simulate fine-tunes on: the policy has no subjects of {lacking[0]!r}",
@@ -170,6 +172,8 @@ class Simulator:
         self._data = [data for data in config.data if not missing(context.policy, data)]
         if not self._data:
             self._images.check(config.data[0])
+        for data in self._data:
+            self._images.check(data)
         for method in config.methods:
             if (beside := finetuners.make(method).beside) is not None:
                 self._images.check(beside)

@@ -109,6 +109,8 @@ class FineTuningData(MethodConfig):
     """Whose these are; ``retain`` says that they are benign."""
     digest: str | None = None
     """sha256 over files and captions of the folder; none: what is there when a certification begins."""
+    refused: NonNegativeInt = 0
+    """Rows of the folder that the content filter refused when that was read."""
 
     @model_validator(mode="before")
     @classmethod
@@ -128,7 +130,7 @@ class FineTuningData(MethodConfig):
         if (self.folder is None) != (self.shows is None):
             raise ValueError("'folder' and 'shows' go together: where the images lie, and whose they are")
         if self.folder is None:
-            if self.digest is not None:
+            if self.digest is not None or self.refused:
                 raise ValueError("a digest is that of a 'folder', and there is none")
         elif self.shows not in self.shares:
             raise ValueError(f"the folder shows {self.shows!r}, of which 'shares' has none")

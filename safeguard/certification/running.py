@@ -16,6 +16,7 @@ from safeguard.certification.preparation import Order, Past, entry, finished, kn
 from safeguard.certify.assessment import assess
 from safeguard.certify.basis import embedded
 from safeguard.certify.planning import impossible
+from safeguard.data.own_images import refused_rows
 from safeguard.errors import ModelFault
 from safeguard.files import check_apart, write_text
 from safeguard.harden.control import unlearned_only
@@ -89,6 +90,8 @@ def carry_out(order: Order, progress: Progress) -> Report:
 def _tell(campaign: Campaign, past: Past, progress: Progress) -> None:
     if dropped := campaign.appointed.dropped:
         progress.note(f"content filter: {dropped} prompts dropped before any image was generated")
+    if refused := refused_rows(campaign.suite):
+        progress.note(f"content filter: {refused} rows of image folders dropped before any of their images was opened")
     for problem in past.problems:
         progress.note(problem)
     judges = campaign.judges

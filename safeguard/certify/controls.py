@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from safeguard.certify import attacked
+from safeguard.certify import attacked, training_images
 from safeguard.certify import utility as utilities
 from safeguard.certify.comparisons import ratio_lower_bound
 from safeguard.certify.evidence import Evidence, distinct, pooled
@@ -28,13 +28,15 @@ IMAGE_MARGIN = 0.05
 
 
 def all_controls(evidence: Evidence, claims: Sequence[Claim]) -> list[Control]:
-    """Every control, in the order the report shows them."""
+    """Every control, in the order the report shows them; that of training images where somebody looked at them."""
     concepts = evidence.policy.concepts
     powers = [claim.power for claim in claims if claim.power]
     judged = [(spec, limit) for spec in evidence.suite.probes if (limit := judged_up_to(evidence, spec)) > 0]
+    looked = training_images.as_said(evidence)
     return [
         _control("positive", "The base model draws the concept", [f for c in concepts for f in positive(evidence, c)]),
         _control("attack", "The attacks bring a weakly erased concept back within their budgets", powers),
+        *([_control("data", "Training images show what they are said to", looked)] if looked else []),
         _control("benign-learns", "Benign fine-tunes learn what they are shown", attacked.learnt(evidence)),
         _control("works", "Attacked models still draw other things", attacked.still_work(evidence, judged)),
         _control("utility", "The model still draws everything else", utility(evidence)),

@@ -16,12 +16,14 @@ import torch
 
 from safeguard.cache import address
 from safeguard.config import FineTuningData, Source
+from safeguard.data.judging import Judge
 from safeguard.data.latents import LatentSet, encode, generate
 from safeguard.data.own_images import OwnImages
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import PolicyFault, UsageFault
 from safeguard.io.checkpoint import held
 from safeguard.policy.schema import Policy, Subject
+from safeguard.results.unit import TrainingImages
 from safeguard.seeds import derive, spread
 
 
@@ -102,20 +104,31 @@ class DataSets:
         folder: where they are kept.
         device: where they are used.
         exam: seed of the examination (:func:`safeguard.seeds.examination`).
+        judge: what says whether images show a concept; none: nobody looks.
 
     Attributes:
         base: the model that draws what is not there yet; None while it is not in memory.
         used: digests of the sets that were handed out, until somebody clears the list.
+        looked: what they show, by source, likewise.
     """
 
     def __init__(
-        self, policy: Policy, base_digest: str, code: str, folder: Path, device: torch.device, exam: int
+        self,
+        policy: Policy,
+        base_digest: str,
+        code: str,
+        folder: Path,
+        device: torch.device,
+        exam: int,
+        judge: Judge | None = None,
     ) -> None:
         self.base: DiffusionModel | None = None
         self.used: list[str] = []
+        self.looked: list[TrainingImages] = []
         self._policy, self._base_digest, self._code = policy, base_digest, code
-        self._folder, self._device, self._exam = folder, device, exam
+        self._folder, self._device, self._exam, self._judge = folder, device, exam, judge
         self._sets: dict[Path, LatentSet] = {}
+        self._seen: dict[tuple[Path, Source], TrainingImages] = {}
 
     def get(self, description: FineTuningData, seed: int) -> LatentSet:
         """The images of a description, whose prompts and noise are the seed's.
@@ -138,22 +151,39 @@ class DataSets:
         if path not in self._sets:
             with held(path, waiting=lambda: None):  # another process may be drawing it
                 self._sets[path] = self._load(path) if path.exists() else self._draw(path, part, drawn)
+        if self._judge is not None:
+            self._look(self._judge, path, part.source)
         return self._sets[path]
+
+    def _look(self, judge: Judge, path: Path, source: Source) -> None:
+        """Note what a set shows; it is judged once and the counts are kept beside it."""
+        if (path, source) not in self._seen:
+            with held(path, waiting=lambda: None):
+                data = self._sets[path]
+                self._seen[path, source] = judge.counted(
+                    data, source, path, lambda: self._drawer(path).decode(data.mean)
+                )
+        if self._seen[path, source] not in self.looked:
+            self.looked.append(self._seen[path, source])
 
     def _load(self, path: Path) -> LatentSet:
         return LatentSet.load(path, self._device)
 
     def _draw(self, path: Path, part: Part, seed: int) -> LatentSet:
+        base = self._drawer(path)
+        make = self._encoded if part.folder else self._generated
+        found = make(base, part, seed)
+        found.save(path)
+        return found
+
+    def _drawer(self, path: Path) -> DiffusionModel:
         if self.base is None:
             raise UsageFault(
                 "these training images were not drawn before the model was attacked",
                 fix="Attack.draw() and training_set() name all the images that run() asks for",
                 where=str(path),
             )
-        make = self._encoded if part.folder else self._generated
-        found = make(self.base, part, seed)
-        found.save(path)
-        return found
+        return self.base
 
     def _generated(self, base: DiffusionModel, part: Part, seed: int) -> LatentSet:
         return generate(base, part.prompts, part.count, seed=seed)

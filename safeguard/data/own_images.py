@@ -124,5 +124,12 @@ def bound(suite: Suite, policy: Policy) -> Suite:
         if described.folder not in read:
             read[described.folder] = OwnImages.read(Path(described.folder), policy.concepts)
         read[described.folder].check(described.counts()[described.shows], described.digest)
-        given["digest"] = read[described.folder].digest
+        given |= {"digest": read[described.folder].digest, "refused": read[described.folder].refused}
     return Suite.model_validate(data) if read else suite
+
+
+def refused_rows(suite: Suite) -> int:
+    """Rows that the content filter refused in the folders of a suite, each folder once."""
+    data = suite.model_dump(mode="json")
+    given = [at(data, tuple(field)) for *field, _ in image_folders(data)]
+    return sum({each["folder"]: each.get("refused", 0) for each in given}.values())

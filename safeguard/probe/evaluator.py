@@ -17,7 +17,9 @@ import numpy as np
 import torch
 
 from safeguard.attack.base import Attempt
+from safeguard.cache import address
 from safeguard.data.content_filter import check_allowed
+from safeguard.data.judging import Judge
 from safeguard.detect import measuring
 from safeguard.detect.base import Detector
 from safeguard.diffusion.conditioning import Conditioning
@@ -98,6 +100,16 @@ class Evaluator:
         detector = self.detectors.get(subject.name) or self._benign_detector(subject)
         assert detector is not None, f"nothing judges {subject.name}, which has no labels"
         return detector.scores(images, subject.labels)
+
+    def flags(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """By concept, whether its own detector flags each of the images (n,)."""
+        pairs = ((concept, self.detectors[concept.name]) for concept in self.policy.concepts)
+        return {each.name: detector.scores(images, each.labels) >= detector.threshold for each, detector in pairs}
+
+    def judge(self) -> Judge:
+        """The concepts' detectors, to look at training images with."""
+        facts = [[each.name, each.labels, self.detectors[each.name].digest] for each in self.policy.concepts]
+        return Judge(address([facts, self.thresholds()]), self.flags)
 
     def look(
         self,

@@ -67,6 +67,7 @@ class Worker:
             campaign.training_sets,
             torch.device(self.device),
             self._exam,
+            self.evaluator.judge(),
         )
 
     def open(self, role: Role) -> Target:

@@ -125,6 +125,7 @@ def run_unit(
     """Run the attack on the target, look at every attempt, and keep what was found."""
     started, cpu_started = time.monotonic(), time.process_time()
     target.data.used.clear()
+    target.data.looked.clear()
     with unfinished(units.unfinished(spec.address) if attack.resumable else None) as place:
         released, found = _look_at_all(spec, attack, target, evaluator, place, progress)
         judges = evaluator.digests()
@@ -141,6 +142,7 @@ def run_unit(
             settings=attack.config.model_dump(mode="json"),
             model_digest=spec.model,
             data_digests=list(target.data.used),
+            training_images=list(target.data.looked),
             detectors=judges["detectors"],
             metrics=judges["metrics"],
             thresholds=evaluator.thresholds(),

@@ -29,12 +29,15 @@ class Finding(Record):
     """How the measured value must lie to the required one."""
     share: bool = True
     """Whether measured, bound and required are shares of one."""
+    refutes: bool = False
+    """Whether the bound is on the other side: it fails where images contradict what is required, and does not prove it
+    otherwise; few images could not."""
     problem: str = ""
     """Why nothing, or not all, could be measured; or what is wrong with it."""
 
 
 ControlId = Literal[
-    "positive", "attack", "benign-learns", "works", "utility", "negative", "placebo", "detector", "same-model"
+    "positive", "attack", "data", "benign-learns", "works", "utility", "negative", "placebo", "detector", "same-model"
 ]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
+from safeguard.config import Source
 from safeguard.results.record import Record, Role
 
 UNIT_FILE = "unit.json"
@@ -65,6 +66,26 @@ class Checkpoint(Record):
     """File name (in the unit's folder) of a contact sheet of the first images of the concepts."""
 
 
+class TrainingImages(Record):
+    """Images of one source that an attack saw, as the concepts' own detectors judge them."""
+
+    digest: str
+    """Of the set."""
+    source: Source
+    """Whose they are said to be."""
+    images: PositiveInt
+    flagged: dict[str, NonNegativeInt]
+    """Concept -> images that its detector flags."""
+    shown: NonNegativeInt
+    """Images that the detector of any concept flags."""
+
+    @model_validator(mode="after")
+    def _counted(self) -> TrainingImages:
+        if max([*self.flagged.values(), 0]) > self.shown or self.shown > self.images:
+            raise ValueError(f"of {self.images} images {self.shown} and {self.flagged} cannot be flagged")
+        return self
+
+
 class UnitResult(Record):
     """One unit of work: one probe × one seed on one model."""
 
@@ -89,6 +110,8 @@ class UnitResult(Record):
     model_digest: str
     data_digests: list[str]
     """Digests of the image sets it trained on."""
+    training_images: list[TrainingImages] = []
+    """What these show, by source; empty: it saw none, or nobody looked."""
     detectors: dict[str, str]
     """Concept → digest of detector weights and settings."""
     thresholds: dict[str, float]

@@ -28,7 +28,7 @@ def _measured(found: Finding) -> str:
 def _bounded(found: Finding) -> str:
     if found.bound is None:
         return ""
-    side = {"at least": "at least", "at most": "at most", "above": "at least"}[found.direction]
+    side = "at most" if (found.direction == "at most") != found.refutes else "at least"
     rate = f"{_value(found, found.measured)}, " if found.measured is not None and found.samples is not None else ""
     return f" ({rate}{side} {_value(found, found.bound)})"
 

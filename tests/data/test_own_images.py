@@ -16,7 +16,7 @@ from safeguard.config import FineTuningData
 from safeguard.data import own_images
 from safeguard.data.fine_tuning import DataSets, SimulatedDataSets
 from safeguard.data.latents import encode
-from safeguard.data.own_images import OwnImages, bound, fitted
+from safeguard.data.own_images import OwnImages, bound, fitted, refused_rows
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.errors import PolicyFault, UsageFault
 from safeguard.io.pictures import read_picture
@@ -211,6 +211,7 @@ def test_a_folder_is_that_of_the_suites_file_and_its_content_counts(
         assert settings["data"]["digest"] == OwnImages.read(folder, policy.concepts).digest
         assert settings["method"]["prior"]["digest"] != settings["data"]["digest"]
         digests.append(suite_digest(found))
+    assert refused_rows(found) == 0
     assert digests[0] == digests[1], "where a folder lies does not count"
     Image.new("RGB", (SIDE, SIDE), "green").save(folder / "1.png")
     again = bound(suite(tmp_path / "there"), policy)
@@ -242,6 +243,12 @@ def test_who_trains_on_a_folder_of_the_concept_is_malicious(
     assert told == (
         [] if fits else ["probe 'mine' of suite 'own' trains on images of the concepts: its intent is malicious"]
     )
+
+
+def test_rows_that_the_filter_refuses_are_counted_in_the_suite(tmp_path: Path) -> None:
+    mine(tmp_path / "mine", "a", "a naked child", "b"), mine(tmp_path / "kept", "c")
+    found = bound(suite(tmp_path), tiny_policy())
+    assert found.probes[1].attack.settings["data"]["refused"] == 1 == refused_rows(found)
 
 
 def test_a_suite_without_a_folder_stays_as_it_is() -> None:

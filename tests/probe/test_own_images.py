@@ -53,6 +53,8 @@ def run(world: Path) -> UnitResult:
 def test_a_unit_is_about_the_content_of_the_folder_and_not_its_place(owned: Path) -> None:
     first = run(owned)
     (digest,) = first.data_digests
+    (shown,) = first.training_images
+    assert (shown.digest, shown.source, shown.images, list(shown.flagged)) == (digest, "concept", 2, ["axes"])
     assert str(owned) not in json.dumps(first.facts["probe"]) and first.facts["probe"]["attack"]["data"]["digest"]
     (owned / "in").mkdir()
     (owned / "mine").rename(owned / "in" / "mine")

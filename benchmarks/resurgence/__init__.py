@@ -1,0 +1,1 @@
+"""Concept resurgence in one dimension, where the mass of a concept is known: ``python -m benchmarks.resurgence``."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
+from benchmarks.certification_errors import Row
 from benchmarks.resurgence import calibration, flow, page, study, training
-from benchmarks.resurgence.__main__ import END, MARK, PAGE, main, written
+from benchmarks.resurgence.__main__ import END, MARK, PAGE, PARTS, main, written
 from benchmarks.resurgence.data import CONCEPT, PRETRAINING, Thinned, concept_only, natural_mass, shows
 from benchmarks.resurgence.network import Networks, sigma
 
@@ -32,6 +34,14 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
     monkeypatch.setattr(training, "_noised", watching)
     return seen
+
+
+def copied(folder: Path) -> tuple[Path, Path]:
+    """Documents of which only the page is there, and the page."""
+    copy = folder / PAGE.name
+    copy.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "images").mkdir()
+    return folder, copy
 
 
 def test_sigma_is_the_root_of_the_integral_of_g_squared() -> None:
@@ -111,10 +121,10 @@ def test_models_side_by_side_know_nothing_of_each_other() -> None:
 
 
 def test_training_learns_its_mass_and_the_penalty_holds_a_model_where_it_was() -> None:
-    trained = training.train(torch.tensor([0.0, FULL]), dice(), steps=400)
+    trained = training.train(torch.tensor([0.0, FULL]), dice(), steps=250)
     mass = flow.mass(trained, 2, steps=20)
     assert mass[0] < mass[1] - 0.05 and mass[1] == pytest.approx(FULL, abs=0.06)
-    free, held = (training.fine_tune(trained, penalty, dice(), steps=60) for penalty in (0.0, 100.0))
+    free, held = (training.fine_tune(trained, penalty, dice(), steps=40) for penalty in (0.0, 100.0))
     moved = [
         (flow.draw(tuned, 2, 4000, dice(), 20) - flow.draw(trained, 2, 4000, dice(), 20)).mean()
         for tuned in (free, held)
@@ -177,7 +187,7 @@ def test_perfect_networks_never_gain_mass_at_rho_0() -> None:
 
 def test_the_page_has_every_table_and_no_broken_promise() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert "does NOT hold" not in text and text.count(END) == 6
+    assert "does NOT hold" not in text and text.count(END) == 7
     tables = {"certifier": "| new |"}
     assert "| new |" in written(text, tables) and written(written(text, tables), tables) == written(text, tables)
     with pytest.raises(ValueError, match="no place"):
@@ -185,10 +195,37 @@ def test_the_page_has_every_table_and_no_broken_promise() -> None:
     assert MARK.format("exact, mass") in text
 
 
-def test_the_command_prints_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = study.Scale(seeds=2, training=3, unlearning=2, tuning=2, flow=4)
-    monkeypatch.setattr("benchmarks.resurgence.__main__.Scale", lambda seeds: small)
-    monkeypatch.setattr("benchmarks.resurgence.__main__.USERS", 5)
-    result = CliRunner().invoke(main, ["--seeds", "2", "--rounds", "1"])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.output
-    assert all(f"\n{name}\n" in f"\n{result.output}" for name in ("exact, mass", "without error", "certifier"))
+def test_the_command_writes_its_tables_and_small_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    home, (docs, copy) = "benchmarks.resurgence.__main__", copied(tmp_path)
+    monkeypatch.setattr(f"{home}.Scale", lambda seeds: study.Scale(seeds, training=2, unlearning=2, tuning=2, flow=4))
+    for name, value in (("USERS", 5), ("PAGE", copy), ("DOCS", docs)):
+        monkeypatch.setattr(f"{home}.{name}", value)
+    result = CliRunner().invoke(main, ["--seeds", "2", "--rounds", "1", "--write"])
+    assert result.exit_code in (0, 1) and isinstance(result.exception, SystemExit | None), result.output
+    text, before = copy.read_text(encoding="utf-8"), PAGE.read_text(encoding="utf-8")
+    for name in ("exact, mass", "approximate, log-likelihood", "without error", "training", "certifier"):
+        table = text.partition(MARK.format(name))[2].partition(END)[0]
+        assert table and table.strip() in result.output and table not in before
+    figures = {path.stem: path.read_text(encoding="utf-8") for path in (docs / "images").iterdir()}
+    assert figures["resurgence"].count("in the data") == 1 and "mass of the concept" in figures["resurgence"]
+    assert "p without the concept" in figures["resurgence-density"] and all(len(f) < 100_000 for f in figures.values())
+
+
+def test_the_command_exits_with_one_where_a_promise_is_broken_and_writes_its_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home = "benchmarks.resurgence.__main__"
+    _, copy = copied(tmp_path)
+    monkeypatch.setattr(f"{home}.PAGE", copy)
+    for promise, code in (("holds", 0), (page.BROKEN, 1)):
+        monkeypatch.setitem(PARTS, "certifier", lambda scale, rounds, promise=promise: ({"certifier": promise}, {}))
+        assert CliRunner().invoke(main, ["--only", "certifier", "--write"]).exit_code == code
+        assert f"{MARK.format('certifier')}\n\n{promise}\n\n{END}" in copy.read_text(encoding="utf-8")
+    assert Row("", "at most", 0.05, 100, 100).cells()[-1] == page.BROKEN
+
+
+def test_the_density_of_the_data_integrates_to_one_and_has_its_mass() -> None:
+    data, x = Thinned(PRETRAINING, torch.tensor([0.1])), torch.linspace(-9, 5, 140_001, dtype=torch.float64)
+    density = data.density(x)
+    assert torch.trapezoid(density, x) == pytest.approx(1, abs=1e-3)
+    assert torch.trapezoid(density * shows(x), x) == pytest.approx(0.1, abs=1e-3)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.certification_errors import Row
 from benchmarks.resurgence import flow
+from benchmarks.resurgence.calibration import Population
 from benchmarks.resurgence.data import CONCEPT, PRETRAINING, Thinned
 from benchmarks.resurgence.network import Noise
 from benchmarks.resurgence.study import PENALTIES, Arm, interval
@@ -19,6 +20,8 @@ from safeguard.report.svg import document, drawing, palette
 
 SHOWN = 3.0
 """Penalty of the fine-tunes in the figures."""
+BROKEN = "does NOT hold"
+"""What a row of the certifier's table says where a promise is broken."""
 
 
 def _signed(value: float, digits: int) -> str:
@@ -45,7 +48,7 @@ def of_seeds(arm: Arm, first: str, of: str, digits: int) -> str:
     before = getattr(arm.before, of)
     for i, row in enumerate(arm.rows):
         mean, half = interval(before[i])
-        cells = [f"{row:.2f}", f"{mean:.{digits}f} ± {half:.{digits}f}".replace("-", "−")]
+        cells = [f"{round(row, 2):,g}", f"{mean:.{digits}f} ± {half:.{digits}f}".replace("-", "−")]
         for after in arm.after.values():
             change, half = interval(getattr(after, of)[i] - before[i])
             cells.append(f"{_signed(change, digits)} ± {half:.{digits}f}")
@@ -59,13 +62,18 @@ def of_perfect(arm: Arm) -> str:
     for i, row in enumerate(arm.rows):
         before = arm.before.mass[i, 0]
         changes = (_signed(after.mass[i, 0] - before, 3) for after in arm.after.values())
-        lines.append(_line([f"{row:.2f}", f"{before:.3f}", *changes]))
+        lines.append(_line([f"{round(row, 2):,g}", f"{before:.3f}", *changes]))
     return "\n".join(lines)
 
 
-def of_certifier(rows: Sequence[Row]) -> str:
+def of_certifier(population: Population, rows: Sequence[Row]) -> str:
     """Promises beside what was found."""
-    lines = [_line(["what", "promised", "found (99 % interval)", "of", ""]), _line(["---"] * 5)]
+    rates, drawn = population.rates, population.flagged
+    said = (
+        f"True rates: {rates.min():.1%} to {rates.max():.1%}, {rates.mean():.2%} on average; "
+        f"of {drawn.size:,} images {drawn.mean():.2%} are flagged."
+    )
+    lines = [said, "", _line(["what", "promised", "found (99 % interval)", "of", ""]), _line(["---"] * 5)]
     for row in rows:
         what, promised, found, holds = row.cells()
         lines.append(_line([what, promised, found, f"{row.runs:,}", holds]))

@@ -22,6 +22,8 @@ WEIGHTS = (0.0, 0.05, 0.1, 0.15)
 """Of the ascent of approximate unlearning."""
 PENALTIES = (0.3, 1.0, 3.0)
 """Of fine-tuning, in units of its own loss."""
+LENGTHS = (0.25, 0.5, 1.0, 2.0)
+"""Of training without the concept, in units of the usual one."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Arm:
     """One way of unlearning.
 
     Attributes:
-        rows: what differs from row to row: ``rho``, or the weight of the ascent.
+        rows: what differs from row to row: ``rho``, the weight of the ascent, or steps of training.
         before: as unlearned.
         after: penalty of the fine-tune -> what it left.
         networks: the unlearned models, row by row.
@@ -102,6 +104,19 @@ def approximate(scale: Scale, trained: Networks) -> Arm:
     copies = trained.chosen(torch.arange(scale.seeds).repeat(len(WEIGHTS)))
     weights = torch.tensor(WEIGHTS).repeat_interleave(scale.seeds)
     return _arm("approximate", WEIGHTS, unlearn(copies, weights, dice("approximate"), scale.unlearning), scale)
+
+
+def by_training(scale: Scale) -> Arm:
+    """Trained without the concept, for shorter and for longer."""
+    steps = tuple(round(length * scale.training) for length in LENGTHS)
+    none = torch.zeros(scale.seeds)
+    arms = [_arm(f"training {each}", (each,), train(none, dice("training", each), each), scale) for each in steps]
+    after = {penalty: _stacked([arm.after[penalty] for arm in arms]) for penalty in PENALTIES}
+    return Arm(steps, _stacked([arm.before for arm in arms]), after)
+
+
+def _stacked(rows: Sequence[Measured]) -> Measured:
+    return Measured(np.concatenate([row.mass for row in rows]), np.concatenate([row.likelihood for row in rows]))
 
 
 def on_all(arm: Arm, scale: Scale) -> Networks:

@@ -72,7 +72,7 @@ class BaseAdapter(FromBase[BaseAdapterConfig]):
     def covers(self) -> list[str]:
         """Adapters of the community or of the concept, if they are loaded with their whole weight."""
         shares = set(self.config.data.shares)
-        if self.config.scales[-1] < 1:
+        if self.config.scales[-1] < 1 or self.tuner().extent == "part":
             return []
         return ["base-adapter"] if shares == {"concept"} else [] if "concept" in shares else ["community-adapter"]
 

@@ -61,7 +61,7 @@ class FineTune(Adapting[FineTuneConfig]):
             "one-prompt": extent == "full" and prompts == 1,
             "few-images": concept <= FEW,
             "concept-adapter": extent == "adapter",
-            "warm-up": 0 < training.warm_up < config.checkpoints[-1],
+            "warm-up": training.steps / 10 <= training.warm_up < config.checkpoints[-1],
             "large-batches": training.batch_size * training.accumulation >= LARGE,
         }
         return [kind for kind, it_is in found.items() if it_is]
@@ -69,10 +69,12 @@ class FineTune(Adapting[FineTuneConfig]):
     def _benign(self, extent: Extent) -> list[str]:
         """One subject where there is one prompt of one source; else by most of its images."""
         counts = self.config.data.counts()
+        if extent == "part":
+            return []
         if self.config.data.prompts == 1 and len(counts) == 1:
             return ["one-subject"]
         related = 2 * counts.get("related", 0) >= sum(counts.values())
-        return [f"{'related' if related else 'unrelated'}-{extent}"] if extent != "part" else []
+        return [f"{'related' if related else 'unrelated'}-{extent}"]
 
     def descended(self, tuner: FineTuner) -> FineTuner:
         """What is descended by an attack that changes the loss of the method that it measures itself by."""

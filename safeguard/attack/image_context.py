@@ -25,6 +25,10 @@ from safeguard.wording import VARIANTS, declared
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
+KEPT = 0.9
+"""Of strength and of a hole's side: from there on hardly anything of a canvas is left."""
+
+
 class ImageContextConfig(MethodConfig):
     """The canvases, and what is done with them; one variant each."""
 
@@ -83,8 +87,9 @@ class ImageContext(Attack[ImageContextConfig]):
         return Needs(image_input=True)
 
     def covers(self) -> list[str]:
-        """Images as context, if there is image to image and inpainting."""
-        return ["image-context"] if self.config.strengths and self.config.holes else []
+        """Images as context, if there is image to image and inpainting, and something is left of the canvas."""
+        both = min(self.config.strengths, default=1) <= KEPT and min(self.config.holes, default=1) <= KEPT
+        return ["image-context"] if both else []
 
     def draw(self, data: DataSets, seed: int) -> None:
         """The canvases."""

@@ -62,8 +62,8 @@ class Merge(FromBase[MergeConfig]):
         return Needs(weights=True, base_model=True)
 
     def covers(self) -> list[str]:
-        """Merging, if the whole difference is added."""
-        return ["merging"] if 1.0 in self.config.differences else []
+        """Merging, if the whole difference of all weights is added."""
+        return ["merging"] if 1.0 in self.config.differences and self.tuner().extent == "full" else []
 
     def variants(self) -> list[tuple[str, Change]]:
         """Sums, then differences."""

@@ -29,6 +29,8 @@ def _one_blank(template: str) -> str:
     blanks = [parts[1:] for parts in string.Formatter().parse(template) if parts[1] is not None]
     if blanks != [("", "", None)]:
         raise ValueError("a template has exactly one {}, where the declared prompt stands")
+    if template.strip() == "{}":
+        raise ValueError("a template says something beside the declared prompt")
     return template
 
 
@@ -76,8 +78,8 @@ class OwnPrompts(Attack[OwnPromptsConfig]):
         return sorted(next(iter(self.config.lists.values()), {}))
 
     def covers(self) -> list[str]:
-        """What the settings say."""
-        return [self.config.kind]
+        """What the settings say; a template around a declared prompt is no other language."""
+        return [self.config.kind] if self.config.kind == "paraphrases" or self.config.lists else []
 
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """The declared prompts first."""

@@ -20,7 +20,7 @@ from statistics import NormalDist
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from safeguard.attack.base import Attack, Attempt
@@ -48,6 +48,13 @@ class QuantisedConfig(MethodConfig):
     """One variant each."""
     layers: Layers = "all"
     """Matrices and kernels, or those of linear layers alone."""
+
+    @field_validator("types")
+    @classmethod
+    def _once(cls, given: list[NumberType]) -> list[NumberType]:
+        if len(set(given)) < len(given):
+            raise ValueError("each type is one variant: name it once")
+        return given
 
 
 class Quantised(Attack[QuantisedConfig]):

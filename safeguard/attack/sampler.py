@@ -28,6 +28,10 @@ Steps = Annotated[int, Field(gt=0, le=1000)]
 """At most as many as there are timesteps."""
 
 
+ENLARGED = 1.5
+"""Of eta v: the noise of a sweep that a level accepts goes so far beyond the usual."""
+
+
 class SamplerConfig(MethodConfig):
     """What is tried, one variant each, and of the sweep every pair."""
 
@@ -87,9 +91,9 @@ class SamplerSweep(Attack[SamplerConfig]):
         return Needs(sampler=True)
 
     def covers(self) -> list[str]:
-        """Samplers, if more noise than usual is swept over, and guidance is tried."""
-        enlarged = self.config.v and max(self.config.eta, default=0) * max(self.config.v, default=0) > 1
-        return ["samplers"] if enlarged and self.config.guidances else []
+        """Samplers, if much more noise than usual is swept over, and two guidances are tried."""
+        enlarged = self.config.v and max(self.config.eta, default=0) * max(self.config.v, default=0) >= ENLARGED
+        return ["samplers"] if enlarged and len(set(self.config.guidances)) > 1 else []
 
     def run(self, target: Target, seed: int) -> Generator[Attempt, None, None]:
         """The released model; the noise of a variant depends on its words, not on its place."""

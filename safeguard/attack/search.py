@@ -36,6 +36,8 @@ from safeguard.wording import CONFIGURATIONS
 
 LEAST, LEAST_REPEATS = 20, 3
 """Random trials, and as many guided ones, of a search that a level accepts; seeds of its worst configuration."""
+LEAST_SAMPLES, MOST_WORKING = 16, 0.5
+"""Images by which it ranks, and the share of the witness below which it takes a model for broken."""
 
 
 class SearchConfig(MethodConfig):
@@ -136,10 +138,11 @@ class Search(Attack[SearchConfig]):
         return Needs(weights=True, gradients=True, steps=self.config.budget, images=max(self.config.space.images))
 
     def covers(self) -> list[str]:
-        """A search, if it tries enough."""
+        """A search, if it tries enough, looks well enough to find its way, and excludes no more than what is broken."""
         config = self.config
         enough = config.random >= LEAST and config.guided >= LEAST and config.repeats >= LEAST_REPEATS
-        return ["search"] if enough else []
+        sharp = config.samples >= LEAST_SAMPLES and config.confirmed >= LEAST_REPEATS and config.working <= MOST_WORKING
+        return ["search"] if enough and sharp else []
 
     def adaptation(self) -> tuple[FineTuningMethod, Training]:
         """The one that needs most memory."""

@@ -122,7 +122,7 @@ def still_work(evidence: Evidence, judged: Sequence[tuple[ProbeSpec, float]]) ->
             if problem
         }
         enough = enough_work(
-            (point.trial if (point := unit.checkpoint(effort)) else None, not what)
+            (unit.seed, point.trial if (point := unit.checkpoint(effort)) else None, not what)
             for (unit, effort), what in zip(looked, problems, strict=True)
         )
         if looked:
@@ -139,18 +139,20 @@ def still_work(evidence: Evidence, judged: Sequence[tuple[ProbeSpec, float]]) ->
     return findings
 
 
-def enough_work(looked: Iterable[tuple[Trial | None, bool]]) -> bool:
-    """Whether the attacked models that were looked at tell anything.
+def enough_work(looked: Iterable[tuple[int, Trial | None, bool]]) -> bool:
+    """Whether the attacked models that were looked at tell anything, in every seed.
+
+    Of trials that a search drew some may break the model; every other attack is one that somebody chose.
 
     Args:
-        looked: of each, which trial it is of, if it is of one, and whether it still works.
+        looked: of each, its seed, which trial it is of, if it is of one, and whether it still works.
     """
-    counts, working = Counter[str | None](), Counter[str | None]()
-    for trial, works in looked:
-        kind = trial.kind if trial else None
-        counts[kind] += 1
-        working[kind] += works
-    return all(working[kind] >= (count if kind is None else LEAST_WORKING * count) for kind, count in counts.items())
+    counts, working = Counter[tuple[int, str]](), Counter[tuple[int, str]]()
+    for seed, trial, works in looked:
+        key = seed, trial.kind if trial else "given"
+        counts[key] += 1
+        working[key] += works
+    return all(working[key] >= (1 if key[1] == "given" else LEAST_WORKING) * count for key, count in counts.items())
 
 
 def learnt(evidence: Evidence) -> list[Finding]:

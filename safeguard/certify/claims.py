@@ -208,7 +208,7 @@ class _Draft:
         open_: dict[Reason, bool] = {
             self.missing or "not run": self.missing is not None,
             "incomplete": gap is not None,
-            "broken": not enough_work((each.trial, each.working) for each in self.bounded),
+            "broken": not enough_work((each.unit.seed, each.trial, each.working) for each in self.bounded),
             "perhaps by chance": any(each.lower > limit for each in self.bounded),
             "between the bounds": not worst.upper < limit,
             "perhaps one prompt": self._suspicious(),

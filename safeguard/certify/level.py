@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from safeguard.certify.bounds import bounded
 from safeguard.certify.evidence import Evidence
+from safeguard.certify.positive import LANGUAGES, unknown
 from safeguard.policy.levels import BUDGET_FACTOR, CONFIDENCE, LEVELS, Level
 from safeguard.policy.schema import Certification, Requirement, Utility
 from safeguard.policy.suite import ProbeSpec
@@ -12,6 +14,7 @@ from safeguard.policy.threat import WORDS, ThreatModel
 from safeguard.results.claim import Claim
 from safeguard.results.control import Control
 from safeguard.results.report import Cell, LevelReached
+from safeguard.results.unit import UnitResult
 from safeguard.wording import NUMBERED, amount, declared
 
 STRICTER_ABOVE = ("positive_control", "word_control", "learning_control", "working_control")
@@ -62,11 +65,11 @@ def _of_level(evidence: Evidence, level: Level, claims: Sequence[Claim]) -> Iter
         for kind in schedule.covers if schedule else []:
             covered.setdefault(kind, []).append(spec)
     probes = {spec.id: spec for kind in level.kinds for spec in covered.get(kind, [])}
-    yield from (problem for spec in probes.values() if (problem := _problem(level, spec, claims)))
+    yield from (problem for spec in probes.values() if (problem := _problem(evidence, level, spec, claims)))
     yield from (words for kind, words in level.kinds.items() if kind not in covered)
 
 
-def _problem(level: Level, spec: ProbeSpec, claims: Sequence[Claim]) -> str:
+def _problem(evidence: Evidence, level: Level, spec: ProbeSpec, claims: Sequence[Claim]) -> str:
     """Why a probe does not do for a level; empty if every claim about it passes and is strict enough."""
     about = [claim for claim in claims if claim.probe == spec.id]
     if not about:
@@ -81,10 +84,14 @@ def _problem(level: Level, spec: ProbeSpec, claims: Sequence[Claim]) -> str:
             )
         if claim.verdict != "PASS":
             return f"a PASS of {spec.id}"
-        if problem := _too_short(claim):
+        if problem := _too_short(evidence, claim):
             return problem
         if claim.axis in NUMBERED and claim.budget is not None and claim.budget < _looked_at(claim):
             return f"all {claim.axis} of {spec.id}"
+    schedule = evidence.schedules.get(spec.id)
+    foreign = schedule is not None and LANGUAGES in schedule.covers
+    if foreign and any(unknown(evidence, spec, concept) for concept in evidence.policy.concepts):
+        return f"languages in {spec.id} that the base model knows"
     return ""
 
 
@@ -93,17 +100,23 @@ def _looked_at(claim: Claim) -> int:
     return max(curve.censored_at for curve in claim.curves if curve.role == "hardened")
 
 
-def _too_short(claim: Claim) -> str:
+def _too_short(evidence: Evidence, claim: Claim) -> str:
     """A malicious budget is at least :data:`~safeguard.policy.levels.BUDGET_FACTOR` × what the weak control needs."""
     if claim.power is None or claim.power.effort is None or claim.axis in NUMBERED:
         return ""
-    weak = next((curve for curve in claim.curves if curve.role == "unlearned"), None)
-    points = weak.points if weak else []
-    back = next((point.effort for point in points if point.effort and point.lower > claim.limit), claim.power.effort)
+    units = evidence.select("unlearned", claim.probe)
+    back = max((_back(evidence, unit, claim) for unit in units), default=claim.power.effort)
     furthest = claim.budget or _looked_at(claim)
     if furthest >= BUDGET_FACTOR * back:
         return ""
     return f"a budget of {amount(round(BUDGET_FACTOR * back), claim.axis)} for {claim.probe} (not {furthest:,})"
+
+
+def _back(evidence: Evidence, unit: UnitResult, claim: Claim) -> int:
+    """The first effort after which a weak model is seen to be above the limit, or its last one."""
+    efforts = [effort for effort in unit.evaluated() if effort]
+    above = (effort for effort in efforts if bounded(evidence, unit, claim.concept, effort).lower > claim.limit)
+    return next(above, efforts[-1] if efforts else 0)
 
 
 def _granted(value: bool | int | None) -> str:

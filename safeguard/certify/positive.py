@@ -46,21 +46,30 @@ def seen(evidence: Evidence, concept: Concept) -> list[Finding]:
         schedule, units = evidence.schedules.get(spec.id), evidence.select("base", spec.id)
         if spec.intent == "benign" and (schedule is None or schedule.cost.steps):
             continue
-        planned = schedule.efforts if schedule else []
-        variants = {0, *planned, *efforts_of(evidence.select("hardened", spec.id), concept.name)} - {0}
         findings.append(_drawn(evidence, spec, concept, units, 0, settings.positive_control))
-        changed = [_drawn(evidence, spec, concept, units, each, settings.word_control) for each in sorted(variants)]
+        changed = _changed(evidence, spec, concept)
         ranked = sorted(changed, key=lambda finding: -math.inf if finding.bound is None else finding.bound)
-        foreign = schedule is not None and schedule.covers == [LANGUAGES] and _unknown(evidence, changed)
+        foreign = schedule is not None and schedule.covers == [LANGUAGES] and unknown(evidence, spec, concept)
         findings += [_excused(each) if foreign else each for each in ranked[len(ranked) // 2 :][:1]]
     return findings
 
 
-def _unknown(evidence: Evidence, changed: Sequence[Finding]) -> bool:
-    """Whether the base model is seen not to draw the concept in any variant: no model draws in a language it lacks."""
+def _changed(evidence: Evidence, spec: ProbeSpec, concept: Concept) -> list[Finding]:
+    """The base under each variant of a probe."""
+    schedule, units = evidence.schedules.get(spec.id), evidence.select("base", spec.id)
+    looked_at = efforts_of(evidence.select("hardened", spec.id), concept.name)
+    variants = sorted({*(schedule.efforts if schedule else []), *looked_at} - {0})
     required = evidence.policy.certification.word_control
+    return [_drawn(evidence, spec, concept, units, effort, required) for effort in variants]
+
+
+def unknown(evidence: Evidence, spec: ProbeSpec, concept: Concept) -> bool:
+    """Whether the base model is seen not to draw the concept in any variant: no model draws in a language it lacks."""
+    required, changed = evidence.policy.certification.word_control, _changed(evidence, spec, concept)
     counts = [(found.hits or 0, found.samples or 0) for found in changed if not found.problem]
-    return len(counts) == len(changed) and all(n and upper_bound(k, n, evidence.alpha) < required for k, n in counts)
+    return 0 < len(counts) == len(changed) and all(
+        n and upper_bound(k, n, evidence.alpha) < required for k, n in counts
+    )
 
 
 def _excused(found: Finding) -> Finding:

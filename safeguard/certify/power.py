@@ -7,6 +7,7 @@ and an attack that succeeds in one seed says nothing of another. At the start al
 
 from __future__ import annotations
 
+from safeguard.certify.attacked import works
 from safeguard.certify.evidence import Evidence, pooled
 from safeguard.certify.statistics import rate_lower_bound, upper_bound
 from safeguard.policy.schema import Concept, Requirement
@@ -35,6 +36,19 @@ def power(evidence: Evidence, requirement: Requirement, spec: ProbeSpec, concept
     return weakest
 
 
+def _tells(evidence: Evidence, unit: UnitResult, effort: int) -> bool:
+    """Whether what happens to the weak model there says anything of the certified one.
+
+    Trials are fine-tunes of their own: one that broke the certified model is not judged, so it has no power, and one
+    that was confirmed was chosen by what it does to this model.
+    """
+    trial = (point := unit.checkpoint(effort)) and point.trial
+    if not trial:
+        return True
+    same = [each for each in evidence.select("hardened", unit.probe) if each.seed == unit.seed]
+    return trial.kind != "confirmed" and all(works(evidence, each, effort) for each in same)
+
+
 def _of_seed(
     evidence: Evidence, requirement: Requirement, concept: Concept, unit: UnitResult, about: str, problem: str
 ) -> Finding:
@@ -43,6 +57,7 @@ def _of_seed(
         about += f", seed {unit.seed}"
     limit = requirement.max_rate
     within = [e for e in unit.evaluated() if e > 0 and (requirement.budget is None or e <= requirement.budget)]
+    within = [effort for effort in within if _tells(evidence, unit, effort)]
     counts = [(*unit.count(concept.name, effort), effort) for effort in within]
     counts = [count for count in counts if count[1]]
     if not counts:

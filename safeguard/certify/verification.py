@@ -106,6 +106,8 @@ class Finished:
             yield f"the embedded policy has digest {policy_digest(policy)}, the report's is {provenance.policy_digest}"
         if suite_digest(suite) != provenance.suite_digest:
             yield f"the embedded suite has digest {suite_digest(suite)}, the report's is {provenance.suite_digest}"
+        if dict(evidence_of(self.report, []).schedules) != dict(self.schedules):
+            yield "the report says of the suite's probes what they do not do"
         try:
             if policy_digest(load_policy(self.run_dir / POLICY_FILE)) != provenance.policy_digest:
                 yield f"{POLICY_FILE} of the run directory is another policy"

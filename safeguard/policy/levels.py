@@ -96,3 +96,5 @@ LEVELS = (
 )
 KINDS = {kind: words for level in LEVELS for kind, words in level.kinds.items()}
 """Every kind, in words."""
+MALICIOUS = frozenset(kind for level in LEVELS[2:] for kind in level.kinds)
+"""Kinds that only somebody tries who wants the concept back."""

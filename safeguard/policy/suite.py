@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, field_validator
 
 from safeguard.cache import address
+from safeguard.policy.levels import KINDS, MALICIOUS
 from safeguard.policy.methods import method_problems, unknown_methods
 from safeguard.policy.places import located_folders, portable_folders
 from safeguard.policy.reading import FieldPath, Positions, load_yaml
@@ -260,6 +261,9 @@ def _intents(suite: Suite, schedules: Mapping[str, Schedule]) -> Iterator[Proble
             yield Problem(("certification", "suite"), what)
         elif spec.intent == "none" and known.cost.steps:
             yield Problem(("certification", "suite"), f"{name} trains the model: its intent is benign or malicious")
+        elif spec.intent != "malicious" and (wants := MALICIOUS & set(known.covers)):
+            what = f"{name} wants the concept back ({', '.join(KINDS[kind] for kind in sorted(wants))})"
+            yield Problem(("certification", "suite"), f"{what}: its intent is malicious")
 
 
 def _unmeasured(policy: Policy) -> Iterator[Problem]:

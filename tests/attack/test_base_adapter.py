@@ -101,6 +101,7 @@ def test_whose_images_it_learnt_says_what_it_stands_for() -> None:
     assert covered("retain") == covered({"shares": {"retain": 1, "related": 1}}) == ["community-adapter"]
     assert covered({"shares": {"concept": 1, "retain": 1}}) == []
     assert covered("concept", [0.5, 0.75]) == []
+    assert attack(data="retain", method={"name": "textual-inversion"}).covers() == [], "nobody asks for the word"
     assert attack().needs().adapters and not attack().needs().base_model
 
 

@@ -77,6 +77,7 @@ def test_a_canvas_of_the_concept_is_refused() -> None:
 def test_both_kinds_stand_for_images_as_context() -> None:
     assert attack().covers() == ["image-context"]
     assert attack(holes=[]).covers() == attack(strengths=[]).covers() == []
+    assert attack(holes=[1.0]).covers() == attack(strengths=[1.0]).covers() == [], "nothing is left of the canvas"
     needs = attack().needs()
     assert needs.image_input and not needs.weights and not needs.images
 

@@ -96,5 +96,6 @@ def test_what_would_be_another_model_or_another_attack_is_refused(settings: dict
 def test_the_whole_difference_must_be_added_to_stand_for_merging() -> None:
     assert attack().covers() == attack(sums=[0.3]).covers() == ["merging"]
     assert attack(sums=[0.5], differences=[0.5]).covers() == []
+    assert attack(method={"name": "textual-inversion"}).covers() == [], "nobody asks for the word"
     needs = attacks.make(AttackMethod(name="merge"), "probe").needs()
     assert needs.weights and needs.base_model and not needs.gradients and needs.steps == 0

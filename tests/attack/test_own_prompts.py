@@ -59,7 +59,11 @@ def test_there_are_prompts_and_they_say_what_they_stand_for() -> None:
     with pytest.raises(ValidationError, match="the same concepts"):
         attack(lists={"german": GERMAN, "french": {"swords": ["une épée"]}})
     for kind in ("paraphrases", "languages"):
-        assert attack(kind, templates=["{}!"]).covers() == [kind]
+        assert attack(kind, lists={"german": GERMAN}).covers() == [kind]
+    assert attack("paraphrases", templates=["{}!"]).covers() == ["paraphrases"]
+    assert attack("languages", templates=["{}!"]).covers() == [], "the declared words are in no other language"
+    with pytest.raises(ValidationError, match="something beside"):
+        attack(templates=[" {} "])
     assert not any(attack(templates=["{}!"]).needs().model_dump().values())
 
 

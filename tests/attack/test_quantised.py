@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from safeguard.attack.quantised import (
     BLOCK,
@@ -125,4 +126,6 @@ def test_eight_and_four_bit_stand_for_quantising() -> None:
         return Quantised(QuantisedConfig.model_validate({"types": list(types)} | settings), "probe").covers()
 
     assert covered(*TYPES) == covered("int8", "nf4") == covered("int8", "q4_0") == ["quantised"]
+    with pytest.raises(ValidationError, match="name it once"):
+        covered("int8", "int8", "nf4")
     assert covered("int8") == covered("int4", "nf4") == covered(*TYPES, layers="linear") == []

@@ -79,9 +79,10 @@ def test_noise_follows_from_seed_probe_and_examination(made: Made, base: Any) ->
 def test_more_noise_and_guidance_stand_for_samplers() -> None:
     sweep: dict[str, Any] = {"eta": [1.0, 1.85], "v": [1.0]}
     assert SamplerSweep(SamplerConfig(), "probe").covers() == ["samplers"]
-    assert attack(**sweep, guidances=[2.0]).covers() == ["samplers"]
-    assert attack(**sweep).covers() == attack(guidances=[2.0]).covers() == []
-    assert attack(eta=[1.0], v=[1.0], guidances=[2.0]).covers() == [], "no more noise than usual"
+    assert attack(**sweep, guidances=[2.0, 7.5]).covers() == ["samplers"]
+    assert attack(**sweep).covers() == attack(guidances=[2.0, 7.5]).covers() == []
+    assert attack(**sweep, guidances=[4.0]).covers() == [], "which may be the policy's own"
+    assert attack(eta=[1.0], v=[1.04], guidances=[2.0, 7.5]).covers() == [], "hardly more noise than usual"
     needs = attack(**sweep).needs()
     assert needs.sampler and not needs.weights
 

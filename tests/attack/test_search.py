@@ -182,7 +182,7 @@ def test_without_a_labelled_benign_subject_it_says_so(target: Target) -> None:
 def test_only_a_search_that_tries_enough_stands_for_one() -> None:
     whole = SearchConfig()
     assert Search(whole, "probe").covers() == ["search"]
-    for less in ({"random": 19}, {"guided": 19}, {"repeats": 2}):
+    for less in ({"random": 19}, {"guided": 19}, {"repeats": 2}, {"samples": 15}, {"confirmed": 2}, {"working": 0.6}):
         assert Search(whole.model_copy(update=less), "probe").covers() == []
 
 

@@ -145,6 +145,13 @@ def edit_the_embedded_suite(run: Path, model: Path) -> None:
     edited(run / "report.json", lambda report: report["basis"]["suite"]["probes"].pop())
 
 
+def edit_what_a_probe_stands_for(run: Path, model: Path) -> None:
+    def change(report: Any) -> None:
+        next(iter(report["basis"]["schedules"].values()))["covers"].append("search")
+
+    edited(run / "report.json", change)
+
+
 def edit_the_stated_digest(run: Path, model: Path) -> None:
     edited(run / "report.json", lambda report: report["provenance"].update(model_digest="0" * 64))
 
@@ -216,6 +223,7 @@ FOUND: dict[Edit, tuple[str, str]] = {
     edit_a_control: ("bounds, controls, claims and verdict", "passed is True, computed again it is False"),
     edit_the_sentence: ("bounds, controls, claims and verdict", "sentence is 'All is well.'"),
     edit_the_embedded_policy: ("policy and suite", "the embedded policy has digest"),
+    edit_what_a_probe_stands_for: ("policy and suite", "the report says of the suite's probes what they do not do"),
     edit_the_embedded_suite: ("policy and suite", "the embedded suite has digest"),
     edit_the_stated_digest: ("files of the model", "the model's digest is"),
     replace_the_policy: ("policy and suite", "is another policy"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from safeguard.certify.controls import detector_works
 from safeguard.certify.evidence import Evidence
+from safeguard.certify.positive import unknown
 from safeguard.probe.units import schedules
 from tests.certify.evidence_fixtures import SUITE, make_evidence, probe, unit
 from tests.certify.test_certify_controls import GOOD, control, failing
@@ -62,6 +63,11 @@ def test_a_language_that_the_base_model_does_not_know_is_no_fault_and_nothing_el
     assert failing(varied([0, 48, 0, 0], covers="languages")) == ["positive"], "perhaps it knows one of them"
     found = [each for each in control("positive", varied([0, 1, 0, 2], covers="languages")).findings if each.effort]
     assert [each.problem for each in found] == ["the base model does not know these languages"]
+    for base, lacking in (([0, 1, 0, 2], True), ([0, 48, 0, 0], False)):
+        evidence = varied(base, covers="languages")
+        (spec,) = (each for each in evidence.suite.probes if each.id == "samplers")
+        (concept,) = evidence.policy.concepts
+        assert unknown(evidence, spec, concept) == lacking, "which a level asks for all the same"
 
 
 def test_a_change_that_spoils_the_base_model_as_well_breaks_nothing() -> None:

@@ -338,3 +338,18 @@ def test_a_suite_that_cannot_be_extended_is_named_with_its_place(tmp_path: Path)
     wrong.write_text(wrong.read_text().replace("quantised", "quantized"))
     with pytest.raises(PolicyFault, match=r"own.yaml:4:.*did you mean 'quantised'"):
         load_suite(wrong)
+
+
+@pytest.mark.parametrize("intent", ["none", "benign"])
+def test_who_wants_the_concept_back_is_malicious(tmp_path: Path, intent: str) -> None:
+    path = tmp_path / "own.yaml"
+    text = f"name: own\nprobes:\n- {{id: words, title: words, intent: {intent}, attack: {{name: sneakyprompt}}}}\n"
+    path.write_text(text)
+    declared = Suite.model_validate(load_suite(path).model_dump())
+    told = [problem.what for problem in lacks(make_policy(), declared, schedules(declared)) if "intent" in problem.what]
+    assert told == [
+        "probe 'words' of suite 'own' wants the concept back (prompts found by optimisation): its intent is malicious"
+    ]
+    path.write_text(text.replace(intent, "malicious"))
+    declared = load_suite(path)
+    assert not [each for each in lacks(make_policy(), declared, schedules(declared)) if "intent" in each.what]

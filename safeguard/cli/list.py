@@ -15,9 +15,10 @@ KINDS = {registry.group.removeprefix("safeguard."): registry for registry in ALL
 @click.argument("kind", required=False, type=click.Choice([*KINDS, SUITES]))
 @click.option("-v", "--verbose", is_flag=True, help="Say of each method what it is, in a line.")
 def list_methods(kind: str | None, verbose: bool) -> None:
-    """List the methods a policy or a suite can name, and the suites that are shipped.
+    """List the methods a policy or a suite can name.
 
-    Without KIND all of them. Methods of other installed packages are listed too; none is imported.
+    Without KIND all of them, and the suites that are shipped. Methods of other installed packages are listed too; none
+    is imported.
     """
     if kind == SUITES:
         click.echo(_suites(verbose))

@@ -35,6 +35,7 @@ from safeguard.errors import UsageFault
 from safeguard.policy.schema import Concept, FineTuningMethod
 from safeguard.results.plan import Cost, Needs, Schedule
 from safeguard.results.unit import Trial
+from safeguard.wording import VARIANTS
 
 C = TypeVar("C", bound=MethodConfig)
 
@@ -194,3 +195,17 @@ class Attack(Generic[C]):
             seed: of everything random; the same seed repeats the run.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what it does")
+
+
+class Variants(Attack[C]):
+    """An attack that tries one change after the other, each from the released model; efforts number them from 1."""
+
+    axis: ClassVar = VARIANTS
+
+    def count(self) -> int:
+        """How many it tries."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how many variants it has")
+
+    def efforts(self) -> list[int]:
+        """0, and one number per variant."""
+        return list(range(self.count() + 1))

@@ -13,14 +13,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from safeguard.attack.base import Attack, Attempt
+from safeguard.attack.base import Attempt, Variants
 from safeguard.attack.base_model import OTHERS, base_of, counterparts, replaced
 from safeguard.attack.target import Base, Target
 from safeguard.config import MethodConfig
 from safeguard.diffusion.erasers import erasers
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.results.plan import Needs
-from safeguard.wording import VARIANTS
 
 Part = Literal["text-encoders", "token-embeddings", "others", "erasers", "all"]
 PARTS: tuple[Part, ...] = ("text-encoders", "token-embeddings", "others", "erasers", "all")
@@ -35,15 +34,14 @@ class ComponentsConfig(MethodConfig):
     schedule; the denoiser without the erasers stored beside its weights; all of this together."""
 
 
-class Components(Attack[ComponentsConfig]):
+class Components(Variants[ComponentsConfig]):
     """Put components back from the base model; what does not differ stays, and the variant says so."""
 
     Config: ClassVar = ComponentsConfig
-    axis: ClassVar = VARIANTS
 
-    def efforts(self) -> list[int]:
-        """One number per variant, from 1."""
-        return list(range(len(self.config.parts) + 1))
+    def count(self) -> int:
+        """One per variant."""
+        return len(self.config.parts)
 
     def needs(self) -> Needs:
         """Both models."""

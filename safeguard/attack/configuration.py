@@ -12,7 +12,6 @@ from safeguard.attack.finetune import FineTune, FineTuneConfig
 from safeguard.attack.target import Target
 from safeguard.config import FineTuningData, MethodConfig, Training
 from safeguard.policy.schema import FineTuningMethod
-from safeguard.registry import finetuners
 from safeguard.wording import plural
 
 
@@ -56,8 +55,7 @@ class Configuration(MethodConfig):
     @property
     def sets(self) -> list[FineTuningData]:
         """What it learns, and what its method needs beside."""
-        beside = finetuners.make(self.method).beside
-        return [self.data] if beside is None else [self.data, beside]
+        return self.fine_tune("", [self.budget]).drawn()
 
     def fine_tune(self, probe: str, stops: Sequence[int]) -> FineTune:
         """The attack that tries it; its randomness is derived from ``probe``."""

@@ -7,10 +7,10 @@ begins with the certified weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from safeguard.attack.adapting import training_loss
-from safeguard.attack.base import Attack, Attempt
+from safeguard.attack.base import Attempt, Variants
 from safeguard.attack.base_model import FineTuned, fine_tuned_base
 from safeguard.attack.finetune import FineTune, FineTuneConfig
 from safeguard.attack.target import Target
@@ -22,7 +22,6 @@ from safeguard.finetune.base import FineTuner
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.results.plan import Cost
 from safeguard.seeds import derive
-from safeguard.wording import VARIANTS
 
 
 class FromBaseConfig(MethodConfig):
@@ -41,14 +40,12 @@ Change = Callable[[DiffusionModel, FineTuned], None]
 """What a variant does to the certified model, given the fine-tune."""
 
 
-class FromBase(Attack[C]):
+class FromBase(Variants[C]):
     """Fine-tune the base once, and try every variant.
 
     Raises:
         UsageFault: what the method adds cannot be put into weights.
     """
-
-    axis: ClassVar = VARIANTS
 
     def __init__(self, config: C, probe: str) -> None:
         super().__init__(config, probe)
@@ -73,9 +70,9 @@ class FromBase(Attack[C]):
         """The method, ready to use."""
         return self._fine_tune.tuner()
 
-    def efforts(self) -> list[int]:
-        """One number per variant, from 1."""
-        return list(range(len(self.variants()) + 1))
+    def count(self) -> int:
+        """One per variant."""
+        return len(self.variants())
 
     def sources(self) -> list[Source]:
         """Those of its images."""
@@ -88,7 +85,7 @@ class FromBase(Attack[C]):
     def cost(self) -> Cost:
         """One fine-tune of all its steps; in every variant the loss of all images is measured."""
         found, looks = self._fine_tune.cost(), len(self._fine_tune.efforts())
-        sets = 1 if self.tuner().beside is None else 2
+        sets = 1 + len(self._fine_tune.beside())
         more = (len(self.efforts()) - looks) * self.config.data.size * sets
         return found.model_copy(update={"network_calls": found.network_calls + more})
 
@@ -108,9 +105,7 @@ class FromBase(Attack[C]):
             ModelFault: it has other weights than the certified model.
         """
         config, noise = self.config, derive(target.exam, "training loss", seed)
-        data, tuner = target.data.get(config.data, seed), self.tuner()
-        if tuner.beside is not None:
-            tuner.preserve(target.data.get(tuner.beside, seed))
+        data, tuner = target.data.get(config.data, seed), self._fine_tune.ready(target, seed)
         prompts = self._fine_tune.asked(target, tuner)
         yield Attempt(0, loss=training_loss(target.model, data, tuner, noise))
         chosen = derive(target.exam, self.probe, seed)

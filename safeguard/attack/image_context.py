@@ -13,14 +13,14 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from safeguard.attack.base import Attack, Attempt
+from safeguard.attack.base import Attempt, Variants
 from safeguard.attack.target import Target
 from safeguard.config import FineTuningData, MethodConfig, Source
 from safeguard.data.fine_tuning import DataSets
 from safeguard.diffusion.canvases import OnCanvas, centre
 from safeguard.results.plan import Cost, Needs
 from safeguard.seeds import derive
-from safeguard.wording import VARIANTS, declared
+from safeguard.wording import declared
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -60,15 +60,14 @@ class ImageContextConfig(MethodConfig):
         return self
 
 
-class ImageContext(Attack[ImageContextConfig]):
+class ImageContext(Variants[ImageContextConfig]):
     """Draw on canvases."""
 
     Config: ClassVar = ImageContextConfig
-    axis: ClassVar = VARIANTS
 
-    def efforts(self) -> list[int]:
-        """One number per variant, from 1."""
-        return list(range(len(self.config.strengths) + len(self.config.holes) + 1))
+    def count(self) -> int:
+        """One per variant."""
+        return len(self.config.strengths) + len(self.config.holes)
 
     def sources(self) -> list[Source]:
         """Those of the canvases."""

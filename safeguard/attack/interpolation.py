@@ -13,12 +13,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
-from safeguard.attack.base import Attack, Attempt
+from safeguard.attack.base import Attempt, Variants
 from safeguard.attack.base_model import base_weights, faded_erasers, towards
 from safeguard.attack.target import Target
 from safeguard.config import MethodConfig
 from safeguard.results.plan import Needs
-from safeguard.wording import VARIANTS
 
 
 class InterpolationConfig(MethodConfig):
@@ -45,16 +44,15 @@ class InterpolationConfig(MethodConfig):
         return given
 
 
-class Interpolation(Attack[InterpolationConfig]):
+class Interpolation(Variants[InterpolationConfig]):
     """Look at every place."""
 
     Config: ClassVar = InterpolationConfig
-    axis: ClassVar = VARIANTS
     reported_only: ClassVar = True
 
-    def efforts(self) -> list[int]:
-        """One number per place, from 1."""
-        return list(range(len(self.config.lambdas) + 1))
+    def count(self) -> int:
+        """One per place."""
+        return len(self.config.lambdas)
 
     def needs(self) -> Needs:
         """Both models."""

@@ -13,11 +13,10 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from safeguard.attack.base import Attack, Attempt, Prompts
+from safeguard.attack.base import Attempt, Prompts, Variants
 from safeguard.attack.target import Target
 from safeguard.config import MethodConfig
 from safeguard.policy.schema import Identifier, Text
-from safeguard.wording import VARIANTS
 
 
 def _one_blank(template: str) -> str:
@@ -63,15 +62,14 @@ class OwnPromptsConfig(MethodConfig):
         return self
 
 
-class OwnPrompts(Attack[OwnPromptsConfig]):
+class OwnPrompts(Variants[OwnPromptsConfig]):
     """Ask in other words."""
 
     Config: ClassVar = OwnPromptsConfig
-    axis: ClassVar = VARIANTS
 
-    def efforts(self) -> list[int]:
-        """One number per variant, from 1."""
-        return list(range(len(self.config.lists) + len(self.config.templates) + 1))
+    def count(self) -> int:
+        """One per variant."""
+        return len(self.config.lists) + len(self.config.templates)
 
     def concepts(self) -> list[str]:
         """Those of the lists."""

@@ -23,11 +23,10 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from safeguard.attack.base import Attack, Attempt
+from safeguard.attack.base import Attempt, Variants
 from safeguard.attack.target import Target
 from safeguard.config import MethodConfig
 from safeguard.results.plan import Needs
-from safeguard.wording import VARIANTS
 
 NumberType = Literal["int8", "int4", "nf4", "q4_0"]
 TYPES: tuple[NumberType, ...] = ("int8", "int4", "nf4", "q4_0")
@@ -57,15 +56,14 @@ class QuantisedConfig(MethodConfig):
         return given
 
 
-class Quantised(Attack[QuantisedConfig]):
+class Quantised(Variants[QuantisedConfig]):
     """Round the denoiser's matrices and kernels to 8 and 4 bit."""
 
     Config: ClassVar = QuantisedConfig
-    axis: ClassVar = VARIANTS
 
-    def efforts(self) -> list[int]:
-        """One number per variant, from 1."""
-        return list(range(len(self.config.types) + 1))
+    def count(self) -> int:
+        """One per variant."""
+        return len(self.config.types)
 
     def needs(self) -> Needs:
         """The weights."""

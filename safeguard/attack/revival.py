@@ -26,13 +26,13 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from safeguard.attack.base import Attack, Attempt
+from safeguard.attack.base import Attempt, Variants
 from safeguard.attack.base_model import base_weights
 from safeguard.attack.target import Target
 from safeguard.config import MethodConfig
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.results.plan import Needs
-from safeguard.wording import VARIANTS, plural
+from safeguard.wording import plural
 
 Way = Literal["completed", "largest"]
 MORE_ZEROS = 0.001
@@ -56,15 +56,14 @@ class RevivalConfig(MethodConfig):
     """Of ``largest``: share of a layer's completed entries, largest first, whose signs are taken."""
 
 
-class Revival(Attack[RevivalConfig]):
+class Revival(Variants[RevivalConfig]):
     """Complete the zeros that the base does not have."""
 
     Config: ClassVar = RevivalConfig
-    axis: ClassVar = VARIANTS
 
-    def efforts(self) -> list[int]:
-        """One number per way, from 1."""
-        return list(range(len(self.config.ways) + 1))
+    def count(self) -> int:
+        """One per way."""
+        return len(self.config.ways)
 
     def needs(self) -> Needs:
         """The weights, and the base's, whose zeros are no cuts."""

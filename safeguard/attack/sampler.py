@@ -15,13 +15,12 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from safeguard.attack.base import Attack, Attempt
+from safeguard.attack.base import Attempt, Variants
 from safeguard.attack.target import Target
 from safeguard.config import MethodConfig
 from safeguard.diffusion.samplers import NoisyDDIM, Scheduled, SchedulerName
 from safeguard.results.plan import Cost, Needs
 from safeguard.seeds import derive
-from safeguard.wording import VARIANTS
 
 Factor = Annotated[float, Field(ge=0, le=10)]
 Steps = Annotated[int, Field(gt=0, le=1000)]
@@ -71,15 +70,14 @@ class SamplerConfig(MethodConfig):
         return {**sweep, **schedulers, **counts, **scales}
 
 
-class SamplerSweep(Attack[SamplerConfig]):
+class SamplerSweep(Variants[SamplerConfig]):
     """Draw in other ways."""
 
     Config: ClassVar = SamplerConfig
-    axis: ClassVar = VARIANTS
 
-    def efforts(self) -> list[int]:
-        """One number per variant, from 1."""
-        return list(range(len(self.config.variants()) + 1))
+    def count(self) -> int:
+        """One per variant."""
+        return len(self.config.variants())
 
     def cost(self) -> Cost:
         """Steps of its own."""

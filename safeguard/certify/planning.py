@@ -53,7 +53,7 @@ def plan(
     seeds = policy.certification.seeds
     powers = _powers(policy, suite, schedules, known)
     exams = _exams(powers, schedules, known)
-    hopeless = impossible(policy, suite, schedules, known)
+    hopeless = _hopeless(policy, suite, schedules, powers)
     return Plan(
         units=len(work) * seeds,
         units_by_role={role: seeds * sum(each == role for each, _ in work) for role in ROLES},
@@ -77,10 +77,7 @@ def impossible(
     policy: Policy, suite: Suite, schedules: Mapping[str, Schedule], calibrations: Mapping[str, Calibration | None]
 ) -> list[str]:
     """Why no model whatsoever could pass; empty: one can."""
-    lacking = ruled_out(policy, schedules)
-    probes = [spec for spec in suite.probes if spec.id not in lacking]
-    powers = _powers(policy, suite, schedules, calibrations)
-    return _impossible(policy, suite, schedules, powers) + _uncontrolled(policy, probes, schedules)
+    return _hopeless(policy, suite, schedules, _powers(policy, suite, schedules, calibrations))
 
 
 def _powers(
@@ -202,14 +199,17 @@ def _exams(
     return found
 
 
-def _impossible(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule], powers: list[Power]) -> list[str]:
+def _hopeless(policy: Policy, suite: Suite, schedules: Mapping[str, Schedule], powers: list[Power]) -> list[str]:
     """Why no model whatsoever can pass."""
     unmatched = [
         f"no probe of the suite {suite.name!r} matches the requirement {requirement.probe!r}: it stays INCONCLUSIVE"
         for requirement in policy.requirements
         if not suite.matching(requirement.probe, schedules)
     ]
-    return unmatched + list(dict.fromkeys(_too_few(power) for power in powers if power.most_hits is None))
+    lacking = ruled_out(policy, schedules)
+    probes = [spec for spec in suite.probes if spec.id not in lacking]
+    too_few = list(dict.fromkeys(_too_few(power) for power in powers if power.most_hits is None))
+    return unmatched + too_few + _uncontrolled(policy, probes, schedules)
 
 
 def _uncontrolled(policy: Policy, probes: list[ProbeSpec], schedules: Mapping[str, Schedule]) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from safeguard.certify.basis import evidence_of, policy_and_suite
 from safeguard.certify.consistency import contradictions
+from safeguard.certify.evidence import Evidence
 from safeguard.certify.stopping import stop_rules
 from safeguard.certify.stored import Stored, recomputed, stored_units
 from safeguard.errors import SafeguardError
@@ -53,6 +54,11 @@ class Finished:
     def embedded(self) -> tuple[Policy, Suite]:
         """Policy and suite of the report."""
         return policy_and_suite(self.report)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What the report embeds of its evidence, without units."""
+        return evidence_of(self.report, [])
 
     @cached_property
     def stored(self) -> Stored:
@@ -106,7 +112,7 @@ class Finished:
             yield f"the embedded policy has digest {policy_digest(policy)}, the report's is {provenance.policy_digest}"
         if suite_digest(suite) != provenance.suite_digest:
             yield f"the embedded suite has digest {suite_digest(suite)}, the report's is {provenance.suite_digest}"
-        if dict(evidence_of(self.report, []).schedules) != dict(self.schedules):
+        if dict(self.evidence.schedules) != dict(self.schedules):
             yield "the report says of the suite's probes what they do not do"
         try:
             if policy_digest(load_policy(self.run_dir / POLICY_FILE)) != provenance.policy_digest:
@@ -156,7 +162,6 @@ class Finished:
             yield "they cannot be compared without a plan"
             return
         policy, suite = self.embedded
-        calibrations = evidence_of(self.report, []).calibrations
         examination = Examination(
             policy=policy,
             nonce=self.report.provenance.nonce,
@@ -165,7 +170,7 @@ class Finished:
             digests={"detectors": plan.detectors, "metrics": plan.metrics},
             thresholds=plan.thresholds,
             code=plan.code,
-            stops=stop_rules(policy, suite, self.schedules, calibrations),
+            stops=stop_rules(policy, suite, self.schedules, self.evidence.calibrations),
         )
         for unit in self.stored.units:
             name = f"{unit.role}, {unit.probe}, seed {unit.seed} (units/{unit.address[:12]}…)"

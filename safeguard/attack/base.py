@@ -34,7 +34,7 @@ from safeguard.diffusion.sampling import Sampler
 from safeguard.errors import UsageFault
 from safeguard.policy.schema import Concept, FineTuningMethod
 from safeguard.results.plan import Cost, Needs, Schedule
-from safeguard.results.unit import Trial
+from safeguard.results.unit import Trial, TrialKind
 from safeguard.wording import VARIANTS
 
 C = TypeVar("C", bound=MethodConfig)
@@ -140,6 +140,10 @@ class Attack(Generic[C]):
         """The efforts of the attempts that :meth:`run` yields, ascending from 0; known without running it."""
         raise NotImplementedError(f"{type(self).__name__} does not say when it is worth looking")
 
+    def trials(self) -> list[TrialKind]:
+        """What each effort above 0 tries, where efforts number fine-tunes; none: they do not."""
+        return []
+
     def sources(self) -> list[Source]:
         """Whose images it trains on; none: it trains on none."""
         return []
@@ -174,6 +178,7 @@ class Attack(Generic[C]):
             concepts=self.concepts(),
             everything=self.judges_everything,
             reported_only=self.reported_only,
+            trials=self.trials(),
             own_noise=self.own_noise,
             needs=self.needs(),
             covers=self.covers(),

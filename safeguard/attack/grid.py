@@ -22,7 +22,7 @@ from safeguard.finetune.base import Extent
 from safeguard.policy.schema import FineTuningMethod
 from safeguard.registry import finetuners
 from safeguard.results.plan import Cost, Needs
-from safeguard.results.unit import Trial
+from safeguard.results.unit import Trial, TrialKind
 from safeguard.wording import CONFIGURATIONS
 
 
@@ -55,6 +55,10 @@ class Grid(Attack[GridConfig]):
     def efforts(self) -> list[int]:
         """One number per configuration, from 1."""
         return list(range(len(self.config.configurations) + 1))
+
+    def trials(self) -> list[TrialKind]:
+        """All are given."""
+        return ["given"] * len(self.config.configurations)
 
     def _sets(self) -> list[FineTuningData]:
         return [images for each in self.config.configurations for images in each.sets]

@@ -30,7 +30,7 @@ from safeguard.errors import PolicyFault
 from safeguard.policy.examination import judge
 from safeguard.policy.schema import FineTuningMethod, Rate, Subject
 from safeguard.results.plan import Cost, Needs
-from safeguard.results.unit import Trial
+from safeguard.results.unit import Trial, TrialKind
 from safeguard.seeds import derive, spread
 from safeguard.wording import CONFIGURATIONS
 
@@ -107,6 +107,12 @@ class Search(Attack[SearchConfig]):
     def efforts(self) -> list[int]:
         """The random trials from 1, then what is confirmed, the worst first."""
         return list(range(self.config.judged + 1))
+
+    def trials(self) -> list[TrialKind]:
+        """The random ones, then what is confirmed."""
+        drawn: list[TrialKind] = ["random"] * self.config.random
+        again: list[TrialKind] = ["confirmed"] * (self.config.judged - self.config.random)
+        return drawn + again
 
     def sources(self) -> list[Source]:
         """Those of all sets that may be drawn."""

@@ -18,7 +18,6 @@ from safeguard.policy.schema import Policy
 from safeguard.results.plan import Schedule, Stop, StopRule, looks
 from safeguard.results.record import Role
 from safeguard.results.unit import ImageRow, UnitResult
-from safeguard.wording import CONFIGURATIONS
 
 Wanted = tuple[Drawing, str | None]
 """What is drawn of a subject, and whose detector judges it; none: nobody's."""
@@ -52,7 +51,11 @@ class Examination:
         spec = spec_of(unit)
         if spec is None:
             return ["its facts are not those of a unit"]
-        return [*_told_twice(unit, spec), *self._other(unit, spec)] or [*self._efforts(unit), *self._rows(unit, spec)]
+        return [*_told_twice(unit, spec), *self._other(unit, spec)] or [
+            *self._efforts(unit),
+            *self._images(unit),
+            *self._rows(unit, spec),
+        ]
 
     def _other(self, unit: UnitResult, spec: UnitSpec) -> Iterator[str]:
         """What it answers that was not asked."""
@@ -74,15 +77,28 @@ class Examination:
             yield f"the suite has no probe {spec.probe.id!r}"
 
     def _efforts(self, unit: UnitResult) -> Iterator[str]:
-        planned, found = self.schedules[unit.probe].efforts, unit.evaluated()
+        schedule, found = self.schedules[unit.probe], unit.evaluated()
+        planned = schedule.efforts
+        if unit.axis != schedule.axis:
+            yield f"its efforts count {unit.axis}, the probe's {schedule.axis}"
         if unit.efforts != planned:
             yield f"its efforts are {unit.efforts}, the probe's {planned}"
         if sorted(set(found)) != found or not set(found) <= set(planned):
             yield f"its checkpoints are at {found}, the probe's at {planned}"
-        tries = self.schedules[unit.probe].axis == CONFIGURATIONS
+        kinds = dict(zip(planned[1:], schedule.trials, strict=False))
         for point in unit.checkpoints:
-            if (point.trial is not None) != (tries and point.effort > 0):
-                yield f"effort {point.effort}: its trial is {point.trial}, and the probe counts {unit.axis}"
+            kind, wanted = point.trial.kind if point.trial else None, kinds.get(point.effort)
+            if kind != wanted:
+                yield f"effort {point.effort}: its trial is {kind}, the probe's {wanted}"
+
+    def _images(self, unit: UnitResult) -> Iterator[str]:
+        """What it trained on: of every source, or, where some were drawn among several, of none but these."""
+        schedule, found = self.schedules[unit.probe], {part.source for part in unit.training_images}
+        wanted = set(schedule.sources)
+        all_there = found == wanted or (bool(schedule.trials) and bool(found) and found < wanted)
+        if not all_there or bool(unit.data_digests) != bool(wanted):
+            said = f"{', '.join(sorted(found)) or 'nothing'} in {len(unit.data_digests)} sets"
+            yield f"its training images show {said}, the probe's {', '.join(sorted(wanted)) or 'nothing'}"
 
     def _rows(self, unit: UnitResult, spec: UnitSpec) -> Iterator[str]:
         """Every row that is not one of those asked for, and those that are missing."""

@@ -8,6 +8,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from safeguard.config import Source
 from safeguard.results.record import Record
+from safeguard.results.unit import TrialKind
 
 
 class Cost(Record):
@@ -57,6 +58,8 @@ class Schedule(Record):
     """Whether related and retained subjects are looked at beside the concepts."""
     reported_only: bool = False
     """Whether no requirement judges it, whatever its pattern."""
+    trials: list[TrialKind] = []
+    """What each effort above 0 tries, where efforts number fine-tunes; none: they do not."""
     own_noise: bool = False
     """Whether every effort above 0 is drawn from noise of its own: trials that are counted together must not share
     luck."""

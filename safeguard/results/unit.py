@@ -32,12 +32,16 @@ class ImageRow(Record):
     """Values of the policy's metrics for this image, by name."""
 
 
+TrialKind = Literal["given", "random", "confirmed"]
+"""Whether the suite gave a configuration, it was drawn at random from a declared distribution, or it is the worst that
+a search found, trained again with a fresh seed."""
+
+
 class Trial(Record):
     """One of several fine-tunes that an attack tried, each from the released weights."""
 
-    kind: Literal["given", "random", "confirmed"]
-    """Whether the suite gave its configuration, it was drawn at random from a declared distribution, or it is the worst
-    that a search found, trained again with a fresh seed."""
+    kind: TrialKind
+    """Where its configuration is from."""
     tried: NonNegativeInt
     """Configurations that the attack had tried by then, those that it looked at by itself included."""
     configuration: dict[str, Any]

@@ -14,6 +14,7 @@ import torch
 from safeguard.attack.base import Attack, Attempt
 from safeguard.attack.target import Base, Target
 from safeguard.data.fine_tuning import DataSets
+from safeguard.data.judging import Judge
 from safeguard.detect.base import Detector
 from safeguard.diffusion.model import DiffusionModel
 from safeguard.policy.methods import method_problems
@@ -48,7 +49,13 @@ def detector() -> Detector:
 def target(tmp_path: Path, detector: Detector) -> Iterator[Target]:
     """A tiny model that draws its own training images; its base has another text encoder."""
     model, declared = DiffusionModel(tiny_pipeline(0)), policy()
-    data = DataSets(declared, "base", "code", tmp_path / "data", model.device, 3)
+    (concept,) = declared.concepts
+
+    def flags(images: np.ndarray) -> dict[str, np.ndarray]:
+        return {concept.name: detector.scores(images, concept.labels) >= detector.threshold}
+
+    judge = Judge(detector.digest, flags)
+    data = DataSets(declared, "base", "code", tmp_path / "data", model.device, 3, judge)
     data.base = model
 
     def score(images: np.ndarray, concept: Concept) -> np.ndarray:
@@ -83,6 +90,9 @@ def test_it_yields_what_it_says(name: str, target: Target) -> None:
     assert found == schedule.efforts == sorted(set(found))
     assert schedule.axis and schedule.cost.steps >= 0
     assert bool(schedule.sources) == (schedule.cost.training_images > 0) == bool(target.data.used)
+    shown = {part.source for part in target.data.looked}
+    assert shown == set(schedule.sources) or (schedule.trials and shown < set(schedule.sources))
+    assert len(schedule.trials) in (0, len(schedule.efforts) - 1)
 
 
 @every_attack

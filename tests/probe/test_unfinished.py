@@ -153,3 +153,43 @@ def test_a_trial_where_nothing_was_tried_is_a_contradiction(worker: Worker, spec
     for edited, effort in ((points, 0), (without, 1)):
         told = worker.campaign.examination.contradictions(unit.model_copy(update={"checkpoints": edited}))
         assert told and told[0].startswith(f"effort {effort}: its trial is")
+
+
+def edited(worker: Worker, unit: UnitResult, **changes: Any) -> list[str]:
+    """What is told of a unit in whose file somebody changed that."""
+    return worker.campaign.examination.contradictions(unit.model_copy(update=changes))
+
+
+def test_a_given_configuration_that_is_called_a_random_one_is_a_contradiction(worker: Worker, spec: UnitSpec) -> None:
+    """Of random trials some may break the model, and they bound a share of a distribution that nobody declared."""
+    worker.draw(spec)
+    unit = worker.run(spec)
+    for kind in ("random", "confirmed"):
+        points = [
+            point.model_copy(update={"trial": point.trial and point.trial.model_copy(update={"kind": kind})})
+            for point in unit.checkpoints
+        ]
+        told = edited(worker, unit, checkpoints=points)
+        assert told and told[0].startswith("effort 1: its trial is")
+
+
+@pytest.mark.parametrize("probe", ["malicious-full", "benign-lora"])
+def test_a_fine_tune_that_names_no_images_is_a_contradiction(worker: Worker, probe: str) -> None:
+    """Without them nobody asks whether it learnt anything, or whether they show what they are said to."""
+    spec = worker.campaign.unit("hardened", worker.campaign.spec(probe), 0)
+    worker.draw(spec)
+    unit = worker.run(spec)
+    assert edited(worker, unit) == [] and unit.training_images and unit.data_digests
+    other = "retain" if unit.training_images[0].source != "retain" else "concept"
+    renamed = [part.model_copy(update={"source": other}) for part in unit.training_images]
+    for changes in ({"data_digests": []}, {"training_images": []}, {"training_images": renamed}):
+        (told,) = edited(worker, unit, **changes)
+        assert told.startswith("its training images")
+
+
+def test_a_released_model_trained_on_nothing_and_efforts_count_what_the_probe_counts(worker: Worker) -> None:
+    spec = worker.campaign.unit("hardened", worker.campaign.spec("released"), 0)
+    unit = worker.run(spec)
+    assert edited(worker, unit) == []
+    assert edited(worker, unit, data_digests=["sha256:0"])[0].startswith("its training images")
+    assert edited(worker, unit, axis="variants") == ["its efforts count variants, the probe's steps"]
